@@ -1,0 +1,1 @@
+"""guestAgent: stands between the guestServers and the VIM."""

@@ -1,0 +1,169 @@
+"""What the VIM must be told: per instance, in order, once, until it has it (`DESIGN`: level, not edge).
+
+Pure; the caller holds the lock. Kept is not a queue of old news but what is still true: the latest service
+state, failures that are not over, outcomes of votes and notices. `next` gives what to deliver now, and
+`delivered`, `refused` or `unreached` says how that went.
+
+Alarms go before outcomes and those before service states, across all instances; within a kind, the
+oldest first. Questions to the VIM come last.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+from typing import Any, Deque, Dict, List, NamedTuple, Optional, Tuple
+
+from guestmtce.agent import inventory
+from guestmtce.wire import vim
+
+log = logging.getLogger(__name__)
+
+ALARM, ACTION, SERVICE, QUESTION = range(4)
+# How often an alarm is offered to a VIM that refuses it (spec 3: it does not know the instance, or not yet).
+REFUSALS_MAX = 6
+ACTIONS_MAX = 16  # outcomes kept per instance
+
+Key = Tuple[int, str, str]  # kind, uuid, and what tells one of its kind and uuid from another
+
+
+class Item(NamedTuple):
+    """One request to the VIM. `body` is what it carries; `order` is its place among all."""
+
+    kind: int
+    uuid: str
+    what: str
+    order: int
+    method: str
+    path: str
+    body: Dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return self.kind, self.uuid, self.what
+
+
+class Outbox:
+    """See the module's text. Times in s, monotonic."""
+
+    def __init__(self, retry_first: float, retry_max: float) -> None:
+        self.told = self.withdrawn = self.given_up = 0
+        self._retry_first = retry_first
+        self._retry_max = retry_max
+        self._items: Dict[Key, Item] = {}
+        self._refusals: Dict[Key, Tuple[int, float]] = {}  # how many, and not to be offered again before
+        self._questions: Deque[Item] = collections.deque()
+        self._order = itertools.count()
+        self._delay = 0.0  # present back-off from a VIM that cannot be reached
+        self._not_before = -float("inf")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    # --- what is to be told ------------------------------------------------------------------------
+
+    def take(self, effect: inventory.Effect) -> None:
+        """An effect of the inventory that concerns the VIM."""
+        if isinstance(effect, inventory.TellService):
+            self._keep(SERVICE, effect.uuid, "", effect.body)
+        elif isinstance(effect, inventory.TellAlarm):
+            self._keep(ALARM, effect.uuid, effect.state, effect.body)
+        elif isinstance(effect, inventory.TellAction):
+            order = self._keep(ACTION, effect.uuid, str(next(self._order)), effect.body)
+            self._limit_actions(effect.uuid, order)
+        elif isinstance(effect, inventory.Withdraw):
+            for key in [(ALARM, effect.uuid, "failed"), (ALARM, effect.uuid, "unhealthy")]:
+                if self._remove(key):
+                    self.withdrawn += 1
+                    log.warning("%s: an untold failure (%s) is over: %s", effect.uuid, key[2], effect.why)
+        elif isinstance(effect, inventory.Drop):
+            for key in [key for key in self._items if key[1] == effect.uuid]:
+                self._remove(key)
+        elif isinstance(effect, inventory.AskVim):
+            self._question(effect)
+
+    def _keep(self, kind: int, uuid: str, what: str, body: Dict[str, Any]) -> int:
+        order = next(self._order)
+        path = vim.EVENT_PATH + "instances/" + uuid
+        item = Item(kind, uuid, what, order, "PATCH", path, body)
+        self._items.pop(item.key, None)  # the newer one takes a new place
+        self._items[item.key] = item
+        return order
+
+    def _limit_actions(self, uuid: str, newest: int) -> None:
+        keys = [key for key in self._items if key[:2] == (ACTION, uuid)]
+        for key in keys[:-ACTIONS_MAX]:
+            log.error("%s: too many untold outcomes, the oldest is dropped", uuid)
+            self._remove(key)
+
+    def _question(self, effect: inventory.AskVim) -> None:
+        if effect.instances:
+            path, body = vim.EVENT_PATH + "instances/?host_uuid=" + effect.uuid, {}
+        else:
+            path = vim.EVENT_PATH + "hosts/" + effect.uuid
+            body = {"hostname": effect.hostname, "uuid": effect.uuid}
+        what = "instances" if effect.instances else "state"
+        if any(item.uuid == effect.hostname and item.what == what for item in self._questions):
+            return
+        self._questions.append(Item(QUESTION, effect.hostname, what, next(self._order), "GET", path, body))
+
+    def _remove(self, key: Key) -> bool:
+        self._refusals.pop(key, None)
+        return self._items.pop(key, None) is not None
+
+    # --- its delivery ------------------------------------------------------------------------------
+
+    def next(self, now: float) -> Optional[Item]:
+        """What to deliver now, if anything."""
+        if now < self._not_before:
+            return None
+        ready = [item for item in self._items.values() if self._refusals.get(item.key, (0, now))[1] <= now]
+        if ready:
+            return min(ready, key=lambda item: (item.kind, item.order))
+        return self._questions[0] if self._questions else None
+
+    def next_at(self) -> float:
+        """When `next` may have something that it has not now; infinity when nothing waits."""
+        waits: List[float] = [until for _, until in self._refusals.values()]
+        if self._questions or len(self._items) > len(self._refusals):
+            waits.append(self._not_before)
+        return max(self._not_before, min(waits)) if waits else float("inf")
+
+    def delivered(self, item: Item) -> None:
+        """The VIM has it."""
+        self._delay = 0.0
+        self._done(item)
+        if item.kind != QUESTION:
+            self.told += 1
+
+    def refused(self, item: Item, now: float) -> None:
+        """The VIM closed without a word or said no. That is success for all but an alarm (spec 3)."""
+        self._delay = 0.0
+        if item.kind != ALARM:
+            self.delivered(item)
+            return
+        if self._items.get(item.key) is not item:
+            return
+        times = self._refusals.get(item.key, (0, now))[0] + 1
+        if times >= REFUSALS_MAX:
+            log.error("%s: the VIM refused the alarm (%s) %d times: given up", item.uuid, item.what, times)
+            self.given_up += 1
+            self._done(item)
+        else:
+            delay = min(self._retry_first * 2 ** (times - 1), self._retry_max)
+            self._refusals[item.key] = (times, now + delay)
+
+    def unreached(self, item: Item, now: float) -> None:
+        """The VIM does not have it: try again, everything, after a while."""
+        self._delay = min(max(self._retry_first, 2 * self._delay), self._retry_max)
+        self._not_before = now + self._delay
+        if item.kind == QUESTION:
+            self._done(item)  # the next audit asks again
+
+    def _done(self, item: Item) -> None:
+        if item.kind == QUESTION:
+            if self._questions and self._questions[0] is item:
+                self._questions.popleft()
+        elif self._items.get(item.key) is item:
+            self._remove(item.key)

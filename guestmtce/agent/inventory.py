@@ -1,0 +1,450 @@
+"""Hosts and instances: what guestAgent knows, and what follows from what it hears (spec 2 and 3).
+
+Pure: facts go in by one method each, and `take_effects` gives, in order, what is to be sent or told. Hosts
+come from mtcAgent and are known by name and uuid; instances come from the VIM, or, after a restart, from
+the VIM's list and the guestServers' answers.
+
+An instance is *adopted* when a guestServer named it before the VIM did. As soon as the VIM's list of that
+host has arrived, an adopted instance that is not in it is not the VIM's, and the server is told to
+forget it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, List, NamedTuple, Optional, Union
+
+from guestmtce.daemon.log import Throttle
+from guestmtce.wire import channel, datagram, vim
+from guestmtce.wire.vim import Failure, Named
+
+log = logging.getLogger(__name__)
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+class Send(NamedTuple):
+    """Send this command to the guestServer at `ip`."""
+
+    ip: str
+    cmd: int
+    command: datagram.Command
+
+
+class TellService(NamedTuple):
+    """The VIM must hear the state of this instance; it replaces what was not told yet."""
+
+    uuid: str
+    body: Dict[str, Any]
+
+
+class TellAlarm(NamedTuple):
+    """The VIM must hear of this failure; `state` is `failed` or `unhealthy`."""
+
+    uuid: str
+    state: str
+    body: Dict[str, Any]
+
+
+class TellAction(NamedTuple):
+    """The VIM must hear the outcome of this vote or notice."""
+
+    uuid: str
+    body: Dict[str, Any]
+
+
+class Withdraw(NamedTuple):
+    """Failures of this instance that were not told yet are no longer true, because of `why`."""
+
+    uuid: str
+    why: str
+
+
+class Drop(NamedTuple):
+    """Nothing about this instance is to be told any more."""
+
+    uuid: str
+
+
+class AskMtc(NamedTuple):
+    """Ask mtcAgent for the hosts."""
+
+
+class AskVim(NamedTuple):
+    """Ask the VIM for this host's state (`instances` false) or its instances."""
+
+    uuid: str
+    hostname: str
+    instances: bool
+
+
+Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, AskMtc, AskVim]
+
+
+class Host:
+    """A compute host. `reporting` is None until the VIM has said."""
+
+    __slots__ = ("answered", "ip", "listed", "misses", "name", "reporting", "uuid")
+
+    def __init__(self, name: str, uuid: str, ip: str) -> None:
+        self.name = name
+        self.uuid = uuid
+        self.ip = ip
+        self.reporting: Optional[bool] = None
+        self.listed = False  # the VIM's list of its instances has arrived
+        self.answered = True  # since the last audit
+        self.misses = 0  # audits it did not answer
+
+
+class Instance:
+    """An instance and what its guestServer last said of it. Timeouts in s."""
+
+    __slots__ = (
+        "adopted", "heartbeating", "hostname", "repair_action", "reporting", "restart_secs",
+        "resume_notice_secs", "shutdown_notice_secs", "suspend_notice_secs", "uuid", "vote_secs",
+    )  # fmt: skip
+
+    def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
+        self.uuid = uuid
+        self.hostname = hostname
+        self.reporting = reporting
+        self.adopted = adopted
+        self.heartbeating = False
+        defaults = channel.DEFAULT_INIT
+        self.repair_action = defaults.corrective_action
+        self.restart_secs = defaults.restart_secs
+        self.shutdown_notice_secs = defaults.shutdown_notice_secs
+        self.suspend_notice_secs = defaults.suspend_notice_secs
+        self.resume_notice_secs = defaults.resume_notice_secs
+        self.vote_secs = defaults.vote_secs
+
+    def take(self, info: datagram.InstanceInfo) -> None:
+        """Believe the guestServer, but for `reporting`, which is the VIM's."""
+        self.heartbeating = info.heartbeating
+        self.repair_action = info.repair_action
+        self.restart_secs = info.restart_to
+        self.shutdown_notice_secs = info.shutdown_to
+        self.suspend_notice_secs = info.suspend_to
+        self.resume_notice_secs = info.resume_to
+        self.vote_secs = info.vote_to
+
+
+class Inventory:
+    """See the module's text. `Failure` is raised to whoever commands what cannot be."""
+
+    def __init__(self) -> None:
+        self.hosts: Dict[str, Host] = {}
+        self.instances: Dict[str, Instance] = {}
+        self._effects: List[Effect] = []
+        self._throttle = Throttle(log)
+
+    def take_effects(self) -> List[Effect]:
+        """What is to be done now, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # --- mtcAgent ----------------------------------------------------------------------------------
+
+    def host_set(self, record: datagram.HostRecord) -> None:
+        """ADD_HOST, MOD_HOST: this host exists, and so."""
+        host = self.hosts.get(record.hostname)
+        if host is None:
+            log.info("host %s is %s at %s", record.hostname, record.uuid, record.ip)
+            self.hosts[record.hostname] = host = Host(record.hostname, record.uuid, record.ip)
+            self._effects += [AskVim(host.uuid, host.name, False), AskVim(host.uuid, host.name, True)]
+            self._to(host, datagram.QRY_INST, datagram.Query())
+        elif (host.uuid, host.ip) != (record.uuid, record.ip):
+            log.info("host %s is now %s at %s", record.hostname, record.uuid, record.ip)
+            host.uuid, host.ip = record.uuid, record.ip
+            self._introduce(host)
+
+    def host_deleted(self, record: datagram.HostRecord) -> None:
+        """DEL_HOST: forget it, and its instances first."""
+        host = self.hosts.get(record.hostname)
+        if host is None:
+            return
+        log.info("host %s is deleted", host.name)
+        for instance in self._instances_of(host):
+            self._forget(instance)
+        del self.hosts[host.name]
+
+    # --- the VIM's commands ------------------------------------------------------------------------
+
+    def host(self, uuid: str) -> Host:
+        """The host with this uuid. Raises Failure 404."""
+        for host in self.hosts.values():
+            if host.uuid == uuid:
+                return host
+        raise self._unknown_host(404, uuid)
+
+    def host_reporting(self, uuid: str, reporting: bool) -> None:
+        """Host enable, disable."""
+        host = self.host(uuid)
+        log.info("host %s: reporting %s", host.name, datagram.state_word(reporting))
+        self._set_host_reporting(host, reporting)
+
+    def create(self, named: Named) -> None:
+        """Instance create: a new one starts with reporting disabled; a known one keeps what it has."""
+        host = self._named_host(named, 400)
+        instance = self.instances.get(named.uuid)
+        if instance is None:
+            self._add(named.uuid, host, reporting=False)
+        elif instance.hostname != host.name:
+            self._move(instance, host)
+        else:
+            instance.adopted = False
+
+    def set(self, named: Named, reporting: bool) -> Dict[str, Any]:
+        """Instance set; an unknown instance is added. Returns the reply."""
+        host = self._named_host(named, 404)
+        instance = self.instances.get(named.uuid)
+        if instance is None:
+            instance = self._add(named.uuid, host, reporting)
+        else:
+            instance.adopted = False
+            if not reporting and instance.reporting:
+                self._effects.append(Withdraw(instance.uuid, "reporting was disabled"))
+            instance.reporting = reporting
+            if instance.hostname != host.name:
+                self._move(instance, host)
+            else:
+                self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, reporting))
+        return self.reply(instance.uuid)
+
+    def reply(self, uuid: str) -> Dict[str, Any]:
+        """Instance query. Raises Failure 404."""
+        one = self._instance(uuid)
+        return vim.services_reply(uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
+
+    def delete(self, uuid: str) -> None:
+        """Instance delete. Raises Failure 404."""
+        self._forget(self._instance(uuid))
+
+    def ask(self, named: Named, notification_type: str, event: str) -> Dict[str, str]:
+        """Vote or notify. Returns the reply; its timeout is 0 when the guest will not answer."""
+        instance = self._instance(named.uuid)
+        seconds = 0
+        host = self.hosts.get(instance.hostname)
+        if instance.heartbeating and host is not None:
+            seconds = channel.timeout_secs(instance, notification_type, event)
+            cmd = datagram.VOTE_INST if notification_type == channel.VOTE else datagram.NOTIFY_INST
+            self._to(host, cmd, datagram.Ask(instance.uuid, notification_type, event))
+        return vim.action_reply(named.uuid, named.hostname, event, seconds)
+
+    # --- the VIM's answers -------------------------------------------------------------------------
+
+    def vim_host_state(self, hostname: str, reporting: Optional[bool]) -> None:
+        """The VIM's answer about a host; None: it gave none."""
+        host = self.hosts.get(hostname)
+        if host is not None and reporting is not None and host.reporting is None:
+            log.info("host %s: the VIM says reporting is %s", host.name, datagram.state_word(reporting))
+            self._set_host_reporting(host, reporting)
+
+    def vim_instances(self, hostname: str, listed: Optional[List[vim.Listed]]) -> None:
+        """The VIM's list of a host's instances; None: it gave none."""
+        host = self.hosts.get(hostname)
+        if host is None or listed is None:
+            return
+        if not host.listed:
+            log.info("host %s: the VIM lists %d instances", host.name, len(listed))
+        host.listed = True
+        for entry in listed:
+            self._listed(host, entry)
+        known = {entry.uuid for entry in listed}
+        for instance in self._instances_of(host):
+            if instance.adopted and instance.uuid not in known:
+                log.info("%s: unknown to the VIM", instance.uuid)
+                self._forget(instance)
+
+    def _listed(self, host: Host, entry: vim.Listed) -> None:
+        instance = self.instances.get(entry.uuid)
+        if instance is None:
+            self._add(entry.uuid, host, entry.reporting)
+        elif instance.adopted:
+            # What the VIM commanded is newer than any list; what a server said is not.
+            instance.adopted = False
+            instance.reporting = entry.reporting
+            if instance.hostname != host.name:
+                self._move(instance, host)
+            else:
+                self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, entry.reporting))
+
+    # --- the guestServers' events ------------------------------------------------------------------
+
+    def server_ready(self, event: datagram.Ready) -> None:
+        """MONITOR_READY: a guestServer has started and must learn what we know."""
+        host = self._speaker(event.hostname)
+        if host is not None:
+            log.info("guestServer on %s has started", host.name)
+            self._introduce(host)
+
+    def server_state(self, info: datagram.InstanceInfo, asked: bool) -> None:
+        """RUNNING, STOPPED, or (`asked`) the answer to our query."""
+        host = self._speaker(info.hostname)
+        instance = self._reported(host, info.uuid, info.reporting)
+        if host is not None and asked:
+            host.answered = True
+        if host is None or instance is None:
+            return
+        changed = instance.heartbeating != info.heartbeating
+        instance.take(info)
+        if asked and instance.reporting != info.reporting:
+            self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
+        if info.heartbeating:
+            self._effects.append(Withdraw(instance.uuid, "the guest heartbeats again"))
+        if changed or not asked:
+            self._tell_service(instance)
+
+    def server_ill(self, info: datagram.InstanceInfo) -> None:
+        """ILLHEALTH: the guest is ill; `repair_action` is what it wants now, not its usual one."""
+        host = self._speaker(info.hostname)
+        instance = self._reported(host, info.uuid, info.reporting)
+        if host is not None and instance is not None:
+            instance.take(info._replace(repair_action=instance.repair_action))
+            self._tell_alarm(host, instance, "unhealthy", info.repair_action)
+
+    def server_loss(self, event: datagram.Loss) -> None:
+        """LOSS: the guest has stopped answering."""
+        host = self._speaker(event.hostname)
+        # A server reports a loss only while reporting is enabled.
+        instance = self._reported(host, event.uuid, True)
+        if host is not None and instance is not None:
+            self._tell_alarm(host, instance, "failed", instance.repair_action)
+
+    def server_vote(self, event: datagram.VoteResult) -> None:
+        """VOTE_NOTIFY: the answer to a vote or notice."""
+        host = self._speaker(event.hostname)
+        instance = self.instances.get(event.uuid)
+        if host is None or instance is None or instance.hostname != host.name:
+            self._throttle.warning(
+                "vote", "%s: a vote of no instance of %s was dropped", event.uuid, event.hostname
+            )
+            return
+        log.info("%s: %s %s: %s", event.uuid, event.notification_type, event.event_type, event.vote)
+        body = vim.action_event(
+            event.uuid, event.notification_type, event.event_type, event.vote, event.reason
+        )
+        self._effects.append(TellAction(event.uuid, body))
+
+    # --- the audit ---------------------------------------------------------------------------------
+
+    def audit(self) -> None:
+        """Ask the VIM what is still unknown, and every guestServer for its state (spec 2, "Audit")."""
+        for host in self.hosts.values():
+            if not host.answered:
+                host.misses += 1
+                self._throttle.warning(
+                    host.name, "guestServer on %s does not answer (%d audits)", host.name, host.misses
+                )
+            host.answered = not self._instances_of(host)  # a server without instances has nothing to say
+            if host.reporting is None:
+                self._effects.append(AskVim(host.uuid, host.name, False))
+            if not host.listed:
+                self._effects.append(AskVim(host.uuid, host.name, True))
+            self._to(host, datagram.QRY_INST, datagram.Query())
+
+    # --- helpers -----------------------------------------------------------------------------------
+
+    def host_enabled(self, host: Host) -> bool:
+        """Whether faults of this host are reported: as the VIM said, else as its instances suggest."""
+        if host.reporting is not None:
+            return host.reporting
+        return any(instance.reporting for instance in self._instances_of(host))
+
+    def _to(self, host: Host, cmd: int, command: datagram.Command) -> None:
+        self._effects.append(Send(host.ip, cmd, command))
+
+    def _instances_of(self, host: Host) -> List[Instance]:
+        return [instance for instance in self.instances.values() if instance.hostname == host.name]
+
+    def _instance(self, uuid: str) -> Instance:
+        instance = self.instances.get(uuid)
+        if instance is None:
+            raise Failure(404, vim.NOT_FOUND, "unknown instance")
+        return instance
+
+    def _named_host(self, named: Named, status: int) -> Host:
+        host = self.hosts.get(named.hostname)
+        if host is None:
+            raise self._unknown_host(status, named.hostname)
+        return host
+
+    def _unknown_host(self, status: int, name: str) -> Failure:
+        self._effects.append(AskMtc())
+        self._throttle.warning("host", "the VIM speaks of the unknown host %s", name)
+        return Failure(status, vim.NOT_FOUND, "unknown host")
+
+    def _speaker(self, hostname: str) -> Optional[Host]:
+        host = self.hosts.get(hostname)
+        if host is None:
+            self._effects.append(AskMtc())
+            self._throttle.warning("speaker", "an event of the unknown host %s was dropped", hostname)
+        return host
+
+    def _reported(self, host: Optional[Host], uuid: str, reporting: bool) -> Optional[Instance]:
+        """The instance that a server speaks of, if it is that server's. An unknown one may be adopted."""
+        if host is None:
+            return None
+        instance = self.instances.get(uuid)
+        if instance is None and not host.listed:
+            log.info("%s: adopted from %s", uuid, host.name)
+            instance = self.instances[uuid] = Instance(uuid, host.name, reporting, adopted=True)
+        if instance is not None and instance.hostname == host.name:
+            return instance
+        log.info("%s does not belong to %s: telling it so", uuid, host.name)
+        self._to(host, datagram.DEL_INST, datagram.DeleteInstance(uuid))
+        return None
+
+    def _add(self, uuid: str, host: Host, reporting: bool) -> Instance:
+        log.info("%s: on %s, reporting %s", uuid, host.name, datagram.state_word(reporting))
+        instance = self.instances[uuid] = Instance(uuid, host.name, reporting)
+        self._to(host, datagram.ADD_INST, datagram.SetInstance(uuid, reporting))
+        return instance
+
+    def _move(self, instance: Instance, host: Host) -> None:
+        log.info("%s: moved from %s to %s", instance.uuid, instance.hostname, host.name)
+        old = self.hosts.get(instance.hostname)
+        if old is not None:
+            self._to(old, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
+        self._effects.append(Drop(instance.uuid))
+        instance.hostname = host.name
+        instance.adopted = False
+        instance.heartbeating = False
+        self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
+
+    def _forget(self, instance: Instance) -> None:
+        log.info("%s: deleted", instance.uuid)
+        host = self.hosts.get(instance.hostname)
+        if host is not None:
+            self._to(host, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
+        self._effects.append(Drop(instance.uuid))
+        del self.instances[instance.uuid]
+
+    def _introduce(self, host: Host) -> None:
+        """Tell a guestServer all that we know of its host. The query makes it hear us in any case."""
+        if host.reporting is not None:
+            self._to(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, host.reporting))
+        for instance in self._instances_of(host):
+            self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
+        self._to(host, datagram.QRY_INST, datagram.Query())
+
+    def _set_host_reporting(self, host: Host, reporting: bool) -> None:
+        host.reporting = reporting
+        self._to(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, reporting))
+        if not reporting:
+            for instance in self._instances_of(host):
+                self._effects.append(Withdraw(instance.uuid, "the host's reporting was disabled"))
+
+    def _tell_service(self, one: Instance) -> None:
+        log.info("%s: heartbeating %s", one.uuid, datagram.state_word(one.heartbeating))
+        body = vim.service_event(one.uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
+        self._effects.append(TellService(one.uuid, body))
+
+    def _tell_alarm(self, host: Host, instance: Instance, state: str, action: str) -> None:
+        if not (instance.reporting and self.host_enabled(host)):
+            log.info("%s: %s, but reporting is disabled", instance.uuid, state)
+            return
+        log.warning("%s: %s, repair action %s", instance.uuid, state, action)
+        body = vim.alarm_event(instance.uuid, instance.hostname, state, action)
+        self._effects.append(TellAlarm(instance.uuid, state, body))

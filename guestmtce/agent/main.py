@@ -1,0 +1,170 @@
+"""guestAgent: ties the inventory to the VIM, the guestServers and mtcAgent.
+
+Three kinds of threads: this one, with the loop (UDP, audit, signals); CherryPy's, for the VIM's commands; and
+the one that speaks to the VIM. They meet in `_apply`, under the one lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from guestmtce.agent import events
+from guestmtce.agent import settings as settings_module
+from guestmtce.agent.audit import Audit
+from guestmtce.agent.commands import Commands
+from guestmtce.agent.inventory import AskMtc, Inventory, Send
+from guestmtce.agent.mtclink import MtcLink
+from guestmtce.agent.serverlink import ServerLink
+from guestmtce.agent.settings import NAME, AgentSettings
+from guestmtce.agent.vimlink import VimLink
+from guestmtce.daemon import program
+from guestmtce.daemon.loop import Loop
+from guestmtce.wire import datagram, vim
+
+
+class Agent(program.Service[AgentSettings]):
+    """The daemon."""
+
+    def __init__(self, loop: Loop, settings: AgentSettings) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._inventory = Inventory()
+        self._outbox = events.Outbox(settings.vim_retry_first, settings.vim_retry_max)
+        self._vim = VimLink(
+            settings.vim_base, settings.vim_timeout, self._lock, self._outbox, self._vim_replied
+        )
+        self._audit = Audit(loop, settings, self._apply)
+        self._servers: Optional[ServerLink] = None
+        self._mtc: Optional[MtcLink] = None
+        self._commands: Optional[Commands] = None
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Bind everything, then start everything. Raises OSError."""
+        settings = self._settings
+        self._servers = ServerLink(
+            self._loop, settings.bind, settings.rx_port, settings.server_port, self._server_event
+        )
+        self._mtc = MtcLink(self._loop, settings, self._host)
+        self._commands = Commands(
+            settings.http_address, settings.http_port, settings.http_threads, self._apply
+        )
+        self._commands.start()
+        self._vim.start()
+        self._mtc.start()
+        self._audit.start()
+
+    def close(self) -> None:
+        """Stop; what the VIM was not told, the next audit of the next agent finds out."""
+        self._vim.close()
+        if self._commands is not None:
+            self._commands.close()
+        for link in (self._mtc, self._servers):
+            if link is not None:
+                link.close()
+
+    # --- what happens ------------------------------------------------------------------------------
+
+    def _apply(self, act: Callable[[Inventory], Any]) -> Any:
+        """Do `act` on the inventory and carry out what follows, whether it raises or not.
+
+        Datagrams are sent under the lock, which takes microseconds and never waits: two commands for one
+        instance must not overtake each other.
+        """
+        with self._lock:
+            try:
+                return act(self._inventory)
+            finally:
+                for effect in self._inventory.take_effects():
+                    if isinstance(effect, Send):
+                        if self._servers is not None:
+                            self._servers.send(effect.ip, effect.cmd, effect.command)
+                    elif isinstance(effect, AskMtc):
+                        self._loop.call_from_thread(self._ask_mtc)
+                    else:
+                        self._outbox.take(effect)
+                        self._vim.notify()
+
+    def _ask_mtc(self) -> None:
+        if self._mtc is not None:
+            self._mtc.ask()
+
+    def _host(self, cmd: int, record: datagram.HostRecord) -> None:
+        if cmd == datagram.DEL_HOST:
+            self._apply(lambda inventory: inventory.host_deleted(record))
+        else:
+            self._apply(lambda inventory: inventory.host_set(record))
+
+    def _server_event(self, cmd: int, event: datagram.Event) -> None:
+        self._apply(lambda inventory: _EVENTS[cmd](inventory, event))
+
+    def _vim_replied(self, item: events.Item, reply: Any) -> None:
+        if item.what == "state":
+            self._apply(lambda inventory: inventory.vim_host_state(item.uuid, vim.parse_host_state(reply)))
+        else:
+            self._apply(lambda inventory: inventory.vim_instances(item.uuid, vim.parse_instances(reply)))
+
+    # --- reports for people ------------------------------------------------------------------------
+
+    def health(self) -> List[str]:
+        """One line per subject, `name value …`."""
+        with self._lock:
+            beating = sum(one.heartbeating for one in self._inventory.instances.values())
+            lines = [
+                "hosts %d instances %d heartbeating %d"
+                % (len(self._inventory.hosts), len(self._inventory.instances), beating),
+                "vim %s %s"
+                % (self._settings.vim_base, "reachable" if self._vim.reachable else "UNREACHABLE"),
+                "events told %d waiting %d withdrawn %d given up %d"
+                % (self._outbox.told, len(self._outbox), self._outbox.withdrawn, self._outbox.given_up),
+            ]
+        if self._commands is not None:
+            lines.append("commands served %d refused %d" % (self._commands.served, self._commands.refused))
+        for name, link in (("guestServers", self._servers), ("mtcAgent", self._mtc)):
+            if link is not None:
+                counts = (name, link.port.received, link.port.sent, link.refused)
+                lines.append("datagrams of %s received %d sent %d refused %d" % counts)
+        lines.append("audits %d defects %d" % (self._audit.rounds, self._loop.defects))
+        return lines
+
+    def dump(self) -> List[str]:
+        """One line per host and per instance."""
+        with self._lock:
+            lines = []
+            for host in self._inventory.hosts.values():
+                enabled = self._inventory.host_enabled(host)
+                lines.append(
+                    "host %s uuid=%s ip=%s reporting=%s listed=%s query_misses=%d"
+                    % (host.name, host.uuid, host.ip, datagram.state_word(enabled), host.listed, host.misses)
+                )
+            for one in self._inventory.instances.values():
+                lines.append(
+                    "instance %s host=%s reporting=%s heartbeating=%s action=%s adopted=%s"
+                    % (one.uuid, one.hostname, datagram.state_word(one.reporting),
+                       datagram.state_word(one.heartbeating), one.repair_action, one.adopted)
+                )  # fmt: skip
+            return lines
+
+
+_EVENTS: Dict[int, Callable[[Inventory, Any], None]] = {
+    datagram.MONITOR_READY: Inventory.server_ready,
+    datagram.RUNNING: lambda inventory, info: inventory.server_state(info, asked=False),
+    datagram.STOPPED: lambda inventory, info: inventory.server_state(info, asked=False),
+    datagram.QRY_INST: lambda inventory, info: inventory.server_state(info, asked=True),
+    datagram.ILLHEALTH: Inventory.server_ill,
+    datagram.LOSS: Inventory.server_loss,
+    datagram.VOTE_NOTIFY: Inventory.server_vote,
+}
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The command `guestAgent`."""
+    return program.run(NAME, AgentSettings, settings_module.FILES, Agent, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What guestAgent can be told, where, and within which limits (spec 2, 3 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from guestmtce.daemon.config import MAIN, setting
+from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+
+NAME = "guestAgent"
+MTC = "mtc"
+VIM = "vim"
+FILES = {
+    MAIN: "/etc/mtc/guestAgent.ini",
+    MTC: "/etc/mtc.conf",
+    VIM: "/etc/nfv/nfv_plugins/nfvi_plugins/config.ini",
+}
+
+SHORTEST = 0.001  # s
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentSettings(DaemonSettings):
+    """Times in s."""
+
+    bind: str = setting("", flag="--bind", help="address to listen on for guestServers; default: all")
+    rx_port: int = setting(
+        2401, "agent.rx_port", 1, PORT_MAX, "--rx-port", "UDP port for guestServers' events"
+    )
+    server_port: int = setting(
+        2411, "client.rx_port", 1, PORT_MAX, "--server-port", "UDP port of guestServers"
+    )
+    http_address: str = setting("127.0.0.1", flag="--http-address", help="address to listen on for the VIM")
+    http_port: int = setting(2410, "agent.vim_cmd_port", 1, PORT_MAX, "--http-port", "TCP port for the VIM")
+    vim_url: str = setting(
+        "", flag="--vim-url", help="where the VIM listens; default: as its own config.ini says"
+    )
+    vim_host: str = setting("127.0.0.1", "guest-rest-api.host", file=VIM)
+    vim_port: int = setting(30002, "guest-rest-api.port", 1, PORT_MAX, file=VIM)
+    mtc_address: str = setting("controller", flag="--mtc-address", help="address or name of mtcAgent")
+    mtc_cmd_port: int = setting(
+        2108,
+        "agent.mtc_to_guest_cmd_port",
+        1,
+        PORT_MAX,
+        "--mtc-cmd-port",
+        "UDP port to hear mtcAgent",
+        file=MTC,
+    )
+    mtc_event_port: int = setting(
+        2107, "agent.hbs_to_mtc_event_port", 1, PORT_MAX, "--mtc-event-port", "UDP port of mtcAgent", file=MTC
+    )
+    http_threads: int = setting(4, "agent.http_threads", 1, 64)
+
+    audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
+    audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
+    mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
+    vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
+    vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
+    vim_retry_max: float = setting(10.0, "timers.vim_retry_max", SHORTEST, DAY)
+
+    @property
+    def vim_base(self) -> str:
+        """The VIM's base URL."""
+        return self.vim_url.rstrip("/") or "http://%s:%d" % (self.vim_host, self.vim_port)

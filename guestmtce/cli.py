@@ -1,0 +1,60 @@
+"""The command `guestmtce`: the demo and the lab."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Optional, Sequence
+
+from guestmtce.lab import demo, guests, mtcagent, vim
+from guestmtce.wire.datagram import HostRecord
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="guestmtce", description="guest heartbeat: demo and laboratory")
+    words = parser.add_subparsers(dest="word", required=True)
+    words.add_parser("demo", help="a whole cloud on this machine, for under a minute")
+    lab = words.add_parser("lab", help="a stand-in for a neighbour of the daemons")
+    stand_ins = lab.add_subparsers(dest="word", required=True)
+    _add_guests(stand_ins.add_parser("guests", help="simulated guests; stdin takes `WHO WORD …` lines"))
+    one = stand_ins.add_parser("vim", help="a VIM that records what it is told")
+    one.add_argument("--port", type=int, required=True)
+    one.add_argument("--record", metavar="FILE", default="", help="append every request as a JSON line")
+    one = stand_ins.add_parser("mtcagent", help="an mtcAgent that knows some hosts")
+    one.add_argument("--address", default="127.0.0.1", help="its own and guestAgent's address")
+    one.add_argument("--event-port", type=int, default=2107)
+    one.add_argument("--command-port", type=int, default=2108, help="guestAgent's")
+    one.add_argument("--host", metavar="NAME,UUID,IP", action="append", default=[], type=_host)
+    return parser
+
+
+def _add_guests(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--dir", required=True, help="folder for their sockets")
+    one.add_argument("--count", type=int, required=True)
+    one.add_argument("--first", type=int, default=1, help="number of the first guest")
+    one.add_argument("--interval-ms", type=int, default=1000)
+    one.add_argument("--action", default="reboot", help="corrective action")
+    one.add_argument("--secs", type=int, default=10, help="every timeout of the guests, s")
+    one.add_argument("--scale", type=float, default=1.0, help="of the guests' own 5 s timers")
+
+
+def _host(text: str) -> HostRecord:
+    name, uuid, ip = text.split(",")
+    return HostRecord(name, uuid, ip)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Returns the exit status."""
+    given = _parser().parse_args(arguments)
+    if given.word == "guests":
+        options = guests.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
+        return guests.run(options, given.count, given.first)
+    if given.word == "vim":
+        return vim.run(given.port, given.record)
+    if given.word == "mtcagent":
+        return mtcagent.run(given.host, given.address, given.event_port, given.command_port)
+    return demo.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

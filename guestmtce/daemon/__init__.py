@@ -1,0 +1,1 @@
+"""What both daemons need of the system they run on."""

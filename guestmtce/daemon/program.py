@@ -1,0 +1,166 @@
+"""The life of a daemon of ours, from its command line to its end (spec 4, "Being supervised")."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Callable, Dict, Generic, List, Optional, Sequence, Type, TypeVar
+
+import setproctitle
+
+from guestmtce.daemon import config, files
+from guestmtce.daemon import log as logs
+from guestmtce.daemon.daemonise import Foreground, daemonise
+from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.pidfile import AlreadyRunning, PidFile
+from guestmtce.daemon.settings import DaemonSettings
+
+log = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings", bound=DaemonSettings)
+
+
+class Service(Generic[Settings]):
+    """What a daemon does; `run` below calls these."""
+
+    def open(self) -> None:
+        """Bind, start, watch. Raises OSError with a text for the operator."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop everything; called once, also after a failed `open`."""
+        raise NotImplementedError
+
+    def health(self) -> List[str]:
+        """The lines of the health report."""
+        raise NotImplementedError
+
+    def dump(self) -> List[str]:
+        """All state, for a reader."""
+        raise NotImplementedError
+
+
+def run(
+    name: str,
+    kind: Type[Settings],
+    paths: Dict[str, str],
+    make: Callable[[Loop, Settings], Service[Settings]],
+    arguments: Optional[Sequence[str]] = None,
+) -> int:
+    """Be the daemon `name`. Returns the exit status."""
+    try:
+        settings, notes = config.load(kind, name, paths, arguments)
+        os.makedirs(settings.run_dir, exist_ok=True)
+        pid_file = PidFile(os.path.abspath(settings.run_dir), name)
+        pid_file.claim()
+    except AlreadyRunning as running:
+        print("%s is already running, pid %s" % (name, running))
+        return 0
+    except (config.ConfigError, OSError) as error:
+        sys.stderr.write("%s: %s\n" % (name, error))
+        return 1
+    starter = Foreground() if settings.foreground else daemonise()
+    setproctitle.setproctitle(name)
+    try:
+        set_up_log(name, settings)
+        for note in notes:
+            log.info("%s", note)
+        _raise_descriptor_limit()
+        return _Life(name, kind, paths, arguments, settings, pid_file, starter).live(make)
+    except OSError as error:
+        log.error("cannot start: %s", error)
+        starter.failed("%s: %s" % (name, error))
+        return 1
+    finally:
+        pid_file.release()
+
+
+def set_up_log(name: str, settings: DaemonSettings) -> None:
+    """Log as the settings say."""
+    level = logging.DEBUG if settings.debug_level else logging.INFO
+    logs.set_up(name, settings.foreground, settings.log_file, settings.log_dir, level)
+
+
+class _Life(Generic[Settings]):
+    """From the pid file to the last signal."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Type[Settings],
+        paths: Dict[str, str],
+        arguments: Optional[Sequence[str]],
+        settings: Settings,
+        pid_file: PidFile,
+        starter: Foreground,
+    ) -> None:
+        self._name = name
+        self._kind = kind
+        self._paths = paths
+        self._arguments = arguments
+        self._settings = settings
+        self._pid_file = pid_file
+        self._starter = starter
+        self._started = time.monotonic()
+        self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
+
+    def live(self, make: Callable[[Loop, Settings], Service[Settings]]) -> int:
+        loop = Loop()
+        service = make(loop, self._settings)
+        try:
+            self._write_info(service)  # whoever waits for the pid file looks for the report next
+            self._pid_file.write()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.on_signal(number, loop.stop)
+            loop.on_signal(signal.SIGHUP, self._reload)
+            loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
+            loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
+            service.open()
+            self._starter.ready()
+            log.info("started, pid %d", os.getpid())
+            loop.run()
+            log.info("stopping")
+        finally:
+            service.close()
+            loop.close()
+        files.remove(self._info_path)
+        return 0
+
+    def _write_info(self, service: Service[Settings]) -> None:
+        up = "up %d s" % (time.monotonic() - self._started)
+        self._write(self._info_path, ["%s %s pid %d" % (self._name, up, os.getpid()), *service.health()])
+
+    def _write_dump(self, service: Service[Settings]) -> None:
+        path = os.path.join(self._settings.log_dir, self._name + ".dump")
+        self._write(path, [*service.health(), *service.dump()])
+        log.info("all state is in %s", path)
+
+    def _write(self, path: str, lines: List[str]) -> None:
+        try:
+            files.write_atomically(path, "".join(line + "\n" for line in lines))
+        except OSError as error:
+            log.error("cannot write %s: %s", path, error)
+
+    def _reload(self) -> None:
+        """HUP: take the new configuration as far as that can be done while running."""
+        try:
+            fresh, _ = config.load(self._kind, self._name, self._paths, self._arguments)
+        except (config.ConfigError, SystemExit) as error:
+            log.error("the configuration is left as it was: %s", error)
+            return
+        changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
+        if "debug_level" in changed:
+            set_up_log(self._name, fresh)
+            changed.remove("debug_level")
+        text = "reloaded; these take effect at the next start: %s" if changed else "reloaded%s"
+        log.info(text, ", ".join(changed))
+
+
+def _raise_descriptor_limit() -> None:
+    """One descriptor per guest: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,349 @@
+"""A whole cloud on loopback: guests, guestServers on 127.0.0.N, a guestAgent, an mtcAgent and a VIM.
+
+The daemons are the real ones, as processes of their own with free ports and private folders; guests are one
+process per host. Everything is gone after `stop`, whatever happened before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+import psutil
+
+from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.mtcagent import MtcAgent
+from guestmtce.lab.vim import Client, Vim
+from guestmtce.server import confine
+from guestmtce.wire.datagram import HostRecord
+
+AGENT_ADDRESS = "127.0.0.1"
+START_WAIT = 10.0  # s
+STOP_WAIT = 5.0  # s
+
+
+class TimedOut(AssertionError):
+    """A condition did not come true in time."""
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, step: float = 0.01) -> Any:
+    """The first true value of `condition`. Raises TimedOut."""
+    until = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise TimedOut("not within %g s: %s" % (seconds, what))
+        time.sleep(step)
+
+
+def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
+    """Ports that nobody uses at the moment, for UDP and TCP."""
+    sockets: List[socket.socket] = []
+    ports: List[int] = []
+    while len(ports) < count:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind((address, 0))
+        sockets.append(udp)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sockets.append(tcp)
+        try:
+            tcp.bind((address, udp.getsockname()[1]))
+        except OSError:
+            continue
+        ports.append(udp.getsockname()[1])
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _die_with_us() -> None:
+    confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """A process of the lab: started in its own session, its output in a file."""
+
+    def __init__(self, arguments: List[str], output: str, **options: Any) -> None:
+        self.output = output
+        with open(output, "ab") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, *arguments],
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=_die_with_us,
+                **options,
+            )
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.popen.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and reap it."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self) -> None:
+        """Ask it to end, make it end."""
+        if self.alive():
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(STOP_WAIT)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            if stream is not None:
+                stream.close()
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        with open(self.output, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+
+class GuestsProcess(Process):
+    """The guests of one host; see `guestmtce.lab.guests` for the words."""
+
+    def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:
+        self.folder = folder
+        arguments = ["-m", "guestmtce.cli", "lab", "guests", "--dir", folder, "--count", str(count)]
+        arguments += ["--first", str(first), *options]
+        super().__init__(arguments, output, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._answer()
+
+    def _answer(self) -> Any:
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        if not line:
+            raise RuntimeError("the guests ended: " + self.log())
+        return json.loads(line)
+
+    def say(self, who: Any, *words: Any) -> Any:
+        """Switch a guest (a number, a uuid or `all`); raises ValueError for what it does not understand."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write((" ".join(map(str, (who, *words))) + "\n").encode())
+        self.popen.stdin.flush()
+        answer = self._answer()
+        if isinstance(answer, dict) and "error" in answer:
+            raise ValueError(answer["error"])
+        return answer
+
+    def status(self) -> Dict[str, Dict[str, Any]]:
+        """Every guest's own view, by uuid."""
+        return {facts["uuid"]: facts for facts in self.say("status")}
+
+
+class Daemon(Process):
+    """guestServer or guestAgent, in the foreground."""
+
+    def __init__(self, name: str, module: str, folder: str, arguments: List[str]) -> None:
+        self.name = name
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+        options = ["--foreground", "--run-dir", folder, "--log-dir", folder]
+        super().__init__(["-m", module, *options, *arguments], os.path.join(folder, name + ".log"))
+
+    def _report(self, number: int, path: str) -> List[str]:
+        full = os.path.join(self.folder, path)
+        before = os.stat(full).st_mtime_ns if os.path.exists(full) else 0
+        self.signal(number)
+        wait_for(lambda: os.path.exists(full) and os.stat(full).st_mtime_ns != before, "the report " + path)
+        with open(full, encoding="utf-8") as file:
+            return file.read().splitlines()
+
+    def health(self) -> Dict[str, str]:
+        """The health report: the first word of each line → the line."""
+        return {line.split()[0]: line for line in self._report(signal.SIGUSR1, self.name + ".info")}
+
+    def dump(self, kind: str) -> Dict[str, Dict[str, str]]:
+        """The lines `KIND NAME key=value …` of the dump: name → key → value."""
+        rows = {}
+        for line in self._report(signal.SIGUSR2, self.name + ".dump"):
+            words = line.split()
+            if words[0] == kind and len(words) > 1:
+                rows[words[1]] = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+        return rows
+
+
+def host_uuid(number: int) -> str:
+    """The uuid of the lab's host `number`."""
+    return "aaaaaaaa-0000-4000-8000-%012d" % number
+
+
+class Host:
+    """One compute host: its guests and its guestServer."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.name = "compute-%d" % number
+        self.address = "127.0.0.%d" % (number + 2)
+        self.uuid = host_uuid(number)
+        self.guests: GuestsProcess
+        self.server: Daemon
+
+    @property
+    def record(self) -> HostRecord:
+        """As mtcAgent knows it."""
+        return HostRecord(self.name, self.uuid, self.address)
+
+
+class Cluster:
+    """See the module's text. A context manager; `settings` are `SECTION.KEY=VALUE` words for both daemons."""
+
+    def __init__(
+        self,
+        guests: int,
+        hosts: int = 1,
+        interval_ms: int = 1000,
+        server_settings: Optional[List[str]] = None,
+        agent_settings: Optional[List[str]] = None,
+        guest_options: Optional[List[str]] = None,
+    ) -> None:
+        self.folder = tempfile.mkdtemp(prefix="guestmtce-lab-")
+        os.chmod(self.folder, 0o755)
+        self.hosts = [Host(number) for number in range(hosts)]
+        self.uuids = [uuid_of(number) for number in range(1, guests * hosts + 1)]
+        self.guest_count = guests
+        self.agent: Daemon
+        self.vim = Vim()
+        self.mtc: Optional[MtcAgent] = None
+        ports = free_ports(5)
+        self.server_port, self.agent_port, self.http_port, self.mtc_command_port, self.mtc_event_port = ports
+        self.client = Client(AGENT_ADDRESS, self.http_port)
+        self._interval_ms = interval_ms
+        self._server_settings = server_settings or []
+        self._agent_settings = agent_settings or []
+        self._guest_options = guest_options or []
+        self._processes: List[Process] = []
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything; returns when the agent serves and the servers have found it."""
+        self.vim.start()
+        records = [host.record for host in self.hosts]
+        self.mtc = MtcAgent(records, AGENT_ADDRESS, self.mtc_event_port, self.mtc_command_port)
+        self.mtc.start()
+        for host in self.hosts:
+            first = host.number * self.guest_count + 1
+            options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
+            folder = os.path.join(self.folder, "qemu-%d" % host.number)
+            output = os.path.join(self.folder, "guests-%d.log" % host.number)
+            host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
+            self._processes.append(host.guests)
+            self.start_server(host)
+        self.start_agent()
+
+    def start_server(self, host: Host) -> Daemon:
+        """Start (again) the guestServer of a host."""
+        arguments = ["--channel-dir", host.guests.folder, "--bind", host.address, "--no-wait"]
+        arguments += ["--rx-port", str(self.server_port), "--agent-port", str(self.agent_port)]
+        arguments += ["--controller", AGENT_ADDRESS, "--hostname", host.name]
+        arguments += [word for setting in self._server_settings for word in ("--set", setting)]
+        folder = os.path.join(self.folder, host.name)
+        host.server = Daemon("guestServer", "guestmtce.server.master", folder, arguments)
+        self._processes.append(host.server)
+        self._await_info(host.server)
+        return host.server
+
+    def start_agent(self) -> Daemon:
+        """Start (again) the guestAgent, with an empty memory."""
+        arguments = ["--bind", AGENT_ADDRESS, "--http-port", str(self.http_port), "--vim-url", self.vim.url]
+        arguments += ["--rx-port", str(self.agent_port), "--server-port", str(self.server_port)]
+        arguments += ["--mtc-address", AGENT_ADDRESS, "--mtc-cmd-port", str(self.mtc_command_port)]
+        arguments += ["--mtc-event-port", str(self.mtc_event_port)]
+        arguments += [word for setting in self._agent_settings for word in ("--set", setting)]
+        folder = os.path.join(self.folder, "controller")
+        self.agent = Daemon("guestAgent", "guestmtce.agent.main", folder, arguments)
+        self._processes.append(self.agent)
+        self._await_info(self.agent)
+        wait_for(lambda: self._agent_serves() or not self.agent.alive(), "guestAgent serves", START_WAIT)
+        return self.agent
+
+    def _await_info(self, daemon: Daemon) -> None:
+        def started() -> bool:
+            if not daemon.alive():
+                raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
+            return "started, pid %d" % daemon.popen.pid in daemon.log()
+
+        wait_for(started, daemon.name + " started", START_WAIT)
+
+    def _agent_serves(self) -> bool:
+        try:
+            socket.create_connection((AGENT_ADDRESS, self.http_port), 1).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Stop everything and remove every file."""
+        for process in reversed(self._processes):
+            process.stop()
+        if self.mtc is not None:
+            self.mtc.stop()
+        self.vim.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- looking -----------------------------------------------------------------------------------
+
+    def provision(self, state: str = "enabled") -> None:
+        """Create and set every instance, as the VIM does; waits until the agent knows the hosts."""
+        for host in self.hosts:
+            self._await_host(host)
+            first = host.number * self.guest_count
+            for uuid in self.uuids[first : first + self.guest_count]:
+                assert self.client.create(uuid, host.name)[0] == 200
+                assert self.client.set(uuid, host.name, state)[0] == 200
+
+    def _await_host(self, host: Host) -> None:
+        wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=0.05)
+
+    def heartbeating(self) -> List[str]:
+        """The instances that the agent says are heartbeating."""
+        rows = self.agent.dump("instance")
+        return [uuid for uuid, row in rows.items() if row["heartbeating"] == "enabled"]
+
+    def await_heartbeats(self, seconds: float = 15.0) -> None:
+        """Until every instance heartbeats, as the agent sees it."""
+        wait_for(
+            lambda: len(self.heartbeating()) == len(self.uuids), "all guests heartbeat", seconds, step=0.05
+        )
+
+    def children(self, host: Optional[Host] = None) -> Dict[str, psutil.Process]:
+        """The child process of every guest, by uuid."""
+        found = {}
+        for process in psutil.Process((host or self.hosts[0]).server.popen.pid).children():
+            try:
+                title = " ".join(process.cmdline()).strip()
+            except psutil.Error:
+                continue
+            name, _, uuid = title.partition(": ")
+            if name == "guestServer" and uuid in self.uuids:
+                found[uuid] = process
+        return found

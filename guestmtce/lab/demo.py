@@ -1,0 +1,223 @@
+"""The demo: a whole cloud on this machine, and four things that happen to its guests.
+
+It says what it does and what it saw, and succeeds only if it saw everything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any, Callable, Dict, List, Set, Tuple
+
+from guestmtce.lab.cluster import Cluster, TimedOut, wait_for
+
+GUESTS = 20
+INTERVAL = 1.0  # s
+LOSS_TOLERANCE = 0.05  # s
+HUNG, KILLED, VOTER, ILL = 5, 7, 1, 9  # numbers of guests
+REASON = "a backup is running"
+RUN_TOGETHER = 1.5  # s of undisturbed life shown before and after what happens
+
+
+class Screen:
+    """A table that is redrawn in place on a terminal; elsewhere it is printed when asked for."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._terminal = sys.stdout.isatty()
+        self._drawn = 0
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self._erase()
+        print(text, flush=True)
+
+    def table(self) -> None:
+        """The guests as they are now."""
+        lines = self.rows()
+        self._erase()
+        print("\n".join(lines), flush=True)
+        self._drawn = len(lines) if self._terminal else 0
+
+    def live(self, seconds: float) -> None:
+        """Show the table for a while; off a terminal, once."""
+        until = time.monotonic() + seconds
+        self.table()
+        while time.monotonic() < until:
+            time.sleep(0.25)
+            if self._terminal:
+                self.table()
+
+    def rows(self) -> List[str]:
+        host = self._cluster.hosts[0]
+        seen, known = host.guests.status(), host.server.dump("guest")
+        now = time.monotonic()
+        lines = ["  %-8s %-15s %-12s %s" % ("guest", "state", "last beat", "misses")]
+        for number, uuid in enumerate(self._cluster.uuids, 1):
+            facts, row = seen[uuid], known.get(uuid, {})
+            beating = row.get("heartbeating") == "enabled"
+            state = ("ill" if facts["mode"] == "ill" else "heartbeating") if beating else "LOST"
+            ago = "%5.2f s ago" % (now - facts["last_beat"])
+            lines.append("  lab-%-4d %-15s %-12s %s" % (number, state, ago, row.get("misses", "?")))
+        return lines
+
+    def _erase(self) -> None:
+        if self._drawn:
+            sys.stdout.write("\x1b[%dA\x1b[J" % self._drawn)
+            self._drawn = 0
+
+
+def _uuid(cluster: Cluster, number: int) -> str:
+    return cluster.uuids[number - 1]
+
+
+def _links(cluster: Cluster) -> Dict[str, int]:
+    return {uuid: facts["links"] for uuid, facts in cluster.hosts[0].guests.status().items()}
+
+
+# --- the steps: each says what it saw, or raises ---------------------------------------------------
+
+
+def hang(cluster: Cluster) -> str:
+    """A guest hangs."""
+    guests, uuid = cluster.hosts[0].guests, _uuid(cluster, HUNG)
+    guests.say(HUNG, "mute")
+    alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears the alarm", 4 * INTERVAL)
+    took = alarms[0]["at"] - guests.status()[uuid]["unanswered_since"]
+    service = alarms[0]["body"]["event-data"]["services"][0]
+    _check(abs(took - 2 * INTERVAL) <= LOSS_TOLERANCE, "alarm after %.3f s" % took)
+    _check((service["state"], service["repair-action"]) == ("failed", "reboot"), "alarm says %r" % service)
+    return (
+        "lab-%d hung: the VIM had the alarm (failed, repair action reboot) %.3f s after the first\n"
+        "   unanswered challenge; two intervals are %.3f s" % (HUNG, took, 2 * INTERVAL)
+    )
+
+
+def kill_child(cluster: Cluster) -> str:
+    """The process of one guest is killed."""
+    guests, uuid = cluster.hosts[0].guests, _uuid(cluster, KILLED)
+    before, alarms = _links(cluster), len(cluster.vim.events("alarm"))
+    cluster.children()[uuid].kill()
+    killed = time.monotonic()
+    again = wait_for(
+        lambda: (
+            [f for f in guests.status().values() if f["uuid"] == uuid and f["last_beat"] > killed]
+            and _links(cluster)[uuid] == before[uuid] + 1
+        ),
+        "lab-%d heartbeats again" % KILLED,
+    )
+    took = guests.status()[uuid]["last_beat"] - killed
+    others = {one: links for one, links in _links(cluster).items() if one != uuid}
+    _check(bool(again), "no new beat")
+    _check(all(before[one] == links for one, links in others.items()), "other guests were reconnected")
+    _check(len(cluster.vim.events("alarm")) == alarms, "the VIM heard an alarm")
+    return (
+        "the process of lab-%d was killed (SIGKILL): it heartbeats again after %.0f ms, the other %d\n"
+        "   connections were not touched, the VIM heard nothing" % (KILLED, took * 1000, len(others))
+    )
+
+
+def reject(cluster: Cluster) -> str:
+    """A guest rejects a reboot."""
+    uuid = _uuid(cluster, VOTER)
+    cluster.hosts[0].guests.say(VOTER, "vote", "reject", "0.2", REASON)
+    status, reply = cluster.client.ask("vote", uuid, cluster.hosts[0].name, "reboot")
+    _check(status == 200 and int(reply["timeout"]) > 0, "the vote was answered %d %r" % (status, reply))
+    actions = wait_for(lambda: cluster.vim.events("action", uuid), "the VIM hears the outcome")
+    data = actions[-1]["body"]["event-data"]
+    _check(data == {"action": "reboot", "guest-response": "reject", "reason": REASON}, repr(data))
+    return "lab-%d was asked about a reboot: the VIM was told `reject`, reason `%s`" % (VOTER, REASON)
+
+
+def ill(cluster: Cluster) -> str:
+    """A guest is ill."""
+    uuid = _uuid(cluster, ILL)
+    cluster.hosts[0].guests.say(ILL, "ill", "stop", 'disk "sda" is failing')
+    alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears of the illness")
+    service = alarms[0]["body"]["event-data"]["services"][0]
+    _check((service["state"], service["repair-action"]) == ("unhealthy", "stop"), repr(service))
+    return "lab-%d is ill: the VIM had the alarm (unhealthy, repair action stop); heartbeats go on" % ILL
+
+
+STEPS: Tuple[Callable[[Cluster], str], ...] = (hang, kill_child, reject, ill)
+
+
+def _check(true: bool, what: str) -> None:
+    if not true:
+        raise AssertionError(what)
+
+
+# --- around them -----------------------------------------------------------------------------------
+
+
+def run() -> int:
+    """Returns 0 when every step was seen, 1 when not, 130 when it was interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    print("guestmtce demo: %d guests, one guestServer, one guestAgent, a VIM, all on loopback" % GUESTS)
+    cluster = Cluster(GUESTS, interval_ms=int(INTERVAL * 1000))
+    shown: List[str] = []
+    try:
+        cluster.start()
+        cluster.provision()
+        cluster.await_heartbeats()
+        shown = _show(cluster)
+    except KeyboardInterrupt:
+        print("\ninterrupted: stopping everything")
+        return 130
+    except (TimedOut, AssertionError, RuntimeError) as error:
+        print("\nNOT SEEN: %s" % error)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the clean-up is short and must be whole
+        left = _stop(cluster)
+    if left:
+        print("LEFT BEHIND: " + ", ".join(sorted(left)))
+    if len(shown) < len(STEPS) or left:
+        return 1
+    print("\nShown in %.0f s:" % (time.monotonic() - started))
+    for number, text in enumerate(shown, 1):
+        print("%d. %s" % (number, text))
+    print("%d. everything is stopped; no process and no file is left" % (len(shown) + 1))
+    return 0
+
+
+def _show(cluster: Cluster) -> List[str]:
+    screen = Screen(cluster)
+    screen.say("all %d guests heartbeat" % GUESTS)
+    screen.live(RUN_TOGETHER)
+    shown = []
+    for step in STEPS:
+        screen.say("-- " + str(step.__doc__))
+        shown.append(step(cluster))
+        screen.say("   " + shown[-1])
+        if sys.stdout.isatty():
+            screen.live(RUN_TOGETHER)
+    screen.table()
+    return shown
+
+
+def _stop(cluster: Cluster) -> Set[str]:
+    """Stop everything; returns what is left, which should be nothing."""
+    processes: List[Any] = [process.popen.pid for process in cluster._processes]
+    processes += [child.pid for host in cluster.hosts[:1] for child in _children(cluster, host)]
+    cluster.stop()
+    left = {"process %d" % pid for pid in processes if _lives(pid)}
+    return left | ({cluster.folder} if os.path.exists(cluster.folder) else set())
+
+
+def _children(cluster: Cluster, host: Any) -> List[Any]:
+    try:
+        return list(cluster.children(host).values())
+    except Exception:  # noqa: BLE001 - the server may never have started
+        return []
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; one that waits to be reaped does not."""
+    try:
+        with open("/proc/%d/stat" % pid, encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,223 @@
+"""A VIM that behaves like the real one on the wire (spec 3, "How the real VIM behaves"), and its client.
+
+The server is serial and speaks HTTP/1.0: one request at a time, the reply ends with the connection. For
+`service` and `action` events, and for all that it refuses, it closes without a single byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import socket
+import struct
+import threading
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from guestmtce.wire import vim
+
+Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
+
+
+class Vim:
+    """The stand-in. `record` holds every request; the switches may be thrown while it runs.
+
+    Switches: `delay` s before a request is looked at; `hang`: never answer; `reset`: answer with a reset;
+    `known`: the instances it knows (None: all); `hosts`: uuid → reporting, `instances`: host uuid → list.
+    """
+
+    def __init__(self, address: str = "127.0.0.1", port: int = 0, record_file: str = "") -> None:
+        self.record: List[Dict[str, Any]] = []
+        self.delay = 0.0
+        self.hang = False
+        self.reset = False
+        self.known: Optional[List[str]] = None
+        self.hosts: Dict[str, bool] = {}
+        self.instances: Dict[str, Listing] = {}
+        self.changed = threading.Condition()
+        self._record_file = record_file
+        self._address = address
+        self.port = port
+        self._server: Optional[http.server.HTTPServer] = None
+        self._thread: Optional[threading.Thread] = None
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return "http://%s:%d" % (self._address, self.port)
+
+    def start(self) -> None:
+        """Come up, after `stop` on the same port again."""
+        stand_in = self
+
+        class Handler(_Handler):
+            vim = stand_in
+
+        http.server.HTTPServer.allow_reuse_address = True
+        self._server = http.server.HTTPServer((self._address, self.port), Handler)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Go down: connections are refused."""
+        if self._server is not None and self._thread is not None:
+            self.hang = False
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None
+
+    def note(self, entry: Dict[str, Any]) -> None:
+        """A request has come."""
+        with self.changed:
+            self.record.append(entry)
+            self.changed.notify_all()
+        if self._record_file:
+            with open(self._record_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def events(self, event_type: str = "", uuid: str = "") -> List[Dict[str, Any]]:
+        """The events recorded so far, of this type and instance; `at` is the arrival (s, monotonic)."""
+        with self.changed:
+            record = list(self.record)
+        return [
+            entry
+            for entry in record
+            if entry["method"] == "PATCH"
+            and event_type in ("", entry["body"]["event-type"])
+            and uuid in ("", entry["body"]["uuid"])
+        ]
+
+    def answer(self, method: str, path: str, body: Any) -> Optional[Dict[str, Any]]:
+        """The JSON object that the real one would reply with, or None for silence."""
+        if method == "PATCH":
+            if self.known is not None and body.get("uuid") not in self.known:
+                return None
+            return {"uuid": body.get("uuid"), "services": []} if body.get("event-type") == "alarm" else None
+        host = path.rpartition("=")[2] if "host_uuid=" in path else path.rpartition("/")[2]
+        if path.startswith(vim.EVENT_PATH + "instances"):
+            if host not in self.instances:
+                return None
+            return {"instances": [_listed(*entry) for entry in self.instances[host]]}
+        if host not in self.hosts or "hostname" not in body:  # it takes the name from the body
+            return None
+        return vim.host_reply(host, body["hostname"], self.hosts[host])
+
+
+def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
+    state = "enabled" if reporting else "disabled"
+    return {"uuid": uuid, "hostname": hostname, "services": [{"service": "heartbeat", "state": state}]}
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    vim: Vim
+
+    def _serve(self) -> None:
+        stand_in = self.vim
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = json.loads(data) if data else {}
+        entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
+        entry["headers"] = dict(self.headers.items())
+        if stand_in.delay:
+            time.sleep(stand_in.delay)
+        while stand_in.hang:
+            time.sleep(0.01)
+        if stand_in.reset:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+            return
+        stand_in.note(entry)
+        reply = stand_in.answer(self.command, self.path, body)
+        if reply is not None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+    do_GET = do_PATCH = _serve
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Client:
+    """The VIM's side of the commands: what it sends, as it sends it."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._address = address
+        self._port = port
+
+    def command(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Optional[Dict[str, str]] = None,
+        data: Optional[bytes] = None,
+    ) -> Tuple[int, Any]:
+        """Status and JSON body (None for an empty one) of a request under /v1/; `data` overrides `body`."""
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=20)
+        if data is None and body is not None:
+            data = json.dumps(body).encode()
+        sent = {
+            "User-Agent": vim.VIM_USER_AGENT,
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "X-Auth-Token": "lab",
+            "Connection": "close",
+            **(headers or {}),
+        }
+        try:
+            connection.request(method, "/v1/" + path, data, {key: sent[key] for key in sent if sent[key]})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text else None
+        finally:
+            connection.close()
+
+    def host(self, method: str, uuid: str, hostname: str, word: str = "") -> Tuple[int, Any]:
+        """A host command; `word` is enable, disable or nothing."""
+        path = "hosts/%s%s" % (uuid, "/" + word if word else "")
+        body = None if method == "DELETE" else {"uuid": uuid, "hostname": hostname}
+        return self.command(method, path, body)
+
+    def create(self, uuid: str, hostname: str) -> Tuple[int, Any]:
+        """Instance create."""
+        body = {"uuid": uuid, "hostname": hostname, "services": ["heartbeat"]}
+        return self.command("POST", "instances/" + uuid, body)
+
+    def set(self, uuid: str, hostname: str, state: str) -> Tuple[int, Any]:
+        """Instance set: `state` is enabled or disabled."""
+        services = [{"service": "heartbeat", "state": state}]
+        body = {"uuid": uuid, "hostname": hostname, "services": services}
+        return self.command("PATCH", "instances/" + uuid, body)
+
+    def query(self, uuid: str) -> Tuple[int, Any]:
+        """Instance query."""
+        return self.command("GET", "instances/" + uuid)
+
+    def delete(self, uuid: str) -> Tuple[int, Any]:
+        """Instance delete."""
+        return self.command("DELETE", "instances/" + uuid)
+
+    def ask(self, word: str, uuid: str, hostname: str, action: str) -> Tuple[int, Any]:
+        """`word` is vote or notify."""
+        body = {"uuid": uuid, "hostname": hostname, "action": action}
+        return self.command("POST", "instances/%s/%s" % (uuid, word), body)
+
+
+def run(port: int, record_file: str) -> int:
+    """The command `guestmtce lab vim`: until standard input ends or a signal comes."""
+    stand_in = Vim(port=port, record_file=record_file)
+    stand_in.start()
+    print("the VIM listens at %s" % stand_in.url, flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stand_in.stop()

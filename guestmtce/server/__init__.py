@@ -1,0 +1,1 @@
+"""guestServer: watches the guests of one compute host."""

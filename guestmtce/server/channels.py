@@ -1,0 +1,160 @@
+"""Which guests' sockets exist: inotify, backed up by a re-scan (spec 1, "Transport" and "Connection upkeep").
+
+The only module that imports pyinotify. Everything it finds goes to two callbacks: `found(uuid, path,
+identity, fresh)` and `gone(uuid, path)`. `identity` tells a file from another of the same name, and
+`fresh` says that the file was just made, even if it looks the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import pyinotify
+
+from guestmtce.daemon.log import Throttle, printable
+from guestmtce.daemon.loop import Loop
+from guestmtce.server.settings import ServerSettings
+from guestmtce.wire.datagram import UUID
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"(?:cgcs\.heartbeat\.|wrs\.heartbeat\.agent\.0\.)(%s)\.sock" % UUID.pattern)
+
+Identity = Tuple[int, int]
+Found = Callable[[str, str, Identity, bool], None]
+Gone = Callable[[str, str], None]
+
+_FOLDER_GONE = pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_UNMOUNT | pyinotify.IN_IGNORED
+_APPEARED = pyinotify.IN_CREATE | pyinotify.IN_MOVED_TO | pyinotify.IN_MODIFY
+_VANISHED = pyinotify.IN_DELETE | pyinotify.IN_MOVED_FROM
+_WATCHED = _APPEARED | _VANISHED | pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_SELF | pyinotify.IN_ONLYDIR
+
+pyinotify.log.setLevel(logging.CRITICAL)  # it prints to stderr what it also returns
+
+
+class Channels:
+    """Watches one folder. `start` begins with a scan; the folder may come and go."""
+
+    def __init__(self, loop: Loop, settings: ServerSettings, found: Found, gone: Gone) -> None:
+        self.watching = False
+        self._loop = loop
+        self._settings = settings
+        self._found = found
+        self._gone = gone
+        self._present: Dict[str, str] = {}  # path → uuid
+        self._throttle = Throttle(log)
+        self._manager: Any = None
+        self._notifier: Any = None
+
+    def start(self) -> None:
+        """Watch, scan, and scan again every `rescan` s."""
+        self._watch()
+        self._loop.after(self._settings.rescan, self._rescan)
+
+    def look_for(self, uuid: str) -> None:
+        """Report the socket of `uuid`, if it is there."""
+        for pattern in ("cgcs.heartbeat.%s.sock", "wrs.heartbeat.agent.0.%s.sock"):
+            self._look(pattern % uuid, fresh=False)
+
+    def scan(self) -> None:
+        """Compare the folder with what was reported, and report the differences."""
+        try:
+            names = os.listdir(self._settings.channel_dir)
+        except OSError as error:
+            self._throttle.warning("scan", "cannot read %s: %s", self._settings.channel_dir, error)
+            names = []
+        present = {os.path.join(self._settings.channel_dir, name) for name in names}
+        for path in [path for path in self._present if path not in present]:
+            self._vanished(path)
+        for name in names:
+            self._look(name, fresh=False)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._unwatch()
+
+    def _rescan(self) -> None:
+        if self.watching:
+            self.scan()
+        self._loop.after(self._settings.rescan, self._rescan)
+
+    # --- the folder --------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Watch the folder if it is there; else try again soon."""
+        self._unwatch()
+        folder = self._settings.channel_dir
+        try:
+            self._manager = pyinotify.WatchManager()
+            self._notifier = pyinotify.Notifier(self._manager, self._serve, timeout=0)
+            self._manager.add_watch(folder, _WATCHED, quiet=False)
+        except (pyinotify.WatchManagerError, OSError) as error:
+            self._throttle.warning("watch", "cannot watch %s, will try again: %s", folder, error)
+            self._unwatch()
+            self._loop.after(self._settings.folder_retry, self._watch)
+            return
+        self._loop.watch(self._manager.get_fd(), self._read)
+        self.watching = True
+        log.info("watching %s", folder)
+        self.scan()
+
+    def _unwatch(self) -> None:
+        if self.watching:
+            self._loop.unwatch(self._manager.get_fd())
+            self.watching = False
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = self._notifier = None
+
+    def _read(self) -> None:
+        self._notifier.read_events()
+        self._notifier.process_events()
+
+    def _serve(self, event: Any) -> None:
+        """One event; pyinotify calls this from `process_events`."""
+        if not self.watching:
+            return  # left over from a folder that is gone
+        if event.mask & pyinotify.IN_Q_OVERFLOW:
+            log.warning("inotify queue overflow: scanning %s", self._settings.channel_dir)
+            self.scan()
+        elif event.mask & _FOLDER_GONE:
+            log.warning("%s is gone", self._settings.channel_dir)
+            self._loop.after(0, self._watch)
+            for path in list(self._present):
+                self._vanished(path)
+        elif event.mask & _APPEARED:
+            self._look(event.name, fresh=True)
+        elif event.mask & _VANISHED:
+            self._vanished(os.path.join(self._settings.channel_dir, event.name))
+
+    # --- one file ----------------------------------------------------------------------------------
+
+    def _look(self, name: str, fresh: bool) -> None:
+        match = NAME.fullmatch(name)
+        if match is None:
+            return
+        path = os.path.join(self._settings.channel_dir, name)
+        identity = _identity(path)
+        if identity is None:
+            return  # gone already; the event that says so follows
+        self._present[path] = match.group(1)
+        log.debug("found %s%s", printable(name), " (fresh)" if fresh else "")
+        self._found(match.group(1), path, identity, fresh)
+
+    def _vanished(self, path: str) -> None:
+        uuid = self._present.pop(path, None)
+        if uuid is not None:
+            self._gone(uuid, path)
+
+
+def _identity(path: str) -> Optional[Identity]:
+    """What tells this file from another one, if it is a socket. A link is not followed: it is not ours."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None

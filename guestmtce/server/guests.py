@@ -1,0 +1,493 @@
+"""The master's table: what is known of every guest of this host, and what follows from what happens.
+
+Pure: events and `now` (s, monotonic) go in, `Effect`s come out through `take_effects`, in order. The
+table decides when to connect and what guestAgent hears; the master carries it out.
+
+A guest's link is ABSENT (no socket), RETRYING (to be connected at `retry_at`), CONNECTING (a child is
+being forked) or CONNECTED. What guestAgent provisioned (that we know the instance, its reporting) outlives
+the link until DEL_INST; a guest that nobody provisioned is forgotten with its socket.
+
+Two facts about a guest's life are easily confused. `heartbeating` is what the world was told. `owes_answer`
+is what we know: it did heartbeat, and nothing has explained its silence since. A broken link leaves both
+alone: if the guest resumes within `stopped_grace`, nobody hears of it. Only the session can find that a
+guest which owes an answer gives none, and that is a loss.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+from guestmtce.daemon.log import Throttle, printable
+from guestmtce.server import pipe, reports
+from guestmtce.server.settings import ServerSettings
+from guestmtce.server.store import Memory
+from guestmtce.wire import channel, datagram
+
+log = logging.getLogger(__name__)
+
+ABSENT = "absent"
+RETRYING = "retrying"
+CONNECTING = "connecting"
+CONNECTED = "connected"
+
+PEER_CLOSED = "the guest's side closed the channel"
+GAVE_UP = "the child asked for a new connection"
+DIED = "the child died"
+
+NEVER = float("inf")
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+class Connect(NamedTuple):
+    """Connect the socket at `path` and start a child; `connected` or `connect_failed` answers."""
+
+    uuid: str
+    path: str
+    resume: Optional[reports.Resume]
+
+
+class Drop(NamedTuple):
+    """End the child of this guest, without a word about it afterwards."""
+
+    uuid: str
+
+
+class Put(NamedTuple):
+    """Give the child this question."""
+
+    uuid: str
+    ask: pipe.Ask
+
+
+class Look(NamedTuple):
+    """See whether the guest's socket exists."""
+
+    uuid: str
+
+
+class Tell(NamedTuple):
+    """Tell guestAgent."""
+
+    cmd: int
+    event: datagram.Event
+
+
+class Save(NamedTuple):
+    """Remember this over a restart."""
+
+    memory: Memory
+
+
+class Forget(NamedTuple):
+    """Remember nothing of this guest."""
+
+    uuid: str
+
+
+Effect = Union[Connect, Drop, Put, Look, Tell, Save, Forget]
+
+
+class Question(NamedTuple):
+    """A vote or notice that is not settled; `deadline` is the guest's."""
+
+    notification_type: str
+    event_type: str
+    deadline: float
+
+
+class Guest:
+    """One row. Counters are for the health report."""
+
+    __slots__ = (
+        "backoff", "deaths", "heartbeating", "ident", "init", "last_note", "late", "link", "linked_at",
+        "links", "losses", "misses", "owes_answer", "path", "provisioned", "questions", "reporting",
+        "retry_at", "silence_until", "stopped_due", "told", "uuid",
+    )  # fmt: skip
+
+    def __init__(self, uuid: str, backoff: float) -> None:
+        self.uuid = uuid
+        self.path: Optional[str] = None
+        self.ident: Any = None
+        self.provisioned = False
+        self.reporting = False
+        self.link = ABSENT
+        self.retry_at = NEVER
+        self.backoff = backoff
+        self.linked_at = -NEVER
+        self.init: Optional[channel.Init] = None
+        self.heartbeating = False
+        self.owes_answer = False
+        self.silence_until = -NEVER
+        self.stopped_due = NEVER
+        self.told: Optional[datagram.InstanceInfo] = None
+        self.questions: Dict[int, Question] = {}
+        self.links = self.deaths = self.misses = self.losses = self.late = 0
+        self.last_note = ""
+
+
+class Guests:
+    """The table. See the module's text."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.table: Dict[str, Guest] = {}
+        self.host_reporting = True
+        self._settings = settings
+        self._effects: List[Effect] = []
+        self._due: List[Tuple[float, str]] = []
+        self._numbers = itertools.count(1)
+        self._throttle = Throttle(log)
+
+    def take_effects(self) -> List[Effect]:
+        """What is to be done now, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    @property
+    def next_due(self) -> float:
+        """When `tick` is to be called next."""
+        return self._due[0][0] if self._due else NEVER
+
+    def tick(self, now: float) -> None:
+        """Do what has fallen due."""
+        while self._due and self._due[0][0] <= now:
+            guest = self.table.get(heapq.heappop(self._due)[1])
+            if guest is not None:
+                self._check(guest, now)
+
+    def recall(self, memory: Memory, alive_at: float, now: float) -> None:
+        """Take up what a former guestServer of this boot remembered; it last lived at `alive_at`."""
+        guest = self._guest(memory.uuid)
+        guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
+        guest.silence_until = memory.silence_until
+        if memory.owes_answer and now - alive_at <= self._settings.memory_valid:
+            guest.heartbeating = guest.owes_answer = True
+            self._schedule_stopped(guest, now)
+
+    # --- channels ----------------------------------------------------------------------------------
+
+    def channel_found(self, uuid: str, path: str, ident: Any, fresh: bool, now: float) -> None:
+        """The guest's socket exists; `fresh`: it was just made. One that we have already is left alone."""
+        guest = self._guest(uuid)
+        if guest.link != ABSENT:
+            if not fresh and (guest.path != path or guest.ident == ident):
+                return  # ours already, or its other name (spec 1 knows two)
+            self._unlink(guest, now)
+        guest.path, guest.ident = path, ident
+        guest.backoff = self._settings.reconnect_first
+        self._retry(guest, now, now)
+
+    def channel_gone(self, uuid: str, path: str, now: float) -> None:
+        """The guest's socket is no more."""
+        guest = self.table.get(uuid)
+        if guest is not None and guest.path == path:
+            self._unlink(guest, now)
+
+    def connected(self, uuid: str, now: float) -> None:
+        """A child serves the guest."""
+        guest = self.table[uuid]
+        guest.link = CONNECTED
+        guest.linked_at = now
+        guest.links += 1
+
+    def connect_failed(self, uuid: str, missing: bool, why: str, now: float) -> None:
+        """No connection could be made. `missing`: there is no such socket."""
+        guest = self.table.get(uuid)
+        if guest is None or guest.link != CONNECTING:
+            return
+        if missing:
+            self._unlink(guest, now)
+        else:
+            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, why)
+            self._back_off(guest, now)
+
+    def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
+        """The guest's child has ended: PEER_CLOSED, GAVE_UP or DIED."""
+        guest = self.table[uuid]
+        log.log(logging.WARNING if why == DIED else logging.INFO, "%s: %s%s", uuid, why, detail)
+        if why == DIED:
+            guest.deaths += 1
+        if why == PEER_CLOSED:
+            guest.owes_answer = False
+            self._settle_all(guest, "the guest is gone")
+        self._schedule_stopped(guest, now)
+        if guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
+            self._back_off(guest, now)
+        else:
+            guest.backoff = self._settings.reconnect_first
+            self._retry(guest, now, now)
+        self._save(guest)
+
+    # --- reports of children -----------------------------------------------------------------------
+
+    def reported(self, uuid: str, report: reports.Report, now: float) -> None:
+        """The guest's child says this."""
+        guest = self.table[uuid]
+        _REPORTED[type(report)](self, guest, report, now)
+
+    def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
+        guest.init = report.init
+        log.info("%s: init of %s, every %d ms, %s", guest.uuid, printable(report.init.name),
+                 report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
+        self._save(guest)
+
+    def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
+        guest.heartbeating = guest.owes_answer = True
+        guest.stopped_due = NEVER
+        guest.backoff = self._settings.reconnect_first
+        info = self.info(guest)
+        if guest.told != info._replace(reporting=False):
+            guest.told = info._replace(reporting=False)
+            log.info("%s: heartbeating", guest.uuid)
+            self._effects.append(Tell(datagram.RUNNING, info))
+        for number in sorted(guest.questions):
+            self._put(guest, number, now)
+        self._save(guest)
+
+    def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
+        guest.owes_answer = False
+        self._tell_stopped(guest)
+
+    def _quiet(self, guest: Guest, report: reports.Quiet, now: float) -> None:
+        log.info("%s: quiet, as announced", guest.uuid)
+        guest.heartbeating = guest.owes_answer = False
+        guest.stopped_due = NEVER
+        guest.told = None
+        self._save(guest)
+
+    def _lost(self, guest: Guest, report: reports.Lost, now: float) -> None:
+        guest.losses += 1
+        guest.owes_answer = False
+        reporting = guest.reporting and self.host_reporting
+        log.warning("%s: heartbeat lost%s", guest.uuid, "" if reporting else " (reporting is disabled)")
+        if reporting:
+            self._effects.append(Tell(datagram.LOSS, datagram.Loss(self._settings.hostname, guest.uuid)))
+        if guest.heartbeating:
+            self._tell_stopped(guest)
+        else:
+            self._save(guest)
+
+    def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
+        log.warning("%s: ill, wants %s: %s", guest.uuid, report.action, printable(report.log_msg))
+        info = self.info(guest)._replace(repair_action=report.action)
+        self._effects.append(Tell(datagram.ILLHEALTH, info))
+
+    def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
+        log.info("%s: healthy again", guest.uuid)
+
+    def _missed(self, guest: Guest, report: reports.Missed, now: float) -> None:
+        guest.misses += 1
+        log.info("%s: missed %d in a row", guest.uuid, report.in_a_row)
+
+    def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
+        guest.silence_until = now + report.seconds if report.seconds else -NEVER
+        self._save(guest)
+
+    def _answered(self, guest: Guest, report: reports.Answered, now: float) -> None:
+        self._settle(guest, report.number, report.vote, report.reason)
+
+    def _late(self, guest: Guest, report: reports.Late, now: float) -> None:
+        guest.late += 1
+        self._throttle.warning("late", "%s: this host was %d ms late; not the guest's fault", guest.uuid,
+                               report.seconds * 1000)  # fmt: skip
+
+    def _reconnect(self, guest: Guest, report: reports.Reconnect, now: float) -> None:
+        log.info("%s: reconnecting: %s", guest.uuid, printable(report.why))
+
+    def _note(self, guest: Guest, report: reports.Note, now: float) -> None:
+        guest.last_note = printable(report.text)
+        more = " (and %d more like it)" % report.more if report.more else ""
+        log.warning("%s: %s%s", guest.uuid, guest.last_note, more)
+
+    # --- commands of guestAgent --------------------------------------------------------------------
+
+    def command(self, command: datagram.Command, now: float) -> None:
+        """guestAgent wants this (spec 2, "Commands"). `Query` and `Loopback` are none of ours."""
+        if isinstance(command, datagram.SetInstance):
+            self._set(command, now)
+        elif isinstance(command, datagram.DeleteInstance):
+            self._delete(command.uuid)
+        elif isinstance(command, datagram.SetHost):
+            log.info("reporting of this host: %s", datagram.state_word(command.reporting))
+            self.host_reporting = command.reporting
+        elif isinstance(command, datagram.Ask):
+            self._ask(command, now)
+
+    def infos(self) -> List[datagram.InstanceInfo]:
+        """The answers to a query."""
+        return [self.info(guest) for guest in self.table.values()]
+
+    def info(self, guest: Guest) -> datagram.InstanceInfo:
+        """The guest's state as guestAgent is told."""
+        init = guest.init or channel.DEFAULT_INIT
+        return datagram.InstanceInfo(
+            hostname=self._settings.hostname,
+            uuid=guest.uuid,
+            reporting=guest.reporting,
+            heartbeating=guest.heartbeating,
+            repair_action=init.corrective_action,
+            restart_to=init.restart_secs,
+            shutdown_to=init.shutdown_notice_secs,
+            suspend_to=init.suspend_notice_secs,
+            resume_to=init.resume_notice_secs,
+            vote_to=init.vote_secs,
+        )
+
+    def _set(self, command: datagram.SetInstance, now: float) -> None:
+        guest = self._guest(command.uuid)
+        if (guest.provisioned, guest.reporting) != (True, command.reporting):
+            guest.provisioned, guest.reporting = True, command.reporting
+            log.info("%s: reporting %s", guest.uuid, datagram.state_word(command.reporting))
+            self._save(guest)
+        if guest.link == ABSENT:
+            self._effects.append(Look(guest.uuid))
+
+    def _delete(self, uuid: str) -> None:
+        if self.table.pop(uuid, None) is not None:
+            log.info("%s: deleted", uuid)
+            self._effects += [Drop(uuid), Forget(uuid)]
+
+    # --- votes and notices -------------------------------------------------------------------------
+
+    def _ask(self, command: datagram.Ask, now: float) -> None:
+        guest = self.table.get(command.uuid)
+        refusal = ""
+        if guest is None:
+            refusal = "unknown instance"
+        elif command.event not in channel.EVENT_TYPES:
+            refusal = "unknown event type %s" % printable(command.event)
+        if guest is None or refusal:
+            self._throttle.warning("ask", "%s: question refused: %s", command.uuid, refusal)
+            self._tell_vote(command.uuid, command.notification_type, command.event, "error", refusal)
+            return
+        init = guest.init or channel.DEFAULT_INIT
+        seconds = channel.timeout_secs(init, command.notification_type, command.event)
+        number = next(self._numbers) & channel.INT32_MAX
+        guest.questions[number] = Question(command.notification_type, command.event, now + seconds)
+        self._schedule(guest, now + seconds + self._settings.question_grace)
+        log.info("%s: asking %s %s, %d s", guest.uuid, command.notification_type, command.event, seconds)
+        if guest.heartbeating:
+            self._put(guest, number, now)
+        elif command.notification_type == channel.NOTICE and command.event == "resume" and guest.path:
+            self._effects.append(Drop(guest.uuid))
+            self._retry(guest, now, now)
+        else:
+            self._settle(guest, number, reports.SILENT_AGREEMENT[command.notification_type],
+                         "the guest is not heartbeating")  # fmt: skip
+
+    def _put(self, guest: Guest, number: int, now: float) -> None:
+        """Give the child a question, with the time that is left for it. Without a child it waits for one."""
+        question = guest.questions[number]
+        left = int((question.deadline - now) * 1000)
+        if guest.link == CONNECTED and left > 0:
+            ask = pipe.Ask(number, question.notification_type, question.event_type, left)
+            self._effects.append(Put(guest.uuid, ask))
+
+    def _settle(self, guest: Guest, number: int, vote: str, reason: str) -> None:
+        question = guest.questions.pop(number, None)
+        if question is not None:
+            self._tell_vote(guest.uuid, question.notification_type, question.event_type, vote, reason)
+
+    def _settle_all(self, guest: Guest, reason: str) -> None:
+        for number, question in sorted(guest.questions.items()):
+            self._settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason)
+
+    def _tell_vote(self, uuid: str, notification_type: str, event_type: str, vote: str, reason: str) -> None:
+        log.info("%s: %s %s: %s %s", uuid, notification_type, printable(event_type), vote, printable(reason))
+        result = datagram.VoteResult(
+            self._settings.hostname, uuid, notification_type, event_type, vote, reason
+        )
+        self._effects.append(Tell(datagram.VOTE_NOTIFY, result))
+
+    # --- links and time ----------------------------------------------------------------------------
+
+    def _guest(self, uuid: str) -> Guest:
+        guest = self.table.get(uuid)
+        if guest is None:
+            guest = self.table[uuid] = Guest(uuid, self._settings.reconnect_first)
+        return guest
+
+    def _schedule(self, guest: Guest, when: float) -> None:
+        heapq.heappush(self._due, (when, guest.uuid))
+
+    def _check(self, guest: Guest, now: float) -> None:
+        """Whatever of this guest has fallen due."""
+        if guest.link == RETRYING and guest.retry_at <= now:
+            guest.link = CONNECTING
+            assert guest.path is not None
+            self._effects.append(Connect(guest.uuid, guest.path, self._resume(guest, now)))
+        if guest.stopped_due <= now:
+            self._tell_stopped(guest)
+        for number, question in sorted(guest.questions.items()):
+            if question.deadline + self._settings.question_grace <= now:
+                vote = reports.SILENT_AGREEMENT[question.notification_type]
+                self._settle(guest, number, vote, "no answer in time")
+        if guest.link == ABSENT and not guest.provisioned and not guest.heartbeating:
+            self._delete(guest.uuid)
+
+    def _resume(self, guest: Guest, now: float) -> Optional[reports.Resume]:
+        if guest.init is None:
+            return None
+        return reports.Resume(guest.init, guest.owes_answer, max(0.0, guest.silence_until - now))
+
+    def _retry(self, guest: Guest, when: float, now: float) -> None:
+        guest.link, guest.retry_at = RETRYING, when
+        if when <= now:
+            self._check(guest, now)
+        else:
+            self._schedule(guest, when)
+
+    def _back_off(self, guest: Guest, now: float) -> None:
+        delay = guest.backoff
+        guest.backoff = min(2 * delay, self._settings.reconnect_max)
+        self._retry(guest, now + delay, now)
+
+    def _unlink(self, guest: Guest, now: float) -> None:
+        """The channel is gone, and with it the guest that was behind it."""
+        self._effects.append(Drop(guest.uuid))
+        guest.link, guest.path, guest.ident = ABSENT, None, None
+        guest.owes_answer = False
+        guest.silence_until = -NEVER
+        self._settle_all(guest, "the guest is gone")
+        self._schedule_stopped(guest, now)
+        self._save(guest)
+        self._schedule(guest, now)
+
+    def _schedule_stopped(self, guest: Guest, now: float) -> None:
+        if guest.heartbeating and guest.stopped_due == NEVER:
+            guest.stopped_due = now + self._settings.stopped_grace
+            self._schedule(guest, guest.stopped_due)
+
+    def _tell_stopped(self, guest: Guest) -> None:
+        guest.stopped_due = NEVER
+        guest.told = None
+        guest.heartbeating = False
+        log.info("%s: stopped heartbeating", guest.uuid)
+        self._effects.append(Tell(datagram.STOPPED, self.info(guest)))
+        self._save(guest)
+
+    def _save(self, guest: Guest) -> None:
+        memory = Memory(guest.uuid, guest.provisioned, guest.reporting, guest.init, guest.owes_answer,
+                        guest.silence_until)  # fmt: skip
+        self._effects.append(Save(memory))
+
+
+_REPORTED: Dict[Any, Callable[[Guests, Guest, Any, float], None]] = {
+    reports.Acknowledged: Guests._acknowledged,
+    reports.Running: Guests._running,
+    reports.Stopped: Guests._stopped,
+    reports.Quiet: Guests._quiet,
+    reports.Lost: Guests._lost,
+    reports.Missed: Guests._missed,
+    reports.Ill: Guests._ill,
+    reports.Well: Guests._well,
+    reports.Silence: Guests._silence,
+    reports.Answered: Guests._answered,
+    reports.Late: Guests._late,
+    reports.Reconnect: Guests._reconnect,
+    reports.Note: Guests._note,
+}

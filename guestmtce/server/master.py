@@ -1,0 +1,270 @@
+"""guestServer's master: ties the guests' table to sockets, children, the agent and the clock.
+
+It never parses a guest's bytes and never blocks. What happens goes into the table (`guests`), and what
+the table wants comes out as effects, which are carried out here, one short method each.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pwd
+import socket
+import sys
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from guestmtce.daemon import program
+from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.server import confine, guests
+from guestmtce.server import settings as settings_module
+from guestmtce.server.agentlink import AgentLink
+from guestmtce.server.channels import Channels, Identity
+from guestmtce.server.children import Children, Handlers
+from guestmtce.server.guests import Guests
+from guestmtce.server.reports import Report
+from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, ServerSettings
+from guestmtce.server.store import Store
+from guestmtce.wire import datagram
+
+log = logging.getLogger(__name__)
+
+
+class Master(program.Service[ServerSettings]):
+    """The daemon. `open` waits, without blocking, until the host is ready, and then starts everything."""
+
+    def __init__(self, loop: Loop, settings: ServerSettings) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._guests = Guests(settings)
+        self._store: Optional[Store] = None
+        self._link: Optional[AgentLink] = None
+        self._due: Optional[Timer] = None
+        self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
+        handlers = Handlers(self._child_started, self._child_reported, self._child_ended)
+        self._children = Children(
+            loop, settings.session(), _identity(settings.child_user), settings.spawn_timeout, handlers
+        )
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start at once if the host is ready, else as soon as it is."""
+        if self._settings.no_wait or _host_ready():
+            self._start()
+        else:
+            log.info("waiting for %s and %s", CONFIGURED_FLAG, GO_FLAG)
+            self._loop.after(self._settings.flag_poll, self._poll_host)
+
+    def close(self) -> None:
+        """End the children; what is remembered stays for the next start."""
+        self._channels.close()
+        self._children.close()
+        if self._store is not None:
+            self._store.mark_alive(time.monotonic())
+        if self._link is not None:
+            self._link.close()
+
+    def _poll_host(self) -> None:
+        if not _host_ready():
+            self._loop.after(self._settings.flag_poll, self._poll_host)
+        else:
+            self._loop.after(self._settings.start_delay, self._start_or_stop)
+
+    def _start_or_stop(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            log.critical("cannot start: %s", error)
+            self._loop.stop()
+
+    def _start(self) -> None:
+        self._link = AgentLink(self._loop, self._settings, self._command)
+        self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
+        self._children.open()
+        self._recall()
+        self._mark_alive()
+        self._channels.start()
+        self._link.start()
+        self._carry_out()
+
+    def _recall(self) -> None:
+        assert self._store is not None
+        now, alive_at = time.monotonic(), self._store.alive_at()
+        memories = self._store.load()
+        for memory in memories:
+            self._guests.recall(memory, alive_at, now)
+        if memories:
+            log.info("%d guests are known from before", len(memories))
+
+    def _mark_alive(self) -> None:
+        assert self._store is not None
+        self._store.mark_alive(time.monotonic())
+        self._loop.after(self._settings.alive_mark, self._mark_alive)
+
+    # --- what happens ------------------------------------------------------------------------------
+
+    def _channel_found(self, uuid: str, path: str, ident: Identity, fresh: bool) -> None:
+        self._guests.channel_found(uuid, path, ident, fresh, time.monotonic())
+        self._carry_out()
+
+    def _channel_gone(self, uuid: str, path: str) -> None:
+        self._guests.channel_gone(uuid, path, time.monotonic())
+        self._carry_out()
+
+    def _child_started(self, uuid: str) -> None:
+        self._guests.connected(uuid, time.monotonic())
+
+    def _child_reported(self, uuid: str, report: Report) -> None:
+        self._guests.reported(uuid, report, time.monotonic())
+        self._carry_out()
+
+    def _child_ended(self, uuid: str, why: str, detail: str) -> None:
+        self._guests.child_ended(uuid, why, detail, time.monotonic())
+        self._carry_out()
+
+    def _command(self, command: datagram.Command) -> None:
+        if isinstance(command, datagram.Query):
+            assert self._link is not None
+            self._link.answer(self._guests.infos())
+        else:
+            self._guests.command(command, time.monotonic())
+            self._carry_out()
+
+    def _tick(self) -> None:
+        self._due = None
+        self._guests.tick(time.monotonic())
+        self._carry_out()
+
+    # --- what is to be done ------------------------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        effects = self._guests.take_effects()
+        while effects:
+            for effect in effects:
+                _CARRY_OUT[type(effect)](self, effect)
+            effects = self._guests.take_effects()
+        if self._due is None or self._guests.next_due < self._due.when:
+            if self._due is not None:
+                self._due.cancel()
+            self._due = None
+            if self._guests.next_due != guests.NEVER:
+                self._due = self._loop.at(self._guests.next_due, self._tick)
+
+    def _connect(self, effect: guests.Connect) -> None:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            channel.setblocking(False)
+            channel.connect(effect.path)
+            self._children.start(effect.uuid, channel, effect.resume)
+        except OSError as error:
+            channel.close()
+            missing = error.errno == errno.ENOENT
+            why = error.strerror or str(error)
+            self._guests.connect_failed(effect.uuid, missing, why, time.monotonic())
+
+    def _drop(self, effect: guests.Drop) -> None:
+        self._children.drop(effect.uuid)
+
+    def _put(self, effect: guests.Put) -> None:
+        self._children.ask(effect.uuid, effect.ask)
+
+    def _look(self, effect: guests.Look) -> None:
+        self._channels.look_for(effect.uuid)
+
+    def _tell(self, effect: guests.Tell) -> None:
+        if self._link is not None:
+            self._link.tell(effect.cmd, effect.event)
+
+    def _save(self, effect: guests.Save) -> None:
+        if self._store is not None and effect.memory.uuid in self._guests.table:
+            self._store.save(effect.memory)
+
+    def _forget(self, effect: guests.Forget) -> None:
+        if self._store is not None:
+            self._store.forget(effect.uuid)
+
+    # --- reports for people ------------------------------------------------------------------------
+
+    def health(self) -> List[str]:
+        """One line per subject, `name value …`."""
+        table = self._guests.table.values()
+        lines = [
+            "guests %d heartbeating %d" % (len(table), sum(guest.heartbeating for guest in table)),
+            "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
+        ]
+        if self._link is not None:
+            port = self._link.port
+            lines.append("agent %s" % (self._link.agent or "unknown"))
+            counts = (port.received, port.sent, self._link.refused)
+            lines.append("datagrams received %d sent %d refused %d" % counts)
+        counters = ("misses", "losses", "deaths", "late")
+        sums = ["%s %d" % (name, sum(getattr(guest, name) for guest in table)) for name in counters]
+        children = self._children
+        return [
+            *lines,
+            "counts " + " ".join(sums),
+            "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
+            "broken-rules %d" % children.rule_breakers,
+            "loop defects %d wake-ups %d" % (self._loop.defects, self._loop.wake_ups),
+        ]
+
+    def dump(self) -> List[str]:
+        """One line per guest, `guest UUID key=value …`."""
+        pids = self._children.pids()
+        return [_guest_line(guest, pids.get(guest.uuid, 0)) for guest in self._guests.table.values()]
+
+
+def _guest_line(guest: guests.Guest, pid: int) -> str:
+    init = guest.init
+    values: Dict[str, Any] = {
+        "link": guest.link,
+        "pid": pid,
+        "reporting": datagram.state_word(guest.reporting),
+        "heartbeating": datagram.state_word(guest.heartbeating),
+        "interval_ms": init.heartbeat_interval_ms if init else 0,
+        "action": init.corrective_action if init else "unknown",
+        "links": guest.links,
+        "deaths": guest.deaths,
+        "misses": guest.misses,
+        "losses": guest.losses,
+        "late": guest.late,
+    }
+    return "guest %s %s" % (guest.uuid, " ".join("%s=%s" % pair for pair in values.items()))
+
+
+_CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
+    guests.Connect: Master._connect,
+    guests.Drop: Master._drop,
+    guests.Put: Master._put,
+    guests.Look: Master._look,
+    guests.Tell: Master._tell,
+    guests.Save: Master._save,
+    guests.Forget: Master._forget,
+}
+
+
+def _host_ready() -> bool:
+    return os.path.exists(CONFIGURED_FLAG) and os.path.exists(GO_FLAG)
+
+
+def _identity(user: str) -> Optional[confine.Identity]:
+    """What children become. Raises OSError for a user that does not exist."""
+    if os.geteuid() != 0:
+        log.warning("not root: children keep the user they have")
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise OSError("--child-user %s: there is no such user" % user) from None
+    return confine.Identity(entry.pw_uid, entry.pw_gid)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The command `guestServer`."""
+    return program.run(NAME, ServerSettings, settings_module.FILES, Master, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

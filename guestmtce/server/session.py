@@ -1,0 +1,530 @@
+"""One guest's heartbeat as a state machine: bytes and time in, bytes and reports out (spec 1).
+
+Nothing here reads a clock, a socket or a file. `now` is seconds on any monotonic clock.
+
+The states:
+
+WAITING      Nobody has introduced itself, or whoever did is gone. We send nothing; the guest's `init`
+             starts everything. A connection that waits too long is given up (`Reconnect`).
+RESUMING     A fresh connection to a guest whose last `init` we still have. We sent one challenge. A
+             guest that did not notice the change of connection answers it, and heartbeating goes on as
+             if nothing had been; any other sends `init` within its own patience. One that does neither
+             is gone, and if it was heartbeating that is a loss.
+CHALLENGED   A challenge is open. The interval after it was sent decides.
+RESTING      The challenge was answered; the rest of the interval passes before the next one.
+CLOSED       The connection is of no more use. The owner closes it.
+
+What can happen is an *input*: the guest says `INIT`, gives the `RIGHT` answer to the open challenge or
+a `WRONG` one, or says `EXIT`; or the state's time is up: `DUE`, which in CHALLENGED is a `MISS` while
+the misses in a row stay within the threshold, and a `LOSS` beyond. TRANSITIONS holds every pair of
+state and input, the state that follows, and the one method that does what is to be done.
+
+Beside the state a session carries three facts that cross it:
+
+- `heartbeating`: a correct answer has come since the guest's last absence. Only a guest that was
+  heartbeating can be lost.
+- the open question (a vote or a notice): one at a time, with its own deadline. It ends with the guest's
+  answer, with its deadline (silent agreement), or with the guest's going.
+- expected silence: from a notice of an event that silences a guest, until the guest's next `init` or
+  for `expected_silence` s after the notice was agreed to. A guest need not answer in that time, and no
+  miss is counted. What counts at its end is whether the guest answered its latest decided challenge in
+  that time; one that has not been asked yet has not shown that it is there.
+
+Time is judged fairly. The owner drains the socket before it calls `tick`. When `tick` itself comes late,
+that delay was ours, and the guest gets as much more time (`_excuse`).
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, List, Optional, Tuple
+
+from guestmtce.server.reports import (
+    SILENT_AGREEMENT,
+    Acknowledged,
+    Answered,
+    Ill,
+    Late,
+    Lost,
+    Missed,
+    Note,
+    Output,
+    Question,
+    Quiet,
+    Reconnect,
+    Report,
+    Resume,
+    Running,
+    Settings,
+    Silence,
+    Stopped,
+    Well,
+)
+from guestmtce.wire import channel
+from guestmtce.wire.channel import (
+    NOTICE,
+    ActionNotify,
+    ActionResponse,
+    ChallengeResponse,
+    Exit,
+    Init,
+    InitAck,
+    Nack,
+)
+
+WAITING = "waiting"
+RESUMING = "resuming"
+CHALLENGED = "challenged"
+RESTING = "resting"
+CLOSED = "closed"
+STATES = (WAITING, RESUMING, CHALLENGED, RESTING, CLOSED)
+
+INIT = "init"
+RIGHT = "right answer"
+WRONG = "wrong answer"
+EXIT = "exit"
+DUE = "due"
+MISS = "miss"
+LOSS = "loss"
+INPUTS = (INIT, RIGHT, WRONG, EXIT, DUE, MISS, LOSS)
+
+# Events after which a guest may be silent (spec 1, "Votes and notices").
+SILENCING = ("stop", "reboot", "suspend", "pause", "live_migrate_begin", "cold_migrate_begin")
+AGREEMENTS = ("accept", "complete", "timeout")
+
+# How many answered or missed challenges are remembered, to tell a late answer from a wrong one.
+REMEMBERED = 8
+NEVER = float("inf")
+
+
+class Session:
+    """The heartbeat of one guest over one connection. See the module's text.
+
+    `number` makes challenges, in 0 … 2³¹−1, that the guest cannot foresee.
+    """
+
+    __slots__ = (
+        "_announced", "_answers_in_silence", "_challenge", "_data", "_due", "_excused", "_idle_since",
+        "_ill_at", "_init", "_lines", "_nacked_at", "_noted", "_number", "_past", "_question", "_reports",
+        "_sent_at", "_sequence", "_settings", "_silence_event", "_silence_until", "_told_init",
+        "_told_init_at", "heartbeating", "misses", "state",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, number: Callable[[], int], now: float) -> None:
+        self.state = WAITING
+        self.heartbeating = False
+        self.misses = 0
+        self._announced = False
+        self._told_init = True
+        self._told_init_at = -NEVER
+        self._settings = settings
+        self._number = number
+        self._lines = channel.LineBuffer()
+        self._init: Optional[Init] = None
+        self._challenge = -1
+        self._past: List[int] = []
+        self._sequence = 0
+        self._sent_at = now
+        self._excused = 0.0
+        self._idle_since = now
+        self._due = now + settings.idle_reconnect
+        self._ill_at: Optional[float] = None
+        self._question: Optional[Question] = None
+        self._silence_until: Optional[float] = None
+        self._silence_event = ""
+        self._answers_in_silence = False
+        self._nacked_at = -NEVER
+        self._noted: Dict[str, Tuple[float, int]] = {}
+        self._data: List[bytes] = []
+        self._reports: List[Report] = []
+
+    # --- the four ways in --------------------------------------------------------------------------
+
+    def start(self, resume: Optional[Resume], now: float) -> Output:
+        """The connection stands. With `resume` the guest is challenged without waiting for its `init`."""
+        self._data.append(channel.RESYNC)
+        if resume is not None:
+            self._init = self._raised(resume.init, now)
+            self.heartbeating = resume.heartbeating
+            if resume.silence > 0:
+                self._silence_until = now + resume.silence
+            self.state = RESUMING
+            self._send_challenge(now)
+            patience = max(2 * self._interval, self._settings.guest_patience) + self._interval
+            self._due = now + max(patience, self._interval * (self._settings.failure_threshold + 1))
+        return self._output()
+
+    def receive(self, data: bytes, now: float) -> Output:
+        """The guest sent `data`."""
+        overflows = self._lines.overflows
+        for line in self._lines.feed(data):
+            self._take(line, now)
+        if self._lines.overflows != overflows:
+            self._note("overflow", "a line longer than %d bytes was dropped" % channel.LINE_MAX, now)
+        return self._output()
+
+    def tick(self, now: float) -> Output:
+        """Time has passed; to be called at `deadline`, after the socket was drained."""
+        self._tell_init(now)
+        if self._question is not None and now >= self._question.deadline:
+            self._settle(SILENT_AGREEMENT[self._question.notification_type], "no answer in time", now)
+        if self._silence_until is not None and now >= self._silence_until:
+            self._end_silence(now)
+        if now >= self._due and not self._excuse(now):
+            self._input(self._due_input(), None, now)
+        return self._output()
+
+    def ask(
+        self, number: int, notification_type: str, event_type: str, timeout_ms: int, now: float
+    ) -> Output:
+        """Put a vote or notice to the guest; it has `timeout_ms` to answer. `Answered` tells the outcome.
+
+        An open question ends first, with silent agreement. A guest that is not there agrees at once.
+        """
+        there = self._init is not None and self.state not in (WAITING, CLOSED)
+        if self._question is not None:
+            agreed = SILENT_AGREEMENT[self._question.notification_type]
+            self._settle(agreed, "overtaken by a new question", now)
+        self._question = Question(number, notification_type, event_type, now + timeout_ms / 1000)
+        if self._init is None or not there:
+            self._settle(SILENT_AGREEMENT[notification_type], "the guest is not heartbeating", now)
+        else:
+            self._send(ActionNotify(self._init.invocation_id, event_type, notification_type, timeout_ms))
+        return self._output()
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is to be called next."""
+        deadline = self._due
+        if self._question is not None and self._question.deadline < deadline:
+            deadline = self._question.deadline
+        if self._silence_until is not None and self._silence_until < deadline:
+            deadline = self._silence_until
+        return deadline
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether the deadline judges the guest: the socket is to be drained before `tick`."""
+        return self._challenge_open or self._question is not None
+
+    # --- a message ---------------------------------------------------------------------------------
+
+    def _take(self, line: bytes, now: float) -> None:
+        try:
+            message = channel.parse(line)
+        except channel.NotAMessage:
+            self._note("garbage", "a line that is no JSON object was dropped", now)
+        except channel.Refused as refused:
+            self._nack(str(refused), now)
+        else:
+            if isinstance(message, ChallengeResponse):
+                self._input(RIGHT if self._is_right(message, now) else WRONG, message, now)
+            elif isinstance(message, Init):
+                self._input(INIT, message, now)
+            elif isinstance(message, ActionResponse):
+                self._take_vote(message, now)
+            elif isinstance(message, Exit):
+                self._input(EXIT, message, now)
+
+    def _is_right(self, message: ChallengeResponse, now: float) -> bool:
+        if message.heartbeat_response == self._challenge:
+            return True
+        if message.heartbeat_response in self._past:
+            self._note("late", "a late answer to an older challenge was ignored", now)
+        else:
+            self._note("wrong", "a wrong heartbeat_response was ignored", now)
+        return False
+
+    def _input(self, what: str, message: Optional[channel.Message], now: float) -> None:
+        self.state, action = TRANSITIONS[self.state, what]
+        if action is not None:
+            action(self, message, now)
+
+    # --- actions of the table ----------------------------------------------------------------------
+
+    def _acknowledge(self, message: Init, now: float) -> None:
+        self._end_question("the guest restarted", now)
+        if self._silence_until is not None:
+            self._expect_silence(0, "", now)
+        message = self._raised(message, now)
+        self._init = message
+        self.misses = 0
+        self._ill_at = None
+        self._told_init = False
+        self._tell_init(now)
+        self._send(InitAck(message.invocation_id))
+        self._send_challenge(now)
+
+    def _tell_init(self, now: float) -> None:
+        """Report the present init, at most one per `init_report_period`: a guest may send many."""
+        late_enough = now - self._told_init_at >= self._settings.init_report_period
+        if not self._told_init and self._init is not None and late_enough:
+            self._told_init, self._told_init_at = True, now
+            self._announced = False
+            self._reports.append(Acknowledged(self._init))
+
+    def _raised(self, init: Init, now: float) -> Init:
+        """`init` with its interval raised to the floor; one kept from before may be under today's floor."""
+        floor = self._settings.interval_floor_ms
+        if init.heartbeat_interval_ms >= floor:
+            return init
+        text = "heartbeat interval %d ms is below the floor, raised to %d ms"
+        self._note("floor", text % (init.heartbeat_interval_ms, floor), now)
+        return init._replace(heartbeat_interval_ms=floor)
+
+    def _send_challenge(self, now: float) -> None:
+        self._past = [*self._past[1 - REMEMBERED :], self._challenge]
+        self._challenge = self._number()
+        self._sequence = (self._sequence + 1) & channel.INT32_MAX
+        self._data.append(channel.build_challenge(self._sequence, self._challenge))
+        self._sent_at = now
+        self._excused = 0.0
+        self._due = now + self._interval
+
+    def _challenge_again(self, _message: object, now: float) -> None:
+        self._send_challenge(now)
+
+    def _answered(self, message: ChallengeResponse, now: float) -> None:
+        self.misses = 0
+        self._answers_in_silence = True
+        self._due = max(now, self._sent_at + self._interval)
+        self.heartbeating = True
+        self._tell_init(now)
+        if not self._announced:
+            self._announced = True
+            self._reports.append(Running())
+        if message.heartbeat_health == channel.HEALTHY:
+            if self._ill_at is not None:
+                self._ill_at = None
+                self._reports.append(Well())
+        else:
+            self._ill(message, now)
+
+    def _ill(self, message: ChallengeResponse, now: float) -> None:
+        if message.heartbeat_health != channel.UNHEALTHY:
+            text = "heartbeat_health %r is taken as unhealthy" % message.heartbeat_health
+            self._note("health", text, now)
+        if message.corrective_action in ("none", channel.UNKNOWN):
+            self._note("ill", "unhealthy, no corrective action: " + message.log_msg, now)
+        elif self._ill_at is None or now - self._ill_at >= self._settings.ill_repeat:
+            self._ill_at = now
+            self._reports.append(Ill(message.corrective_action, message.log_msg))
+
+    def _missed(self, _message: object, now: float) -> None:
+        if self._silent():
+            self._answers_in_silence = False
+        else:
+            self.misses += 1
+            self._reports.append(Missed(self.misses))
+        self._send_challenge(now)
+
+    def _lost(self, _message: object, now: float) -> None:
+        self.misses += 1
+        self._reports.append(Missed(self.misses))
+        if self.heartbeating:
+            self._reports.append(Lost(self.misses))
+        self._absent("the guest stopped answering", now)
+
+    def _not_resumed(self, _message: object, now: float) -> None:
+        if self._silent():  # it may come back any time; the silence's end decides
+            self.state = RESUMING
+            self._due = now + self._interval
+            return
+        if self.heartbeating:
+            self._reports.append(Lost(1))
+        self._absent("the guest stopped answering", now)
+
+    def _exit(self, message: Exit, now: float) -> None:
+        self._note("exit", "the guest exits: " + message.log_msg, now)
+        if self._silence_until is not None:
+            self._expect_silence(0, "", now)
+        if self.heartbeating:
+            self._reports.append(Stopped())
+        self._absent("the guest exited", now)
+
+    def _give_up(self, _message: object, now: float) -> None:
+        self._due = NEVER
+        self._reports.append(Reconnect("not heartbeating for %g s" % self._settings.idle_reconnect))
+
+    # --- votes and notices -------------------------------------------------------------------------
+
+    def _take_vote(self, message: ActionResponse, now: float) -> None:
+        current = self._init.invocation_id if self._init is not None else 0
+        if message.invocation_id != current:
+            text = "Invocation id mismatch. Received: %d expect: %d"
+            self._nack(text % (message.invocation_id, current), now)
+            return
+        question = self._question
+        asked = question and (question.event_type, question.notification_type)
+        if asked != (message.event_type, message.notification_type):
+            text = "an answer (%s) to no open question, %s %s, was dropped"
+            self._note(
+                "foreign", text % (message.vote_result, message.notification_type, message.event_type), now
+            )
+        else:
+            self._settle(message.vote_result, message.log_msg, now)
+
+    def _settle(self, vote: str, reason: str, now: float) -> None:
+        """The open question has its answer; a notice that was agreed to changes the heartbeat."""
+        question, self._question = self._question, None
+        if question is None:
+            return
+        self._reports.append(Answered(question.number, vote, reason))
+        if question.notification_type != NOTICE or question.event_type not in SILENCING:
+            return
+        if vote not in AGREEMENTS:
+            self.misses = 0  # those in the time of the question were excused
+        elif self.state not in (WAITING, CLOSED):
+            self._agreed(question.event_type, vote, now)
+
+    def _agreed(self, event_type: str, vote: str, now: float) -> None:
+        if event_type == "pause":
+            self._go_quiet(now)
+        else:
+            reconnect = event_type if event_type == "suspend" and vote in ("accept", "complete") else ""
+            self._expect_silence(self._settings.expected_silence, reconnect, now)
+
+    def _end_question(self, reason: str, now: float) -> None:
+        """Whom the question was put to is gone: silent agreement, without what a notice would change."""
+        question, self._question = self._question, None
+        if question is not None:
+            vote = SILENT_AGREEMENT[question.notification_type]
+            self._reports.append(Answered(question.number, vote, reason))
+
+    # --- expected silence --------------------------------------------------------------------------
+
+    def _silent(self) -> bool:
+        """Whether the guest may be silent: announced and agreed to, or announced and not yet answered."""
+        question = self._question
+        return self._silence_until is not None or (
+            question is not None and question.notification_type == NOTICE and question.event_type in SILENCING
+        )
+
+    def _expect_silence(self, seconds: float, event_type: str, now: float) -> None:
+        self._silence_until = now + seconds if seconds else None
+        self._silence_event = event_type
+        self._answers_in_silence = False  # it has yet to show that it answers
+        self.misses = 0
+        self._reports.append(Silence(seconds))
+
+    def _end_silence(self, now: float) -> None:
+        event_type, answers = self._silence_event, self._answers_in_silence
+        self._expect_silence(0, "", now)
+        if answers or self.state in (WAITING, CLOSED):
+            return
+        self._go_quiet(now)
+        if event_type == "suspend":
+            self.state, self._due = CLOSED, NEVER
+            self._reports.append(Reconnect("suspended"))
+
+    def _go_quiet(self, now: float) -> None:
+        self.state = WAITING
+        if self.heartbeating:
+            self._reports.append(Quiet())
+        self._absent("the guest went quiet, as announced", now)
+
+    def _absent(self, why: str, now: float) -> None:
+        """Nobody is there any more: wait for init, and not for ever."""
+        if self.heartbeating:
+            self._idle_since = now
+        self.heartbeating = self._announced = False
+        self.misses = 0
+        self._ill_at = None
+        self._end_question(why, now)
+        self._due = max(now, self._idle_since + self._settings.idle_reconnect)
+
+    # --- time --------------------------------------------------------------------------------------
+
+    @property
+    def _interval(self) -> float:
+        init = self._init or channel.DEFAULT_INIT
+        return init.heartbeat_interval_ms / 1000
+
+    @property
+    def _challenge_open(self) -> bool:
+        return self.state in (CHALLENGED, RESUMING)
+
+    def _due_input(self) -> str:
+        if self.state != CHALLENGED:
+            return DUE
+        if self._silent() or self.misses < self._settings.failure_threshold:
+            return MISS
+        return LOSS
+
+    def _excuse(self, now: float) -> bool:
+        """Whether this judgement must wait because our own wake-up was late.
+
+        A delay shorter than the interval is given to the guest once over, and at most one interval for a
+        challenge in all. A longer one says that nobody could have been judged in that time: the guest gets
+        a fresh interval, and at most two for a challenge in all. So a slow machine cannot put a loss off
+        for ever.
+        """
+        late = now - self._due
+        if not self._challenge_open or late <= self._settings.wake_slack:
+            return False
+        limit = self._interval if late < self._interval else 2 * self._interval
+        extra = min(late, self._interval, limit - self._excused)
+        if extra <= 0:
+            return False
+        self._excused += extra
+        self._due = now + extra
+        self._reports.append(Late(late))
+        return True
+
+    # --- words -------------------------------------------------------------------------------------
+
+    def _send(self, message: channel.Message) -> None:
+        self._sequence = (self._sequence + 1) & channel.INT32_MAX
+        self._data.append(channel.build(message, self._sequence))
+
+    def _nack(self, why: str, now: float) -> None:
+        self._note("refused", "refused a message: " + why, now)
+        if now - self._nacked_at >= self._settings.nack_period:
+            self._nacked_at = now
+            self._send(Nack(self._init.invocation_id if self._init is not None else 0, why))
+
+    def _note(self, kind: str, text: str, now: float) -> None:
+        """One line for the log per kind and `note_period`."""
+        last, more = self._noted.get(kind, (-NEVER, 0))
+        if now - last < self._settings.note_period:
+            self._noted[kind] = (last, more + 1)
+        else:
+            self._noted[kind] = (now, 0)
+            self._reports.append(Note(text, more))
+
+    def _output(self) -> Output:
+        output = Output(b"".join(self._data), self._reports)
+        self._data = []
+        self._reports = []
+        return output
+
+
+# (state, input) → the state that follows, and what is done. `_not_resumed` goes back to RESUMING while
+# silence is expected. Beside the inputs, a notice can change the state: `_go_quiet`, `_end_silence`.
+TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = {
+    (WAITING, INIT): (CHALLENGED, Session._acknowledge),
+    (WAITING, RIGHT): (WAITING, None),
+    (WAITING, WRONG): (WAITING, None),
+    (WAITING, EXIT): (WAITING, Session._exit),
+    (WAITING, DUE): (CLOSED, Session._give_up),
+    (RESUMING, INIT): (CHALLENGED, Session._acknowledge),
+    (RESUMING, RIGHT): (RESTING, Session._answered),
+    (RESUMING, WRONG): (RESUMING, None),
+    (RESUMING, EXIT): (WAITING, Session._exit),
+    (RESUMING, DUE): (WAITING, Session._not_resumed),
+    (CHALLENGED, INIT): (CHALLENGED, Session._acknowledge),
+    (CHALLENGED, RIGHT): (RESTING, Session._answered),
+    (CHALLENGED, WRONG): (CHALLENGED, None),
+    (CHALLENGED, EXIT): (WAITING, Session._exit),
+    (CHALLENGED, MISS): (CHALLENGED, Session._missed),
+    (CHALLENGED, LOSS): (WAITING, Session._lost),
+    (RESTING, INIT): (CHALLENGED, Session._acknowledge),
+    (RESTING, RIGHT): (RESTING, None),
+    (RESTING, WRONG): (RESTING, None),
+    (RESTING, EXIT): (WAITING, Session._exit),
+    (RESTING, DUE): (CHALLENGED, Session._challenge_again),
+    (CLOSED, INIT): (CLOSED, None),
+    (CLOSED, RIGHT): (CLOSED, None),
+    (CLOSED, WRONG): (CLOSED, None),
+    (CLOSED, EXIT): (CLOSED, None),
+    (CLOSED, DUE): (CLOSED, None),
+}

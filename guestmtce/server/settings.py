@@ -1,0 +1,77 @@
+"""What guestServer can be told, where, and within which limits (spec 1, 2 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+
+from guestmtce.daemon.config import MAIN, setting
+from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+from guestmtce.server import reports
+
+NAME = "guestServer"
+FILES = {MAIN: "/etc/mtc/guestServer.ini"}
+
+CONFIGURED_FLAG = "/etc/platform/.initial_config_complete"
+GO_FLAG = "/var/run/.goenabled"
+
+SHORTEST = 0.001  # s; timers can be scaled down to this in tests
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerSettings(DaemonSettings):
+    """Times in s unless the name says ms."""
+
+    channel_dir: str = setting(
+        "/var/lib/libvirt/qemu", flag="--channel-dir", help="folder of the guests' sockets"
+    )
+    bind: str = setting("", flag="--bind", help="address to listen on; default: all")
+    rx_port: int = setting(2411, "client.rx_port", 1, PORT_MAX, "--rx-port", "UDP port to listen on")
+    agent_port: int = setting(2401, "agent.rx_port", 1, PORT_MAX, "--agent-port", "UDP port of guestAgent")
+    hostname: str = setting(
+        socket.gethostname(), flag="--hostname", help="this host's name; default: the system's"
+    )
+    controller: str = setting("controller", flag="--controller", help="address or name of the controller")
+    no_wait: bool = setting(
+        False, flag="--no-wait", help="do not wait for the host to be configured and go-enabled"
+    )
+    child_user: str = setting("nobody", flag="--child-user", help="the user that children become")
+
+    failure_threshold: int = setting(1, "client.hbs_failure_threshold", 0, 1000)
+    pulse_period_ms: int = setting(400, "client.hbs_pulse_period", 1, 3_600_000)
+    start_delay: float = setting(1.0, "timeouts.start_delay", 0, 3600)
+
+    idle_reconnect: float = setting(120.0, "timers.idle_reconnect", SHORTEST, DAY)
+    guest_patience: float = setting(5.0, "timers.guest_patience", SHORTEST, DAY)
+    expected_silence: float = setting(60.0, "timers.expected_silence", SHORTEST, DAY)
+    ill_repeat: float = setting(55.0, "timers.ill_repeat", SHORTEST, DAY)
+    nack_period: float = setting(1.0, "timers.nack_period", SHORTEST, DAY)
+    note_period: float = setting(10.0, "timers.note_period", SHORTEST, DAY)
+    wake_slack: float = setting(0.02, "timers.wake_slack", SHORTEST, DAY)
+    reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
+    reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
+    settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
+    stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
+    question_grace: float = setting(1.0, "timers.question_grace", SHORTEST, DAY)
+    rescan: float = setting(180.0, "timers.rescan", SHORTEST, DAY)
+    folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
+    ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
+    answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
+    spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
+    alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)
+    memory_valid: float = setting(30.0, "timers.memory_valid", SHORTEST, DAY)
+    flag_poll: float = setting(1.0, "timers.flag_poll", SHORTEST, DAY)
+
+    def session(self) -> reports.Settings:
+        """The part that a child's session needs."""
+        return reports.Settings(
+            interval_floor_ms=self.pulse_period_ms,
+            failure_threshold=self.failure_threshold,
+            guest_patience=self.guest_patience,
+            idle_reconnect=self.idle_reconnect,
+            expected_silence=self.expected_silence,
+            ill_repeat=self.ill_repeat,
+            nack_period=self.nack_period,
+            note_period=self.note_period,
+            wake_slack=self.wake_slack,
+        )

@@ -1,0 +1,148 @@
+"""The quiet process that forks the children.
+
+Started afresh by the master (`python -I -S -c BOOT …`), it holds the warmed-up child code and nothing
+else, so that a child shares nearly all of its memory for ever. One request, one packet: `[serial, uuid,
+resume]` with the guest's socket and the child's end of the pipe; one answer: `[serial, pid]`. The fork is
+double, and the master is our subreaper: so the master, not this process, becomes the child's parent.
+
+Whatever this module imports, every child carries. No module that registers at-fork hooks may be among
+it: threading, random, logging (see `_import_setproctitle`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any, List, Optional
+
+from guestmtce.server import child, confine, pipe
+from guestmtce.server.reports import Resume, Settings
+from guestmtce.wire import channel
+
+# argv: the import path, then main's arguments. -S leaves out site and what it drags in.
+BOOT = (
+    "import sys; sys.path[:0] = sys.argv[1].split(':');"
+    "from guestmtce.server.spawner import main; main(sys.argv[2:])"
+)
+TITLE = "guestServer: spawner"
+REQUEST_MAX = 4096  # bytes
+WARM_UP_BEATS = 40
+WARM_UP_INTERVAL_MS = 1
+
+
+def _import_setproctitle() -> Any:
+    """setproctitle pulls in logging, whose at-fork hooks would cost every child 450 kB."""
+    hooked = os.register_at_fork
+    os.register_at_fork = lambda **_: None
+    try:
+        import setproctitle
+    finally:
+        os.register_at_fork = hooked
+    return setproctitle.setproctitle
+
+
+def main(arguments: List[str]) -> None:
+    """`arguments`: the control socket's descriptor, the master's pid, uid and gid or -1, the settings."""
+    descriptor, master, uid, gid, settings_json = arguments
+    settings = Settings(*json.loads(settings_json))
+    identity = confine.Identity(int(uid), int(gid)) if int(uid) >= 0 else None
+    control = socket.socket(fileno=int(descriptor))
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
+    confine.die_with(int(master))
+    title = _import_setproctitle()
+    title(TITLE)
+    warm_up()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    serve(control, int(master), identity, settings, title)
+
+
+def serve(
+    control: socket.socket, master: int, identity: Optional[confine.Identity], settings: Settings, title: Any
+) -> None:
+    """Fork a child per request until the master goes."""
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX, 2)
+        if not packet:
+            return
+        middle = os.fork()
+        if middle == 0:
+            _middle(control, packet, descriptors, master, identity, settings, title)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        os.waitpid(middle, 0)
+
+
+def _middle(
+    control: socket.socket,
+    packet: bytes,
+    descriptors: List[int],
+    master: int,
+    identity: Optional[confine.Identity],
+    settings: Settings,
+    title: Any,
+) -> None:
+    """Fork once more and go, so that the child becomes the master's. Does not return."""
+    status = child.END_BOOT_FAILURE
+    try:
+        serial, uuid, resume = json.loads(packet)
+        pid = os.fork()
+        if pid:
+            control.send(json.dumps([serial, pid]).encode("ascii"))
+            status = 0
+        else:
+            title("guestServer: " + uuid)
+            confine.confine(master, identity, descriptors)
+            guest, results = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            status = child.Child(guest, results, settings).run(load_resume(resume))
+    except BaseException as error:  # noqa: BLE001 - nothing may run on as a second spawner
+        sys.stderr.write("guestServer: a child failed: %r\n" % (error,))
+    finally:
+        os._exit(status)
+
+
+def dump_resume(resume: Optional[Resume]) -> Any:
+    """A `Resume` as JSON values."""
+    return None if resume is None else [list(resume.init), resume.heartbeating, resume.silence]
+
+
+def load_resume(values: Any) -> Optional[Resume]:
+    """The reverse of `dump_resume`."""
+    return None if values is None else Resume(channel.Init(*values[0]), values[1], values[2])
+
+
+def warm_up() -> None:
+    """Live a guest's life once, so that the code's caches are written here and not in every child."""
+    guest, far = socket.socketpair()
+    results, far_results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    far.setblocking(False)
+    far_results.setblocking(False)
+    init = channel.DEFAULT_INIT._replace(name="warm-up", heartbeat_interval_ms=WARM_UP_INTERVAL_MS)
+    worker = child.Child(guest, results, Settings(interval_floor_ms=WARM_UP_INTERVAL_MS))
+    worker.start(Resume(init, False, 0.0))
+    far.send(b"no message\n" + channel.build(init, 0))
+    for beat in range(WARM_UP_BEATS):
+        if beat == 3:
+            far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
+        health = channel.UNHEALTHY if beat % 8 == 7 else channel.HEALTHY
+        for line in _received(far).split(b"\n"):
+            if b'"challenge"' in line:
+                number = json.loads(line)["heartbeat_challenge"]
+                far.send(channel.build(channel.ChallengeResponse(number, health, "none", ""), beat))
+        _received(far_results)
+        worker.step()
+    for end in (guest, far, results, far_results):
+        end.close()
+
+
+def _received(far: socket.socket) -> bytes:
+    try:
+        return far.recv(65536)
+    except BlockingIOError:
+        return b""

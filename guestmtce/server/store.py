@@ -1,0 +1,122 @@
+"""What guestServer remembers over its own restart: one small file per guest in the run folder.
+
+A file is written atomically and checked when it is read; one that is damaged, or from another boot, is
+ignored. `alive` is a mark of when the daemon last lived: what an old memory says of a guest's parameters
+still holds, what it says of a guest's health does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from guestmtce.daemon import files
+from guestmtce.wire import channel, datagram
+
+log = logging.getLogger(__name__)
+
+BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
+FILE_MAX = 8192  # bytes
+ALIVE = "alive"
+
+
+class Memory(NamedTuple):
+    """What is remembered of a guest. Times in s on the machine's monotonic clock."""
+
+    uuid: str
+    provisioned: bool
+    reporting: bool
+    init: Optional[channel.Init]
+    owes_answer: bool
+    silence_until: float
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from another."""
+    with open(BOOT_ID_FILE, encoding="ascii") as file:
+        return file.read().strip()
+
+
+class Store:
+    """The folder. Raises OSError only from the constructor; later trouble is logged, never fatal."""
+
+    def __init__(self, run_dir: str, name: str) -> None:
+        self._folder = os.path.join(run_dir, name + ".guests")
+        self._boot = boot_id()
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+
+    def save(self, memory: Memory) -> None:
+        """Remember this of the guest."""
+        init = list(memory.init) if memory.init is not None else None
+        self._write(memory.uuid, {**memory._asdict(), "init": init})
+
+    def forget(self, uuid: str) -> None:
+        """Remember nothing of the guest."""
+        files.remove(self._path(uuid))
+
+    def mark_alive(self, now: float) -> None:
+        """Note that the daemon lives at `now`."""
+        self._write(ALIVE, {"at": now})
+
+    def alive_at(self) -> float:
+        """When the daemon last noted that it lives; before all time if it never did in this boot."""
+        mark = self._read(ALIVE)
+        at = mark.get("at") if mark else None
+        return float(at) if isinstance(at, (int, float)) else -float("inf")
+
+    def load(self) -> List[Memory]:
+        """All that is remembered and sound."""
+        memories = []
+        for name in sorted(os.listdir(self._folder)):
+            if datagram.UUID.fullmatch(name):
+                memory = self._memory(name)
+                if memory is not None:
+                    memories.append(memory)
+                else:
+                    files.remove(self._path(name))
+        return memories
+
+    def _memory(self, uuid: str) -> Optional[Memory]:
+        try:
+            values = self._read(uuid)
+            if values is None or values["uuid"] != uuid:
+                return None
+            init = values["init"]
+            if init is not None:
+                _, takes = channel.FROM_GUEST["init"]
+                init = channel.Init(*[take(value) for (_, take), value in zip(takes, init)])
+            return Memory(
+                uuid=uuid,
+                provisioned=values["provisioned"] is True,
+                reporting=values["reporting"] is True,
+                init=init,
+                owes_answer=values["owes_answer"] is True,
+                silence_until=float(values["silence_until"]),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
+            return None
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    def _write(self, name: str, values: Dict[str, Any]) -> None:
+        text = json.dumps({"boot": self._boot, **values})
+        try:
+            files.write_atomically(self._path(name), "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
+        except OSError as error:
+            log.error("cannot write %s: %s", self._path(name), error)
+
+    def _read(self, name: str) -> Optional[Dict[str, Any]]:
+        """The values in a file, if it is whole and from this boot."""
+        try:
+            with open(self._path(name), encoding="utf-8") as file:
+                crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
+            values = json.loads(text)
+            sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)
+        except (OSError, ValueError, RecursionError):
+            sound = False
+        return values if sound and values.get("boot") == self._boot else None

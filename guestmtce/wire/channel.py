@@ -1,0 +1,395 @@
+"""Messages on the guest channel, both directions (spec 1).
+
+A message is one JSON object on one line. `parse` turns a line into one of the tuples below or says
+what is wrong with it; the `build_*` functions turn values into the bytes to write, framing included.
+`LineBuffer` cuts a stream into lines.
+
+The guest's side of the channel uses this module too, so it stays Python 3.6-clean and needs nothing
+but the standard library.
+
+Two kinds of bad input are told apart because they are answered differently (spec 1, "Errors"):
+`NotAMessage` (no JSON object: dropped) and `Refused` (a message we cannot take: answered with a nack).
+"""
+
+import json
+import re
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+VERSION = 3
+REVISION = 1
+
+# Sizes the deployed guest is built for, in bytes of UTF-8 (spec 1, "Framing").
+MESSAGE_MAX = 1056
+NAME_MAX = 63
+LOG_MSG_MAX = 223
+WORD_MAX = 31
+
+# The longest line we keep while we wait for its newline. Above MESSAGE_MAX because a guest's health
+# script may make it send more than it should; below anything that would matter to our memory.
+LINE_MAX = 4096
+
+INT32_MAX = 2**31 - 1
+INT32_MIN = -(2**31)
+# Timeouts travel as milliseconds in a signed 32-bit int.
+SECS_MAX = INT32_MAX // 1000
+
+HEALTHY = "healthy"
+UNHEALTHY = "unhealthy"
+VOTE = "revocable"
+NOTICE = "irrevocable"
+UNKNOWN = "unknown"
+
+CORRECTIVE_ACTIONS = ("none", "reboot", "stop", "log", UNKNOWN)
+EVENT_TYPES = (
+    "stop", "reboot", "suspend", "pause", "unpause", "resume", "resize_begin", "resize_end",
+    "live_migrate_begin", "live_migrate_end", "cold_migrate_begin", "cold_migrate_end",
+)  # fmt: skip
+NOTIFICATION_TYPES = (VOTE, NOTICE)
+VOTE_RESULTS = ("accept", "reject", "complete", "timeout", "error", UNKNOWN)
+
+# What a host sends first on a new connection: it ends a half-sent message of the connection before
+# (spec 1, "What real guests do").
+RESYNC = b" \n"
+
+
+class NotAMessage(ValueError):
+    """The line holds no JSON object. It is dropped without an answer."""
+
+
+class Refused(ValueError):
+    """The line holds a message that cannot be taken; `str()` of it is the nack's `log_msg`."""
+
+
+class Init(NamedTuple):
+    """guest → host: who I am and how I want to be watched. Times in ms and s as named."""
+
+    invocation_id: int
+    name: str
+    heartbeat_interval_ms: int
+    vote_secs: int
+    shutdown_notice_secs: int
+    suspend_notice_secs: int
+    resume_notice_secs: int
+    restart_secs: int
+    corrective_action: str
+
+
+class InitAck(NamedTuple):
+    """host → guest: taken; challenges follow."""
+
+    invocation_id: int
+
+
+class Challenge(NamedTuple):
+    """host → guest: are you there?"""
+
+    heartbeat_challenge: int
+
+
+class ChallengeResponse(NamedTuple):
+    """guest → host: the challenge's number back, and how the guest feels."""
+
+    heartbeat_response: int
+    heartbeat_health: str
+    corrective_action: str
+    log_msg: str
+
+
+class ActionNotify(NamedTuple):
+    """host → guest: this is about to happen; a vote (`revocable`) or a notice (`irrevocable`)."""
+
+    invocation_id: int
+    event_type: str
+    notification_type: str
+    timeout_ms: int
+
+
+class ActionResponse(NamedTuple):
+    """guest → host: the answer to an `ActionNotify`."""
+
+    invocation_id: int
+    event_type: str
+    notification_type: str
+    vote_result: str
+    log_msg: str
+
+
+class Exit(NamedTuple):
+    """guest → host: the guest's heartbeat client ends gracefully."""
+
+    log_msg: str
+
+
+class Nack(NamedTuple):
+    """host → guest: what was wrong with your message."""
+
+    invocation_id: int
+    log_msg: str
+
+
+Message = Union[Init, InitAck, Challenge, ChallengeResponse, ActionNotify, ActionResponse, Exit, Nack]
+
+# Timeouts before a guest's init says otherwise (spec 1, "The conversation", 2).
+DEFAULT_INIT = Init(0, "", 1000, 10, 10, 10, 10, 120, "log")
+
+
+def clean(text: str, limit: int = LOG_MSG_MAX) -> str:
+    """`text` cut to `limit` bytes of UTF-8, on a character's border, without lone surrogates."""
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+# --- lines -----------------------------------------------------------------------------------------
+
+
+class LineBuffer:
+    """Cuts a byte stream into lines; holds at most `LINE_MAX` bytes whatever arrives.
+
+    A line that grows beyond `LINE_MAX` is thrown away up to its newline and counted in `overflows`.
+    """
+
+    __slots__ = ("_rest", "_skipping", "overflows")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+        self.overflows = 0
+
+    def feed(self, data: bytes) -> List[bytes]:
+        """The complete, non-empty lines that `data` finishes, without their newlines."""
+        if self._skipping:
+            newline = data.find(b"\n")
+            if newline < 0:
+                return []
+            data = data[newline + 1 :]
+            self._skipping = False
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > LINE_MAX:
+            self._rest = b""
+            self._skipping = True
+            self.overflows += 1
+        fitting = [line for line in lines if len(line) <= LINE_MAX]
+        self.overflows += len(lines) - len(fitting)
+        return [line for line in fitting if line and not line.isspace()]
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name + " is no JSON")
+
+
+# strict=False: a guest's log_msg is not escaped and may hold a tab.
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
+
+
+# The first of duplicate keys counts: for text in which somebody may have smuggled a second one.
+FIRST_WINS = json.JSONDecoder(
+    strict=False, parse_constant=_no_constant, object_pairs_hook=lambda pairs: dict(reversed(pairs))
+)
+
+
+def _load(text: str, decoder: json.JSONDecoder) -> Dict[str, Any]:
+    """The JSON object that `text` holds and nothing else. Raises ValueError, RecursionError."""
+    value, end = decoder.raw_decode(text)
+    if not isinstance(value, dict) or text[end:].strip():
+        raise ValueError("no JSON object")
+    return value
+
+
+def load_object(text: str, last_field: str, decoder: json.JSONDecoder = _DECODER) -> Dict[str, Any]:
+    """The JSON object in `text`; `last_field` may hold unescaped quotes, backslashes or control characters.
+
+    Old senders write that field last and do not escape it (spec 1 and 2). What cannot be parsed as it
+    stands is parsed without the field's text, which is then put in as it came.
+    Raises NotAMessage when there is no object even so.
+    """
+    text = text.strip()
+    try:
+        return _load(text, decoder)
+    except (ValueError, RecursionError):
+        pass
+    found = re.search('"%s"\\s*:\\s*"' % last_field, text)
+    if found is None:
+        raise NotAMessage("no JSON object")
+    try:
+        fields = _load(text[: found.end()] + '"}', decoder)
+    except (ValueError, RecursionError):
+        raise NotAMessage("no JSON object") from None
+    fields[last_field] = re.sub('"\\s*}?$', "", text[found.end() :])
+    return fields
+
+
+# --- fields ----------------------------------------------------------------------------------------
+# Each takes a field's value and returns it cleaned, or raises ValueError.
+
+
+def _int32(value: Any) -> int:
+    if type(value) is not int or not INT32_MIN <= value <= INT32_MAX:
+        raise ValueError
+    return value
+
+
+def _ident(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= INT32_MAX:
+        raise ValueError
+    return value
+
+
+def _secs(value: Any) -> int:
+    return min(_ident(value), SECS_MAX)
+
+
+def _text(limit: int) -> Callable[[Any], str]:
+    """A string, cut to `limit` bytes."""
+
+    def take(value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError
+        return clean(value, limit) if value else value
+
+    return take
+
+
+def _one_of(words: Tuple[str, ...]) -> Callable[[Any], str]:
+    """A word of `words`; another word is taken as `unknown`: refusing it would lose the guest."""
+
+    def take(value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError
+        return value if value in words else UNKNOWN
+
+    return take
+
+
+_word = _text(WORD_MAX)
+_log_msg = _text(LOG_MSG_MAX)
+_corrective_action = _one_of(CORRECTIVE_ACTIONS)
+_event_type = _one_of(EVENT_TYPES)
+_notification_type = _one_of(NOTIFICATION_TYPES)
+
+Shape = Tuple[Callable[..., Message], Tuple[Tuple[str, Callable[[Any], Any]], ...]]
+
+FROM_GUEST = {
+    "init": (Init, (
+        ("invocation_id", _ident), ("name", _text(NAME_MAX)), ("heartbeat_interval_ms", _int32),
+        ("vote_secs", _secs), ("shutdown_notice_secs", _secs), ("suspend_notice_secs", _secs),
+        ("resume_notice_secs", _secs), ("restart_secs", _secs), ("corrective_action", _corrective_action),
+    )),
+    "challenge_response": (ChallengeResponse, (
+        ("heartbeat_response", _int32), ("heartbeat_health", _word),
+        ("corrective_action", _corrective_action), ("log_msg", _log_msg),
+    )),
+    "action_response": (ActionResponse, (
+        ("invocation_id", _ident), ("event_type", _event_type), ("notification_type", _notification_type),
+        ("vote_result", _one_of(VOTE_RESULTS)), ("log_msg", _log_msg),
+    )),
+    "exit": (Exit, (("log_msg", _log_msg),)),
+}  # type: Dict[str, Shape]  # fmt: skip
+
+FROM_HOST = {
+    "init_ack": (InitAck, (("invocation_id", _ident),)),
+    "challenge": (Challenge, (("heartbeat_challenge", _ident),)),
+    "action_notify": (ActionNotify, (
+        ("invocation_id", _ident), ("event_type", _event_type), ("notification_type", _notification_type),
+        ("timeout_ms", _ident),
+    )),
+    "nack": (Nack, (("invocation_id", _ident), ("log_msg", _log_msg))),
+}  # type: Dict[str, Shape]  # fmt: skip
+
+
+def _field(fields: Dict[str, Any], name: str, take: Callable[[Any], Any]) -> Any:
+    try:
+        return take(fields[name])
+    except (KeyError, ValueError):
+        raise Refused("failed to parse " + name) from None
+
+
+def parse(line: bytes, shapes: Optional[Dict[str, Shape]] = None) -> Message:
+    """The message in `line` (one line of the stream, without newline), sent by a guest.
+
+    `shapes` is `FROM_GUEST` (the default) or `FROM_HOST`. Invalid UTF-8 is replaced, of a duplicate
+    key the last value counts, unknown fields are ignored. Raises NotAMessage or Refused.
+    """
+    if shapes is None:
+        shapes = FROM_GUEST
+    fields = load_object(line.decode("utf-8", "replace"), "log_msg")
+    version = _field(fields, "version", _int32)
+    if version < VERSION:
+        raise Refused("Bad version: %d, expect version: %d" % (version, VERSION))
+    _field(fields, "revision", _int32)
+    _field(fields, "sequence", _int32)
+    msg_type = _field(fields, "msg_type", _word)
+    shape = shapes.get(msg_type)
+    if shape is None:
+        raise Refused("unsupported message type: " + msg_type)
+    make, takes = shape
+    if make is Exit:  # a guest that says goodbye has gone, whatever else it says
+        fields.setdefault("log_msg", "")
+    return make(*[_field(fields, name, take) for name, take in takes])
+
+
+# --- building --------------------------------------------------------------------------------------
+
+_NAMES = {
+    Init: "init", InitAck: "init_ack", Challenge: "challenge", ChallengeResponse: "challenge_response",
+    ActionNotify: "action_notify", ActionResponse: "action_response", Exit: "exit", Nack: "nack",
+}  # type: Dict[Any, str]  # fmt: skip
+
+_CHALLENGE = (
+    '\n{"version":%d,"revision":%d,"msg_type":"challenge","sequence":%%d,"heartbeat_challenge":%%d}\n'
+    % (VERSION, REVISION)
+)
+
+
+def build_challenge(sequence: int, challenge: int) -> bytes:
+    """The bytes of a challenge; `challenge` in 0 … 2³¹−1. A fixed text: this one is sent every interval."""
+    return (_CHALLENGE % (sequence, challenge)).encode("ascii")
+
+
+def build(message: Message, sequence: int) -> bytes:
+    """The bytes of `message`, framing included, never above MESSAGE_MAX: `log_msg` is cut until it fits.
+
+    Raises ValueError for an id, challenge or timeout outside 0 … 2³¹−1: the guest would read another.
+    """
+    msg_type = _NAMES[type(message)]
+    fields = {"version": VERSION, "revision": REVISION, "msg_type": msg_type, "sequence": sequence}
+    for name, value in zip(message._fields, message):
+        if isinstance(value, int):
+            _int32(value) if name == "heartbeat_interval_ms" else _ident(value)
+            fields[name] = value
+        else:
+            limit = {"name": NAME_MAX, "log_msg": LOG_MSG_MAX}.get(name, WORD_MAX)
+            fields[name] = clean(str(value), limit)
+    data = _frame(fields)
+    while len(data) > MESSAGE_MAX and fields.get("log_msg"):
+        fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // 12)]
+        data = _frame(fields)
+    return data
+
+
+def _frame(fields: Dict[str, Any]) -> bytes:
+    return ("\n" + json.dumps(fields, separators=(",", ":")) + "\n").encode("ascii")
+
+
+# --- votes and notices -----------------------------------------------------------------------------
+
+_TIMEOUT_FIELD = {
+    "stop": "shutdown_notice_secs", "reboot": "shutdown_notice_secs",
+    "suspend": "suspend_notice_secs", "pause": "suspend_notice_secs", "resize_begin": "suspend_notice_secs",
+    "live_migrate_begin": "suspend_notice_secs", "cold_migrate_begin": "suspend_notice_secs",
+    "unpause": "resume_notice_secs", "resume": "resume_notice_secs", "resize_end": "resume_notice_secs",
+    "live_migrate_end": "resume_notice_secs", "cold_migrate_end": "resume_notice_secs",
+}  # fmt: skip
+
+
+def timeout_secs(guest: Any, notification_type: str, event_type: str) -> int:
+    """How long, in s, the guest may take to answer (spec 1, "Votes and notices").
+
+    `guest` is anything that bears the `*_secs` of its init. Raises ValueError for an unknown event.
+    """
+    if event_type not in _TIMEOUT_FIELD:
+        raise ValueError("unknown event type " + repr(event_type))
+    field = "vote_secs" if notification_type == VOTE else _TIMEOUT_FIELD[event_type]
+    return int(getattr(guest, field))

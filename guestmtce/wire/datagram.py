@@ -1,0 +1,380 @@
+"""The maintenance datagram between guestServer, guestAgent and mtcAgent, both directions (spec 2).
+
+`unpack` takes the bytes of a datagram apart, `parse_command`, `parse_event` and `parse_host` read its
+body; `pack` and the `build_*` functions make them. Everything wrong with a datagram raises
+BadDatagram, whose text names the trouble; it has no other answer than a line in the log.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from typing import Any, Dict, NamedTuple, Tuple, Union
+
+from guestmtce.wire import channel
+
+# hdr, ver, rev, res, cmd, num, parm[5]; the JSON follows.
+HEADER = struct.Struct("<64sHHIII5I")
+FULL_SIZE = 1060
+JSON_MAX = FULL_SIZE - HEADER.size - 1
+
+SIGNATURE_SIZE = 18
+AGENT_SIGNATURE = b"guest msg header:"
+MTC_SIGNATURE = b"cgts mtc cmd req:"
+NO_SIGNATURE = b""
+AGENT_NAME = b"guestAgent"
+
+# guestAgent → guestServer
+ADD_INST = 0x11110020
+DEL_INST = 0x11110021
+MOD_INST = 0x11110022
+QRY_INST = 0x11110023
+VOTE_INST = 0x11110024
+NOTIFY_INST = 0x11110025
+LOOPBACK = 0x01010101
+# mtcAgent → guestAgent; MOD_HOST with another body also guestAgent → guestServer
+ADD_HOST = 0x11110010
+DEL_HOST = 0x11110011
+MOD_HOST = 0x11110012
+# guestServer → guestAgent; the first also guestAgent → mtcAgent
+MONITOR_READY = 0xF0F0F0F0
+RUNNING = 0x0110FEAD
+STOPPED = 0x0100FEAD
+ILLHEALTH = 0x0001FEAD
+LOSS = 0x0000FEAD
+VOTE_NOTIFY = 0xFEEDFEED
+
+NAMES = {
+    ADD_INST: "ADD_INST", DEL_INST: "DEL_INST", MOD_INST: "MOD_INST", QRY_INST: "QRY_INST",
+    VOTE_INST: "VOTE_INST", NOTIFY_INST: "NOTIFY_INST", LOOPBACK: "LOOPBACK",
+    ADD_HOST: "ADD_HOST", DEL_HOST: "DEL_HOST", MOD_HOST: "MOD_HOST",
+    MONITOR_READY: "MONITOR_READY", RUNNING: "RUNNING", STOPPED: "STOPPED",
+    ILLHEALTH: "ILLHEALTH", LOSS: "LOSS", VOTE_NOTIFY: "VOTE_NOTIFY",
+}  # fmt: skip
+
+HEARTBEAT = "heartbeat"
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+HOSTNAME_MAX = 255
+
+
+class BadDatagram(ValueError):
+    """The datagram cannot be taken; the text says why."""
+
+
+class Datagram(NamedTuple):
+    """A datagram taken apart. `ver` to `parm` are 0 from old daemons (spec 2, "Layout")."""
+
+    signature: bytes
+    ver: int
+    rev: int
+    res: int
+    cmd: int
+    num: int
+    parm: Tuple[int, ...]
+    body: Dict[str, Any]
+
+
+class SetInstance(NamedTuple):
+    """ADD_INST, MOD_INST: know this instance, with fault reporting so."""
+
+    uuid: str
+    reporting: bool
+
+
+class DeleteInstance(NamedTuple):
+    """DEL_INST: close its channel and forget it."""
+
+    uuid: str
+
+
+class Query(NamedTuple):
+    """QRY_INST: tell the state of every instance."""
+
+
+class Ask(NamedTuple):
+    """VOTE_INST, NOTIFY_INST: put this question to the guest. `event` may be one that nobody knows."""
+
+    uuid: str
+    notification_type: str
+    event: str
+
+
+class SetHost(NamedTuple):
+    """MOD_HOST to a guestServer: switch fault reporting for the whole host."""
+
+    uuid: str
+    reporting: bool
+
+
+class Loopback(NamedTuple):
+    """LOOPBACK: nothing to do."""
+
+
+class Ready(NamedTuple):
+    """MONITOR_READY: a guestServer has started."""
+
+    hostname: str
+
+
+class InstanceInfo(NamedTuple):
+    """The state of an instance: RUNNING, STOPPED, ILLHEALTH and the answer to QRY_INST. Times in s."""
+
+    hostname: str
+    uuid: str
+    reporting: bool
+    heartbeating: bool
+    repair_action: str
+    restart_to: int
+    shutdown_to: int
+    suspend_to: int
+    resume_to: int
+    vote_to: int
+
+
+class Loss(NamedTuple):
+    """LOSS: the guest has stopped answering."""
+
+    hostname: str
+    uuid: str
+
+
+class VoteResult(NamedTuple):
+    """VOTE_NOTIFY: the answer to a vote or notice."""
+
+    hostname: str
+    uuid: str
+    notification_type: str
+    event_type: str
+    vote: str
+    reason: str
+
+
+class HostRecord(NamedTuple):
+    """ADD_HOST, MOD_HOST and DEL_HOST (there `ip` is empty) from mtcAgent."""
+
+    hostname: str
+    uuid: str
+    ip: str
+
+
+Command = Union[SetInstance, DeleteInstance, Query, Ask, SetHost, Loopback]
+Event = Union[Ready, InstanceInfo, Loss, VoteResult]
+
+
+# --- the frame -------------------------------------------------------------------------------------
+
+
+def pack(cmd: int, body: Dict[str, Any], signature: bytes = NO_SIGNATURE, full: bool = False) -> bytes:
+    """A datagram; with `full` filled up to FULL_SIZE bytes as guestServers send it.
+
+    Raises BadDatagram when the body's JSON is longer than JSON_MAX bytes.
+    """
+    text = json.dumps(body, separators=(",", ":")).encode("ascii") if body else b""
+    if len(text) > JSON_MAX:
+        name = NAMES.get(cmd, hex(cmd))
+        raise BadDatagram("%s: JSON of %d bytes, at most %d" % (name, len(text), JSON_MAX))
+    data = HEADER.pack(signature, 0, 0, 0, cmd, 0, 0, 0, 0, 0, 0) + text
+    return data.ljust(FULL_SIZE, b"\0") if full else data
+
+
+def unpack(data: bytes) -> Datagram:
+    """Take a datagram apart. An unescaped text in its last field is recovered (spec 2, "Events").
+
+    Raises BadDatagram for one that is too short, too long, not terminated, or without a JSON object.
+    """
+    if not HEADER.size <= len(data) <= FULL_SIZE:
+        raise BadDatagram("%d bytes, expected %d to %d" % (len(data), HEADER.size, FULL_SIZE))
+    hdr, ver, rev, res, cmd, num, *parm = HEADER.unpack_from(data)
+    text, nul, _ = data[HEADER.size :].partition(b"\0")
+    if not nul and len(data) == FULL_SIZE:
+        raise BadDatagram("no NUL ends the JSON")
+    body: Dict[str, Any] = {}
+    if text.strip():
+        try:
+            # An old server does not escape a guest's reason: it must not answer for another guest.
+            body = channel.load_object(text.decode("utf-8", "replace"), "reason", channel.FIRST_WINS)
+        except channel.NotAMessage:
+            raise BadDatagram("%s without a JSON object" % NAMES.get(cmd, hex(cmd))) from None
+    signature = hdr[:SIGNATURE_SIZE].rstrip(b"\0")
+    return Datagram(signature, ver, rev, res, cmd, num, tuple(parm), body)
+
+
+# --- fields ----------------------------------------------------------------------------------------
+
+
+def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
+    value = body.get(field)
+    if not isinstance(value, str):
+        raise BadDatagram("no string %r" % field)
+    return channel.clean(value, limit)
+
+
+def _name(body: Dict[str, Any], field: str = "hostname") -> str:
+    value = _string(body, field)
+    if not value:
+        raise BadDatagram("empty %r" % field)
+    return value
+
+
+def _uuid(body: Dict[str, Any]) -> str:
+    value = _string(body, "uuid")
+    if not UUID.fullmatch(value):
+        raise BadDatagram("%r is no uuid" % value)
+    return value
+
+
+def _enabled(body: Dict[str, Any], field: str) -> bool:
+    value = _string(body, field)
+    if value not in ("enabled", "disabled"):
+        raise BadDatagram("%r is neither enabled nor disabled but %r" % (field, value))
+    return value == "enabled"
+
+
+def _secs(body: Dict[str, Any], field: str) -> int:
+    value = _string(body, field)
+    if not re.fullmatch("[0-9]{1,10}", value):
+        raise BadDatagram("%r is no whole number of seconds but %r" % (field, value))
+    return min(int(value), channel.SECS_MAX)
+
+
+def _word_of(body: Dict[str, Any], field: str, words: Tuple[str, ...]) -> str:
+    value = _string(body, field)
+    return value if value in words else channel.UNKNOWN
+
+
+def state_word(enabled: bool) -> str:
+    """`enabled` or `disabled`."""
+    return "enabled" if enabled else "disabled"
+
+
+# --- guestAgent → guestServer ----------------------------------------------------------------------
+
+
+def parse_command(datagram: Datagram) -> Command:
+    """What a guestAgent wants of a guestServer. Raises BadDatagram."""
+    cmd, body = datagram.cmd, datagram.body
+    if cmd in (ADD_INST, MOD_INST):
+        service = body.get("service", HEARTBEAT)
+        if service != HEARTBEAT:
+            raise BadDatagram("unknown service %r" % (service,))
+        return SetInstance(_uuid(body), _enabled(body, "state"))
+    if cmd == DEL_INST:
+        return DeleteInstance(_uuid(body))
+    if cmd == QRY_INST:
+        return Query()
+    if cmd in (VOTE_INST, NOTIFY_INST):
+        kind = channel.VOTE if cmd == VOTE_INST else channel.NOTICE
+        return Ask(_uuid(body), kind, _string(body, "event", channel.WORD_MAX))
+    if cmd == MOD_HOST:
+        return SetHost(_name(body, "uuid"), _enabled(body, "heartbeat"))
+    if cmd == LOOPBACK:
+        return Loopback()
+    raise BadDatagram("unknown command %#x" % cmd)
+
+
+def build_command(cmd: int, source: str, command: Command) -> bytes:
+    """The datagram of `command`; `source` is the sending agent's address."""
+    body: Dict[str, Any] = {"source": source}
+    if isinstance(command, (SetInstance, DeleteInstance)):
+        reporting = isinstance(command, SetInstance) and command.reporting
+        body.update(uuid=command.uuid, service=HEARTBEAT, state=state_word(reporting))
+    elif isinstance(command, Ask):
+        body.update(uuid=command.uuid, event=command.event)
+    elif isinstance(command, SetHost):
+        body.update(uuid=command.uuid, heartbeat=state_word(command.reporting))
+    return pack(cmd, body, AGENT_SIGNATURE)
+
+
+# --- guestServer → guestAgent ----------------------------------------------------------------------
+
+
+def parse_event(datagram: Datagram) -> Event:
+    """What a guestServer has to tell. Raises BadDatagram."""
+    cmd, body = datagram.cmd, datagram.body
+    if cmd == MONITOR_READY:
+        return Ready(_name(body))
+    if cmd in (RUNNING, STOPPED, ILLHEALTH, QRY_INST):
+        return _parse_info(body)
+    if cmd == LOSS:
+        return Loss(_name(body), _uuid(body))
+    if cmd == VOTE_NOTIFY:
+        return VoteResult(
+            _name(body),
+            _uuid(body),
+            _word_of(body, "notification_type", channel.NOTIFICATION_TYPES),
+            _string(body, "event-type", channel.WORD_MAX),
+            _word_of(body, "vote", channel.VOTE_RESULTS),
+            _string(body, "reason", channel.LOG_MSG_MAX) if "reason" in body else "",
+        )
+    raise BadDatagram("unknown event %#x" % cmd)
+
+
+def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
+    return InstanceInfo(
+        _name(body),
+        _uuid(body),
+        _enabled(body, "reporting"),
+        _enabled(body, "heartbeating"),
+        _word_of(body, "repair-action", channel.CORRECTIVE_ACTIONS),
+        _secs(body, "restart-to"),
+        _secs(body, "shutdown-to"),
+        _secs(body, "suspend-to"),
+        _secs(body, "resume-to"),
+        _secs(body, "vote-to"),
+    )
+
+
+def build_event(cmd: int, event: Event) -> bytes:
+    """The datagram of `event`, at full size. All values are strings (spec 2, "Events")."""
+    body: Dict[str, Any] = {"hostname": event.hostname}
+    if isinstance(event, InstanceInfo):
+        body.update({
+            "uuid": event.uuid,
+            "reporting": state_word(event.reporting),
+            "heartbeating": state_word(event.heartbeating),
+            "repair-action": event.repair_action,
+            "restart-to": str(event.restart_to),
+            "shutdown-to": str(event.shutdown_to),
+            "suspend-to": str(event.suspend_to),
+            "resume-to": str(event.resume_to),
+            "vote-to": str(event.vote_to),
+        })  # fmt: skip
+    elif isinstance(event, Loss):
+        body["uuid"] = event.uuid
+    elif isinstance(event, VoteResult):
+        body.update({
+            "uuid": event.uuid, "notification_type": event.notification_type,
+            "event-type": event.event_type, "vote": event.vote, "reason": event.reason,
+        })  # fmt: skip
+        # Escaping can make the reason six times as long; a shorter reason is better than no vote.
+        while body["reason"] and len(json.dumps(body, separators=(",", ":"))) > JSON_MAX:
+            body["reason"] = body["reason"][: len(body["reason"]) * 3 // 4]
+    return pack(cmd, body, full=True)
+
+
+# --- mtcAgent ↔ guestAgent -------------------------------------------------------------------------
+
+
+def parse_host(datagram: Datagram) -> HostRecord:
+    """What mtcAgent says of a host; `datagram.cmd` says which way. Raises BadDatagram."""
+    if datagram.signature != MTC_SIGNATURE:
+        raise BadDatagram("signature %r, expected %r" % (datagram.signature, MTC_SIGNATURE))
+    if datagram.cmd not in (ADD_HOST, MOD_HOST, DEL_HOST):
+        raise BadDatagram("unknown command %#x" % datagram.cmd)
+    body = datagram.body
+    ip = "" if datagram.cmd == DEL_HOST else _name(body, "ip")
+    return HostRecord(_name(body), _name(body, "uuid"), ip)
+
+
+def build_host(cmd: int, host: HostRecord) -> bytes:
+    """A datagram as mtcAgent sends it."""
+    body = {"hostname": host.hostname, "uuid": host.uuid}
+    if cmd != DEL_HOST:
+        body.update(ip=host.ip, personality="worker")
+    return pack(cmd, body, MTC_SIGNATURE)
+
+
+def build_agent_ready() -> bytes:
+    """guestAgent's MONITOR_READY to mtcAgent: the name stands in `hdr`, there is no body."""
+    return pack(MONITOR_READY, {}, AGENT_SIGNATURE.ljust(SIGNATURE_SIZE, b"\0") + AGENT_NAME)

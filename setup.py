@@ -1,0 +1,44 @@
+"""Packaging of guestmtce."""
+
+import os
+import re
+
+from setuptools import find_packages, setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def _read(*path: str) -> str:
+    with open(os.path.join(HERE, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+setup(
+    name="guestmtce",
+    version=re.findall('__version__ = "(.+)"', _read("guestmtce", "__init__.py"))[0],
+    description="Guest heartbeat service for compute clouds",
+    long_description=_read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["guestmtce", "guestmtce.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        "cherrypy",
+        "psutil",
+        "pyasyncore; python_version >= '3.12'",
+        "pyinotify",
+        "requests",
+        "setproctitle",
+    ],
+    extras_require={
+        # hypothesis finds the inputs that nobody thought of; mypy and ruff keep the working agreement.
+        "test": ["hypothesis", "mypy", "pytest", "ruff", "types-psutil", "types-requests"],
+    },
+    entry_points={
+        "console_scripts": [
+            "guestServer = guestmtce.server.master:main",
+            "guestAgent = guestmtce.agent.main:main",
+            "guestmtce = guestmtce.cli:main",
+        ]
+    },
+)

@@ -1,0 +1,313 @@
+"""Resuming after a reconnect, our own lateness, and random lives of a guest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from session_driver import BEGIN, GUEST, Bench
+
+from guestmtce.server import session as s
+from guestmtce.server.session import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING, Resume, Settings
+from guestmtce.wire import channel
+from guestmtce.wire.channel import ActionNotify, Challenge, InitAck
+
+# --- resume after a reconnect ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heartbeating", [True, False])
+def test_resume_sends_one_challenge_and_its_answer_resumes_the_heartbeat(heartbeating):
+    bench = Bench(resume=Resume(GUEST, heartbeating, 0.0))
+    assert bench.first_bytes.startswith(b" \n\n{")
+    assert bench.sent == [Challenge(0)]
+    bench.run(4, answers=True)
+    assert bench.reports == [s.Running()]
+    assert bench.session.state == RESTING
+
+
+def test_resume_by_init():
+    bench = Bench(resume=Resume(GUEST, True, 0.0))
+    bench.now += 5
+    bench.init(invocation_id=846930886)
+    assert bench.wrote(InitAck) == [InitAck(846930886)]
+    bench.answer()
+    assert bench.kinds() == ["Acknowledged", "Running"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "threshold", "patience"),
+    [(1000, 1, 6.0), (5000, 1, 15.0), (400, 1, 5.4), (5000, 4, 25.0), (1000, 10, 11.0)],
+)
+def test_a_resumed_guest_gets_its_patience_and_never_less_than_a_loss_takes(interval, threshold, patience):
+    init = GUEST._replace(heartbeat_interval_ms=interval)
+    bench = Bench(Settings(failure_threshold=threshold), Resume(init, True, 0.0))
+    bench.tick(BEGIN + patience - 0.01)
+    assert bench.reports == []
+    bench.tick()
+    assert bench.now == pytest.approx(BEGIN + patience)
+    assert bench.reports == [s.Lost(1)]
+    assert bench.sent == [Challenge(0)]
+
+
+def test_who_did_not_heartbeat_before_is_not_lost_by_a_resume():
+    bench = Bench(resume=Resume(GUEST, False, 0.0))
+    bench.run(119, answers=False)
+    assert (bench.session.state, bench.reports) == (WAITING, [])
+    bench.tick()
+    assert (bench.now, bench.session.state) == (BEGIN + 120, CLOSED)
+
+
+def test_exit_ends_a_resume():
+    bench = Bench(resume=Resume(GUEST, True, 0.0))
+    bench.exit()
+    bench.run(100, answers=False)
+    assert bench.kinds() == ["Note", "Stopped"]
+
+
+def test_silence_goes_on_over_a_reconnect_and_ends_quietly():
+    bench = Bench(resume=Resume(GUEST, True, 30.0))
+    bench.run(29.9, answers=False)
+    assert (bench.session.state, bench.reports) == (RESUMING, [])
+    bench.run(60, answers=False)
+    assert bench.reports == [s.Silence(0), s.Quiet()]
+
+
+def test_who_answers_in_a_resumed_silence_is_monitored_on():
+    bench = Bench(resume=Resume(GUEST, True, 30.0))
+    bench.run(31, answers=True)
+    assert bench.reports == [s.Running(), s.Silence(0)]
+    bench.run(10, answers=False)
+    assert len(bench.told(s.Lost)) == 1
+
+
+def test_a_kept_interval_is_raised_to_the_floor_too():
+    bench = Bench(resume=Resume(GUEST._replace(heartbeat_interval_ms=0), True, 0.0))
+    bench.answer()
+    assert bench.session.deadline == pytest.approx(BEGIN + 0.4)
+
+
+# --- our own lateness ------------------------------------------------------------------------------
+
+
+def challenged(interval=1000):
+    bench = Bench().heartbeat(heartbeat_interval_ms=interval)
+    bench.tick()
+    return bench
+
+
+@pytest.mark.parametrize("late", [0.0, 0.02])
+def test_a_punctual_wake_up_judges(late):
+    bench = challenged()
+    bench.tick(bench.session.deadline + late)
+    assert bench.reports == [s.Missed(1)]
+
+
+@pytest.mark.parametrize(("late", "extra"), [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (3600.0, 1.0)])
+def test_a_late_wake_up_is_given_to_the_guest(late, extra):
+    bench = challenged()
+    bench.tick(bench.session.deadline + late)
+    assert bench.reports == [s.Late(late)]
+    assert bench.session.deadline == bench.now + extra
+    bench.now += extra / 2
+    bench.answer()
+    assert bench.session.state == RESTING
+    assert bench.session.misses == 0
+
+
+def test_a_long_stall_is_excused_even_after_short_ones():
+    bench = challenged()
+    for _ in range(4):
+        bench.tick(bench.session.deadline + 0.25)
+    bench.tick(bench.session.deadline + 30)
+    assert bench.told(s.Missed) == []
+    assert bench.session.deadline == bench.now + 1.0
+
+
+def test_every_challenge_has_its_own_excuse():
+    bench = challenged()
+    bench.tick(bench.session.deadline + 3)
+    bench.answer()
+    bench.tick()
+    bench.forget()
+    bench.tick(bench.session.deadline + 0.5)
+    assert bench.reports == [s.Late(0.5)]
+
+
+@pytest.mark.parametrize("late", [0.03, 0.3, 0.99, 1.0, 5.0, 600.0])
+def test_a_loss_is_told_on_a_machine_that_is_always_late(late):
+    bench = challenged()
+    began = bench.now
+    for _ in range(1000):
+        if bench.told(s.Lost):
+            break
+        bench.tick(bench.session.deadline + late)
+    assert bench.told(s.Missed) == [s.Missed(1), s.Missed(2)]
+    assert bench.told(s.Lost) == [s.Lost(2)]
+    assert bench.now - began <= 2 * (1 + 3 * (1 + late))
+
+
+def test_a_late_challenge_is_not_made_later_by_an_open_question():
+    bench = Bench().heartbeat()
+    bench.ask(1, channel.VOTE, "stop")
+    bench.tick(BEGIN + 1.5)
+    assert bench.session.state == CHALLENGED
+    assert bench.told(s.Late) == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 0.999), st.sampled_from([0.0, 0.01, 0.4, 1.0, 7.0, 500.0])), max_size=60),
+    st.sampled_from([400, 1000, 30000]),
+)
+def test_a_guest_that_answers_is_never_charged_for_our_lateness(rounds, interval):
+    bench = Bench().heartbeat(heartbeat_interval_ms=interval)
+    for part, late in rounds:
+        bench.tick(bench.session.deadline + late)
+        assert bench.session.state == CHALLENGED
+        said_at = bench.now + part * interval / 1000
+        bench.now = said_at + late  # read late: the socket is drained before the judgement
+        bench.answer()
+        assert bench.session.state == RESTING
+    assert bench.told((s.Missed, s.Lost, s.Stopped)) == []
+
+
+# --- random lives ----------------------------------------------------------------------------------
+
+INITS = st.tuples(st.just("init"), st.sampled_from([0, 400, 1000, 5000, 40000]), st.integers(0, 2))
+ANSWERS = st.tuples(
+    st.just("answer"), st.sampled_from(["healthy", "unhealthy", "?"]), st.sampled_from([0, 0, 0, 1, -1])
+)
+ASKS = st.tuples(
+    st.just("ask"),
+    st.sampled_from(channel.NOTIFICATION_TYPES),
+    st.sampled_from(channel.EVENT_TYPES),
+    st.sampled_from([0, 300, 9000, 100000]),
+)
+RESPONSES = st.tuples(st.just("respond"), st.sampled_from(channel.VOTE_RESULTS), st.booleans())
+WAITS = st.tuples(st.just("wait"), st.sampled_from([0.0, 0.01, 0.3, 1.0, 1.0, 2.5, 9.0, 61.0, 200.0]))
+RUNS = st.tuples(st.just("run"), st.sampled_from([0.5, 3.0, 20.0, 70.0]), st.booleans())
+BYTES = st.tuples(
+    st.just("bytes"),
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from([b"\n", b"{", b'"}\n', b"x" * 5000, b'{"version":3}\n', b'{"version":1}\n']),
+    ),
+)
+EXITS = st.just(("exit",))
+STEPS = st.lists(st.one_of(INITS, ANSWERS, ASKS, RESPONSES, WAITS, RUNS, BYTES, EXITS), max_size=40)
+RESUMES = st.one_of(
+    st.none(), st.builds(Resume, st.just(GUEST), st.booleans(), st.sampled_from([0.0, 5.0, 60.0]))
+)
+
+
+class Watched(Bench):
+    """A bench that checks, after every step of time and every message, what must always hold."""
+
+    def __init__(self, config, resume):
+        self.threshold = config.failure_threshold
+        self.interval = 1.0
+        self.sign_at = BEGIN  # when the guest last answered rightly or introduced itself
+        self.alive = resume is not None and resume.heartbeating
+        self.silent = resume is not None and resume.silence > 0
+        self.open = {}
+        self.settled = []
+        super().__init__(config, resume)
+
+    def _keep(self, output):
+        for report in output.reports:
+            self._check(report)
+        return super()._keep(output)
+
+    def _check(self, report):
+        if isinstance(report, s.Running):
+            self.alive = True
+        elif isinstance(report, s.Silence):
+            self.silent = report.seconds > 0
+        elif isinstance(report, s.Answered):
+            self.settled.append(report.number)
+            self.open.pop(report.number)
+        elif isinstance(report, s.Lost):
+            assert self.alive and not self.silent
+            assert self.now - self.sign_at >= (self.threshold + 1) * self.interval - 1e-6
+        if isinstance(report, (s.Lost, s.Stopped, s.Quiet)):
+            assert self.alive
+            self.alive = False
+
+    def init(self, **fields):
+        before = len(self.wrote(InitAck))
+        self.sign_at, interval_before = self.now, self.interval
+        self.interval = max(400, fields["heartbeat_interval_ms"]) / 1000
+        super().init(**fields)
+        if len(self.wrote(InitAck)) == before:  # the connection was closed already
+            self.interval = interval_before
+
+    def answer(self, *args, **fields):
+        before = self.session.state
+        super().answer(*args, **fields)
+        if before in (CHALLENGED, RESUMING) and self.session.state == RESTING:
+            self.sign_at = self.now
+
+    def ask(self, number, kind, event, timeout_ms=9000):
+        self.open[number] = (event, kind, self.now + timeout_ms / 1000)
+        super().ask(number, kind, event, timeout_ms)
+
+    def settle_time(self):
+        """What a late owner does: tick until the deadline is ahead, which must come soon."""
+        for _ in range(6):
+            if self.session.deadline > self.now:
+                break
+            self.tick(self.now)
+        assert self.session.deadline > self.now
+        assert len(self.open) <= 1
+        assert all(deadline > self.now for _, _, deadline in self.open.values())
+
+
+def step(bench, number, what, *how):
+    if what == "init":
+        bench.init(heartbeat_interval_ms=how[0], invocation_id=how[1])
+    elif what == "answer":
+        bench.answer(how[0], off=how[1])
+    elif what == "ask":
+        bench.ask(number, *how)
+    elif what == "respond" and bench.wrote(ActionNotify):
+        asked = bench.wrote(ActionNotify)[-1]
+        bench.respond(asked.event_type, asked.notification_type, how[0], asked.invocation_id + (not how[1]))
+    elif what == "wait":
+        bench.now += how[0]
+    elif what == "run":
+        bench.run(*how)
+    elif what == "bytes":
+        bench.say(how[0])
+    elif what == "exit":
+        bench.exit()
+    bench.settle_time()
+
+
+@settings(max_examples=400, deadline=None)
+@given(RESUMES, st.sampled_from([0, 1, 3]), STEPS)
+@example(Resume(GUEST, True, 0.0), 1, [("ask", channel.NOTICE, "reboot", 300), ("run", 70.0, False)])
+@example(None, 1, [("init", 40000, 0), ("answer", "healthy", 0), ("ask", channel.NOTICE, "stop", 0)]
+         + [("run", 70.0, False)] * 3)  # fmt: skip
+def test_random_lives(resume, threshold, steps):
+    bench = Watched(Settings(failure_threshold=threshold), resume)
+    numbers = [number for number, one in enumerate(steps) if one[0] == "ask"]
+    for number, one in enumerate(steps):
+        step(bench, number, *one)
+    bench.run(100, answers=False)
+    assert bench.settled == numbers
+
+
+# --- a guest that will not stop introducing itself -------------------------------------------------
+
+
+def test_many_inits_are_all_acknowledged_but_reported_once_a_second():
+    bench = Bench()
+    for number in range(100):
+        bench.init(invocation_id=number)
+        bench.now += 0.001
+    assert len(bench.wrote(InitAck)) == 100
+    assert len(bench.told(s.Acknowledged)) == 1
+    bench.answer()
+    bench.run(2.0, answers=True)
+    assert [report.init.invocation_id for report in bench.told(s.Acknowledged)] == [0, 99]
+    assert bench.kinds().count("Running") == 2
