@@ -138,8 +138,14 @@ def test_no_body(text):
     assert unpack(frame(7, text, size=1060)).body == {}
 
 
-def test_what_follows_the_nul_is_not_read_and_of_a_duplicate_key_the_last_counts():
-    assert unpack(frame(7, b'{"a":1,"a":2}\0{"a":3}')).body == {"a": 2}
+def test_what_follows_the_nul_is_not_read_and_of_a_duplicate_key_the_first_counts():
+    assert unpack(frame(7, b'{"a":1,"a":2}\0{"a":3}')).body == {"a": 1}
+
+
+def test_a_reason_that_was_not_escaped_cannot_answer_for_another_guest():
+    text = b'{"uuid":"mine","vote":"reject","reason":"x","vote":"accept","uuid":"another","y":"z"}'
+    body = unpack(frame(datagram.VOTE_NOTIFY, text)).body
+    assert (body["uuid"], body["vote"]) == ("mine", "reject")
 
 
 @PATIENT

@@ -17,7 +17,7 @@ import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import cherrypy
-from cherrypy import _cpserver
+from cherrypy import _cprequest, _cpserver
 
 from guestmtce.daemon.log import Throttle
 from guestmtce.wire import channel, vim
@@ -126,11 +126,11 @@ def read_body(request: Any, handler: Handler) -> bytes:
             raise Failure(411, vim.NO_BUFFER, "no body")
         return b""
     size = int(length) if length is not None and not chunked else DRAIN_MAX
-    if size > vim.BODY_MAX and not chunked:
-        request.rfile.read(min(size, DRAIN_MAX))
-        raise Failure(413, vim.NO_BUFFER, "a body of %d bytes" % size)
-    data = bytes(request.rfile.read(size))
-    if len(data) > vim.BODY_MAX:
+    try:
+        data = bytes(request.rfile.read(min(size, DRAIN_MAX)))
+    except (OSError, ValueError) as error:
+        raise Failure(400, vim.PARSE_ERROR, "the body breaks off: %s" % error) from None
+    if max(len(data), 0 if chunked else size) > vim.BODY_MAX:
         raise Failure(413, vim.NO_BUFFER, "a body of more than %d bytes" % vim.BODY_MAX)
     return data
 
@@ -147,6 +147,7 @@ class Commands:
         cherrypy.config.update({"log.screen": False, "log.access_file": "", "log.error_file": ""})
         cherrypy.config.update({"checker.on": False})
         application = cherrypy.Application(None, "", config)
+        application.request_class = _Request
         application.log.access_log.disabled = True
         server = _cpserver.Server()
         server.socket_host, server.socket_port, server.thread_pool = address, port, threads
@@ -213,6 +214,14 @@ class Commands:
         log.debug("%s %s %r", request.method, request.path_info, body)
         reply = self._apply(lambda inventory: handler(inventory, uuid, body))
         return (204 if reply is None else 200), reply
+
+
+class _Request(_cprequest.Request):  # type: ignore[misc]
+    """What is refused before the request has found its configuration is answered like all."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.error_page = {"default": _error_page}
 
 
 def _error_page(status: str, message: str, traceback: str, version: str) -> str:

@@ -4,8 +4,9 @@ Pure; the caller holds the lock. Kept is not a queue of old news but what is sti
 state, failures that are not over, outcomes of votes and notices. `next` gives what to deliver now, and
 `delivered`, `refused` or `unreached` says how that went.
 
-Alarms go before outcomes and those before service states, across all instances; within a kind, the
-oldest first. Questions to the VIM come last.
+Across all instances alarms go before outcomes and those before service states, the oldest first; but an
+instance's own news keep their order (spec 3), so what it has to tell from before its alarm goes with it.
+Questions to the VIM come last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 ALARM, ACTION, SERVICE, QUESTION = range(4)
 # How often an alarm is offered to a VIM that refuses it (spec 3: it does not know the instance, or not yet).
-REFUSALS_MAX = 6
+# With the default retry_max that is ten minutes: longer than a VIM takes to start.
+REFUSALS_MAX = 64
 ACTIONS_MAX = 16  # outcomes kept per instance
 
 Key = Tuple[int, str, str]  # kind, uuid, and what tells one of its kind and uuid from another
@@ -73,7 +75,7 @@ class Outbox:
             order = self._keep(ACTION, effect.uuid, str(next(self._order)), effect.body)
             self._limit_actions(effect.uuid, order)
         elif isinstance(effect, inventory.Withdraw):
-            for key in [(ALARM, effect.uuid, "failed"), (ALARM, effect.uuid, "unhealthy")]:
+            for key in [(ALARM, effect.uuid, state) for state in effect.states]:
                 if self._remove(key):
                     self.withdrawn += 1
                     log.warning("%s: an untold failure (%s) is over: %s", effect.uuid, key[2], effect.why)
@@ -120,7 +122,8 @@ class Outbox:
             return None
         ready = [item for item in self._items.values() if self._refusals.get(item.key, (0, now))[1] <= now]
         if ready:
-            return min(ready, key=lambda item: (item.kind, item.order))
+            first = min(ready, key=lambda item: (item.kind, item.order))
+            return min((item for item in ready if item.uuid == first.uuid), key=lambda item: item.order)
         return self._questions[0] if self._questions else None
 
     def next_at(self) -> float:
@@ -151,7 +154,7 @@ class Outbox:
             self.given_up += 1
             self._done(item)
         else:
-            delay = min(self._retry_first * 2 ** (times - 1), self._retry_max)
+            delay = min(self._retry_first * 2.0 ** (times - 1), self._retry_max)
             self._refusals[item.key] = (times, now + delay)
 
     def unreached(self, item: Item, now: float) -> None:

@@ -12,13 +12,17 @@ forget it.
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.daemon.log import Throttle
 from guestmtce.wire import channel, datagram, vim
 from guestmtce.wire.vim import Failure, Named
 
 log = logging.getLogger(__name__)
+
+
+FAILED = "failed"
+UNHEALTHY = "unhealthy"
 
 
 # --- effects ---------------------------------------------------------------------------------------
@@ -59,6 +63,7 @@ class Withdraw(NamedTuple):
 
     uuid: str
     why: str
+    states: Tuple[str, ...] = (FAILED, UNHEALTHY)
 
 
 class Drop(NamedTuple):
@@ -282,7 +287,7 @@ class Inventory:
     def server_state(self, info: datagram.InstanceInfo, asked: bool) -> None:
         """RUNNING, STOPPED, or (`asked`) the answer to our query."""
         host = self._speaker(info.hostname)
-        instance = self._reported(host, info.uuid, info.reporting)
+        instance = self._reported(host, info.uuid, info.reporting, info.heartbeating)
         if host is not None and asked:
             host.answered = True
         if host is None or instance is None:
@@ -292,25 +297,30 @@ class Inventory:
         if asked and instance.reporting != info.reporting:
             self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
         if info.heartbeating:
-            self._effects.append(Withdraw(instance.uuid, "the guest heartbeats again"))
+            # An ill guest heartbeats too: only a new start makes it well.
+            over = (FAILED,) if asked else (FAILED, UNHEALTHY)
+            self._effects.append(Withdraw(instance.uuid, "the guest heartbeats again", over))
         if changed or not asked:
             self._tell_service(instance)
 
     def server_ill(self, info: datagram.InstanceInfo) -> None:
         """ILLHEALTH: the guest is ill; `repair_action` is what it wants now, not its usual one."""
         host = self._speaker(info.hostname)
-        instance = self._reported(host, info.uuid, info.reporting)
+        instance = self._reported(host, info.uuid, info.reporting, info.heartbeating)
         if host is not None and instance is not None:
+            changed = instance.heartbeating != info.heartbeating
             instance.take(info._replace(repair_action=instance.repair_action))
-            self._tell_alarm(host, instance, "unhealthy", info.repair_action)
+            if changed:
+                self._tell_service(instance)
+            self._tell_alarm(host, instance, UNHEALTHY, info.repair_action)
 
     def server_loss(self, event: datagram.Loss) -> None:
         """LOSS: the guest has stopped answering."""
         host = self._speaker(event.hostname)
         # A server reports a loss only while reporting is enabled.
-        instance = self._reported(host, event.uuid, True)
+        instance = self._reported(host, event.uuid, True, True)
         if host is not None and instance is not None:
-            self._tell_alarm(host, instance, "failed", instance.repair_action)
+            self._tell_alarm(host, instance, FAILED, instance.repair_action)
 
     def server_vote(self, event: datagram.VoteResult) -> None:
         """VOTE_NOTIFY: the answer to a vote or notice."""
@@ -342,6 +352,8 @@ class Inventory:
                 self._effects.append(AskVim(host.uuid, host.name, False))
             if not host.listed:
                 self._effects.append(AskVim(host.uuid, host.name, True))
+            if host.reporting is not None:  # no answer carries it: a lost one is not seen
+                self._to(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, host.reporting))
             self._to(host, datagram.QRY_INST, datagram.Query())
 
     # --- helpers -----------------------------------------------------------------------------------
@@ -382,7 +394,9 @@ class Inventory:
             self._throttle.warning("speaker", "an event of the unknown host %s was dropped", hostname)
         return host
 
-    def _reported(self, host: Optional[Host], uuid: str, reporting: bool) -> Optional[Instance]:
+    def _reported(
+        self, host: Optional[Host], uuid: str, reporting: bool, heartbeating: bool
+    ) -> Optional[Instance]:
         """The instance that a server speaks of, if it is that server's. An unknown one may be adopted."""
         if host is None:
             return None
@@ -392,9 +406,24 @@ class Inventory:
             instance = self.instances[uuid] = Instance(uuid, host.name, reporting, adopted=True)
         if instance is not None and instance.hostname == host.name:
             return instance
+        if instance is not None and instance.adopted and not host.listed:
+            return self._disputed(host, instance, reporting, heartbeating)
         log.info("%s does not belong to %s: telling it so", uuid, host.name)
         self._to(host, datagram.DEL_INST, datagram.DeleteInstance(uuid))
         return None
+
+    def _disputed(
+        self, host: Host, instance: Instance, reporting: bool, heartbeating: bool
+    ) -> Optional[Instance]:
+        """Two servers name an instance of which the VIM has not said whose it is: none may lose it yet.
+
+        While it migrates, both ends have its channel, and only one of them hears it.
+        """
+        if instance.heartbeating or not heartbeating:
+            return None
+        log.info("%s: adopted from %s, not %s", instance.uuid, host.name, instance.hostname)
+        instance.hostname, instance.reporting = host.name, reporting
+        return instance
 
     def _add(self, uuid: str, host: Host, reporting: bool) -> Instance:
         log.info("%s: on %s, reporting %s", uuid, host.name, datagram.state_word(reporting))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import time
 from typing import Callable
@@ -53,9 +54,19 @@ class MtcLink:
         try:
             frame = datagram.unpack(data)
             record = datagram.parse_host(frame)
+            _check_address(record.ip)
         except datagram.BadDatagram as bad:
             self.refused += 1
             self._throttle.warning(address, "mtcAgent's datagram from %s was dropped: %s", address, bad)
             return
         self.heard = True
         self._on_host(frame.cmd, record)
+
+
+def _check_address(ip: str) -> None:
+    """A name would be looked up whenever something is sent there, and block us. DEL_HOST bears none."""
+    try:
+        if ip:
+            ipaddress.ip_address(ip)
+    except ValueError:
+        raise datagram.BadDatagram("'ip' is no address but %r" % ip) from None

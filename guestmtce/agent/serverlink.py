@@ -33,9 +33,12 @@ class ServerLink:
 
     def send(self, ip: str, cmd: int, command: datagram.Command) -> None:
         """Send a command to the guestServer at `ip`. Does not block; any thread may call it."""
-        source = self._address or self.port.own_address(ip)
         log.debug("%s to %s: %r", datagram.NAMES[cmd], ip, command)
-        self.port.send(datagram.build_command(cmd, source, command), ip, self._server_port)
+        try:
+            source = self._address or self.port.own_address(ip)
+            self.port.send(datagram.build_command(cmd, source, command), ip, self._server_port)
+        except ValueError as error:  # a command too long, or an address that is none
+            self._throttle.warning(ip, "%s cannot be sent to %s: %s", datagram.NAMES[cmd], ip, error)
 
     def close(self) -> None:
         """Close the socket."""

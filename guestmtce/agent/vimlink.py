@@ -127,15 +127,22 @@ class VimLink:
                 headers=headers,
                 timeout=self._timeout,
                 allow_redirects=False,
+                stream=True,
             )
         except requests.RequestException as error:
             raise _classified(error) from None
-        if not 200 <= response.status_code < 300:
-            raise Refused("HTTP status %d" % response.status_code)
-        try:
-            return json.loads(response.text)
-        except (ValueError, RecursionError):
-            return None
+        with response:
+            if not 200 <= response.status_code < 300:
+                raise Refused("HTTP status %d" % response.status_code)
+            return _body(response)
+
+
+def _body(response: requests.Response) -> Any:
+    """The reply's JSON, or None. The VIM has said yes: a body that breaks off must not repeat an alarm."""
+    try:
+        return json.loads(response.content)
+    except (requests.RequestException, ValueError, RecursionError):
+        return None
 
 
 def _classified(error: requests.RequestException) -> Exception:

@@ -135,18 +135,19 @@ def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
 
 def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
+    shown = " ".join(str(value).split())  # an INI value may go on over lines
     if isinstance(field.default, bool) or isinstance(value, bool):
         words = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
         if str(value).lower() not in words:
-            raise ConfigError("%s = %s: neither 1 nor 0" % (source, value))
+            raise ConfigError("%s = %s: neither 1 nor 0" % (source, shown))
         return words[str(value).lower()]
     if isinstance(field.default, str):
         return value.strip()
     try:
         number = type(field.default)(value)
     except ValueError:
-        raise ConfigError("%s = %s: no number" % (source, value)) from None
+        raise ConfigError("%s = %s: no number" % (source, shown)) from None
     low, high = field.metadata["low"], field.metadata["high"]
     if not (low is None or low <= number) or not (high is None or number <= high):
-        raise ConfigError("%s = %s: not in %s to %s" % (source, value, low, high))
+        raise ConfigError("%s = %s: not in %s to %s" % (source, shown, low, high))
     return number

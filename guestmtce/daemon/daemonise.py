@@ -30,12 +30,17 @@ class Background(Foreground):
         self._pipe = pipe
 
     def ready(self) -> None:
-        os.write(self._pipe, READY)
-        os.close(self._pipe)
+        self._say(READY)
         self._detach()
 
     def failed(self, why: str) -> None:
-        os.write(self._pipe, why.encode("utf-8", "replace"))
+        self._say(why.encode("utf-8", "replace"))
+
+    def _say(self, word: bytes) -> None:
+        try:
+            os.write(self._pipe, word)
+        except BrokenPipeError:
+            pass  # who waited was killed; that is no reason not to serve
         os.close(self._pipe)
 
     @staticmethod
@@ -50,6 +55,8 @@ class Background(Foreground):
 def daemonise() -> Foreground:
     """Fork twice into a session of our own. Returns in the daemon only; call it while there is one thread.
 
+    The working folder stays: paths on the command line may be relative, also when HUP reads them again.
+
     The first process waits for the daemon's word and exits with 0 for `ready`, 1 with the reason on stderr.
     """
     reader, writer = os.pipe()
@@ -60,7 +67,6 @@ def daemonise() -> Foreground:
     os.setsid()
     if os.fork():
         os._exit(0)
-    os.chdir("/")
     os.umask(0o022)
     return Background(writer)
 

@@ -22,7 +22,7 @@ def printable(text: object, limit: int = TEXT_MAX) -> str:
     """Foreign text made harmless for a log: ASCII, no control characters, at most `limit` characters."""
     words = str(text)
     cut = words[:limit].encode("unicode_escape").decode("ascii")
-    return cut[:limit] + ("…" if len(words) > limit or len(cut) > limit else "")
+    return cut[:limit] + ("..." if len(words) > limit or len(cut) > limit else "")
 
 
 class Throttle:
@@ -49,6 +49,14 @@ class Throttle:
         self._logger.warning(text + (" (and %d more like it)" % more if more else ""), *safe)
 
 
+class _Syslog(logging.handlers.SysLogHandler):
+    """A syslog daemon that reads nothing costs us the line, not the loop."""
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)  # type: ignore[misc]
+        self.socket.setblocking(False)
+
+
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
@@ -59,8 +67,7 @@ def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int)
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s " + name + " %(levelname)s %(message)s"))
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
-        facility = logging.handlers.SysLogHandler.LOG_LOCAL5
-        handler = logging.handlers.SysLogHandler(address=SYSLOG_SOCKET, facility=facility)
+        handler = _Syslog(address=SYSLOG_SOCKET, facility=_Syslog.LOG_LOCAL5)
         handler.ident = name + ": "
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     else:

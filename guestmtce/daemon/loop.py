@@ -61,8 +61,8 @@ class Loop:
         """No longer watch `source`; to be called before it is closed. One that is not watched is fine."""
         try:
             self._selector.unregister(source)
-        except KeyError:
-            pass
+        except (KeyError, ValueError):
+            pass  # ValueError: it is closed, and was not watched
 
     def at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` at `when` (s, monotonic) or as soon after it as may be."""

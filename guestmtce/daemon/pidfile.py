@@ -28,17 +28,28 @@ class PidFile:
 
     def claim(self) -> None:
         """Make this process the one. Takes a stale file over. Raises AlreadyRunning, OSError."""
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise AlreadyRunning(str(self.read() or "?")) from None
+        lock = self._open_lock()
         other = self.read()
         if other is not None and other != os.getpid() and _title(other) == self._name:
             os.close(lock)  # a daemon of this name that knows no lock: an old one
             raise AlreadyRunning(str(other))
         self._lock = lock
+
+    def _open_lock(self) -> int:
+        """The lock file's descriptor, locked. The file may be removed by its last holder as we open it."""
+        while True:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise AlreadyRunning(str(self.read() or "?")) from None
+            try:
+                if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
+                    return lock
+            except FileNotFoundError:
+                pass
+            os.close(lock)
 
     def write(self) -> None:
         """Write this process's pid. Raises OSError."""

@@ -72,7 +72,8 @@ def run(
         _raise_descriptor_limit()
         return _Life(name, kind, paths, arguments, settings, pid_file, starter).live(make)
     except OSError as error:
-        log.error("cannot start: %s", error)
+        if not settings.foreground and log.hasHandlers():
+            log.error("cannot start: %s", error)
         starter.failed("%s: %s" % (name, error))
         return 1
     finally:
@@ -112,13 +113,14 @@ class _Life(Generic[Settings]):
         loop = Loop()
         service = make(loop, self._settings)
         try:
-            self._write_info(service)  # whoever waits for the pid file looks for the report next
-            self._pid_file.write()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(number, loop.stop)
             loop.on_signal(signal.SIGHUP, self._reload)
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
+            # Whoever waits for the pid file looks for the report next, and may send signals from then on.
+            self._write_info(service)
+            self._pid_file.write()
             service.open()
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
@@ -126,8 +128,9 @@ class _Life(Generic[Settings]):
             log.info("stopping")
         finally:
             service.close()
-            loop.close()
-        files.remove(self._info_path)
+            files.remove(self._info_path)
+            self._pid_file.release()
+            loop.close()  # from now on a second signal would kill
         return 0
 
     def _write_info(self, service: Service[Settings]) -> None:

@@ -72,7 +72,10 @@ class Port:
 
 def open_socket(address: str, port: int) -> socket.socket:
     """A non-blocking UDP socket bound to `address` (IPv4 or IPv6; empty: every IPv4 one). Raises OSError."""
-    found = socket.getaddrinfo(address or "0.0.0.0", port, type=socket.SOCK_DGRAM)
+    try:
+        found = socket.getaddrinfo(address or "0.0.0.0", port, type=socket.SOCK_DGRAM)
+    except socket.gaierror as error:
+        raise OSError(error.errno, "cannot resolve %s: %s" % (address, error.strerror)) from None
     family, _, _, _, where = found[0]
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:

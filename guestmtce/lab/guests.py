@@ -156,6 +156,7 @@ class Guest:
             return
         self.facts["state"] = "enabling"
         self._invocation += 1
+        self.facts["invocation"] = self._invocation
         if self._conn is not None:
             self.facts["inits"] += 1
         secs = self._options.secs

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import pyinotify
 
 from guestmtce.daemon.log import Throttle, printable
-from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire.datagram import UUID
 
@@ -49,6 +49,7 @@ class Channels:
         self._throttle = Throttle(log)
         self._manager: Any = None
         self._notifier: Any = None
+        self._watch_again: Optional[Timer] = None
 
     def start(self) -> None:
         """Watch, scan, and scan again every `rescan` s."""
@@ -64,9 +65,11 @@ class Channels:
         """Compare the folder with what was reported, and report the differences."""
         try:
             names = os.listdir(self._settings.channel_dir)
-        except OSError as error:
-            self._throttle.warning("scan", "cannot read %s: %s", self._settings.channel_dir, error)
+        except (FileNotFoundError, NotADirectoryError):
             names = []
+        except OSError as error:  # that says nothing about the guests
+            self._throttle.warning("scan", "cannot read %s: %s", self._settings.channel_dir, error)
+            return
         present = {os.path.join(self._settings.channel_dir, name) for name in names}
         for path in [path for path in self._present if path not in present]:
             self._vanished(path)
@@ -78,15 +81,15 @@ class Channels:
         self._unwatch()
 
     def _rescan(self) -> None:
-        if self.watching:
-            self.scan()
+        self.scan()
         self._loop.after(self._settings.rescan, self._rescan)
 
     # --- the folder --------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Watch the folder if it is there; else try again soon."""
+        """Watch the folder and scan it; while it cannot be watched, do so by scans alone."""
         self._unwatch()
+        self._watch_again = None
         folder = self._settings.channel_dir
         try:
             self._manager = pyinotify.WatchManager()
@@ -95,12 +98,16 @@ class Channels:
         except (pyinotify.WatchManagerError, OSError) as error:
             self._throttle.warning("watch", "cannot watch %s, will try again: %s", folder, error)
             self._unwatch()
-            self._loop.after(self._settings.folder_retry, self._watch)
-            return
-        self._loop.watch(self._manager.get_fd(), self._read)
-        self.watching = True
-        log.info("watching %s", folder)
+            self._watch_soon(self._settings.folder_retry)
+        else:
+            self._loop.watch(self._manager.get_fd(), self._read)
+            self.watching = True
+            log.info("watching %s", folder)
         self.scan()
+
+    def _watch_soon(self, seconds: float) -> None:
+        if self._watch_again is None:
+            self._watch_again = self._loop.after(seconds, self._watch)
 
     def _unwatch(self) -> None:
         if self.watching:
@@ -111,8 +118,14 @@ class Channels:
             self._manager = self._notifier = None
 
     def _read(self) -> None:
-        self._notifier.read_events()
-        self._notifier.process_events()
+        try:
+            self._notifier.read_events()
+        except UnicodeDecodeError as error:  # somebody's odd file name; the events behind it are lost
+            self._throttle.warning("name", "in %s: %s", self._settings.channel_dir, error)
+            self._notifier.process_events()
+            self.scan()
+        else:
+            self._notifier.process_events()
 
     def _serve(self, event: Any) -> None:
         """One event; pyinotify calls this from `process_events`."""
@@ -123,7 +136,7 @@ class Channels:
             self.scan()
         elif event.mask & _FOLDER_GONE:
             log.warning("%s is gone", self._settings.channel_dir)
-            self._loop.after(0, self._watch)
+            self._watch_soon(0)
             for path in list(self._present):
                 self._vanished(path)
         elif event.mask & _APPEARED:
@@ -140,7 +153,8 @@ class Channels:
         path = os.path.join(self._settings.channel_dir, name)
         identity = _identity(path)
         if identity is None:
-            return  # gone already; the event that says so follows
+            self._vanished(path)  # gone already, or no socket any more
+            return
         self._present[path] = match.group(1)
         log.debug("found %s%s", printable(name), " (fresh)" if fresh else "")
         self._found(match.group(1), path, identity, fresh)

@@ -21,12 +21,14 @@ END_PEER_CLOSED = 0
 END_RECONNECT = 10
 END_MASTER_GONE = 11
 END_BOOT_FAILURE = 12
+END_DEFECT = 13
 
 READ_SIZE = 4096  # bytes; a healthy guest's message fits many times over
 READ_BUDGET = 64 * 1024  # bytes read in one go before others get their turn on the processor
 FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as long as reading it took
 FLOOD_REST_MIN = 0.005  # s
 UNTOLD_MAX = 256  # reports kept while the master does not read
+POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
 
 
 def random_challenge() -> int:
@@ -73,7 +75,7 @@ class Child:
     def step(self) -> None:
         """Wait for the guest, the master or the session's deadline, and serve what came."""
         session = self._session
-        wait = session.deadline - time.monotonic()
+        wait = min(session.deadline - time.monotonic(), POLL_MAX)
         ready = dict(self._poll.poll(max(0, int(wait * 1000) + 1) if wait > 0 else 0))
         if self._pipe.fileno() in ready:
             self._serve_pipe(ready[self._pipe.fileno()])

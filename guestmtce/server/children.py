@@ -39,7 +39,7 @@ REPORTS_BURST = 200
 class Child:
     """One process. `pid` is None until the spawner reports it; until then `channel` is kept open."""
 
-    __slots__ = ("channel", "credit", "credit_at", "pid", "pipe", "serial", "uuid")
+    __slots__ = ("channel", "credit", "credit_at", "doomed", "pid", "pipe", "reaped", "serial", "uuid")
 
     def __init__(self, uuid: str, serial: int, channel: socket.socket, results: socket.socket) -> None:
         self.uuid = uuid
@@ -47,6 +47,7 @@ class Child:
         self.pid: Optional[int] = None
         self.channel: Optional[socket.socket] = channel
         self.pipe = results
+        self.doomed = self.reaped = False
         self.credit = float(REPORTS_BURST)
         self.credit_at = time.monotonic()
 
@@ -56,6 +57,12 @@ class Child:
         self.credit = min(REPORTS_BURST, self.credit + (now - self.credit_at) * REPORTS_PER_SECOND) - 1
         self.credit_at = now
         return self.credit >= 0
+
+    def kill(self) -> None:
+        """End it; one whose pid is not known is killed as soon as it is, one that was reaped is left alone."""
+        self.doomed = True
+        if self.pid is not None and not self.reaped:
+            _kill(self.pid)
 
 
 class Handlers(NamedTuple):
@@ -95,6 +102,7 @@ class Children:
         self._respawn_delay = RESPAWN_FIRST
         self._control: Optional[socket.socket] = None
         self._spawn_timer: Optional[Timer] = None
+        self._spawner_heard = 0.0  # when it last answered, or was first asked
 
     def open(self) -> None:
         """Start the spawner."""
@@ -128,6 +136,8 @@ class Children:
                 ours.close()
                 raise
         newborn = Child(uuid, self._serial, channel, ours)
+        if not self._awaited:
+            self._spawner_heard = time.monotonic()
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
         if self._spawn_timer is None:
@@ -153,7 +163,7 @@ class Children:
             self._abandoned[dropped.serial] = True
         else:
             self._by_pid.pop(dropped.pid)
-            _kill(dropped.pid)
+            dropped.kill()
 
     def pids(self) -> Dict[str, int]:
         """The pid of every guest's child."""
@@ -191,11 +201,18 @@ class Children:
             _kill(self._spawner_pid)
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
-            self._end(waiting, guests.DIED, ": the spawner failed")
+            if waiting.serial in self._awaited:  # an end may have dropped another
+                self._end(waiting, guests.DIED, ": the spawner failed")
 
     def _spawner_stuck(self) -> None:
+        """It is while it answers nothing, not while many wait."""
         self._spawn_timer = None
-        if self._awaited:
+        if not self._awaited:
+            return
+        answer_due = self._spawner_heard + self._spawn_timeout
+        if time.monotonic() < answer_due:
+            self._spawn_timer = self._loop.at(answer_due, self._spawner_stuck)
+        else:
             log.error("the spawner did not answer in %g s: replacing it", self._spawn_timeout)
             self._stop_spawner()
 
@@ -217,12 +234,14 @@ class Children:
         except OSError:
             packet = b""
         if not packet:
-            _kill(self._spawner_pid)  # its reaping does the rest
+            if self._spawner_pid:
+                _kill(self._spawner_pid)  # its reaping does the rest
             self._loop.unwatch(self._control)
             self._control.close()
             self._control = None
             return
         serial, pid = json.loads(packet)
+        self._spawner_heard = time.monotonic()
         born = self._awaited.pop(serial, None)
         if not self._awaited and self._spawn_timer is not None:
             self._spawn_timer.cancel()
@@ -239,13 +258,17 @@ class Children:
     def _born(self, born: Child, pid: int) -> None:
         born.pid = pid
         self._by_pid[pid] = born
+        status = self._reaped_early.pop(pid, None)
+        born.reaped = status is not None
         if born.channel is not None:
             # QEMU would not see the child's end of the connection while we hold a copy.
             born.channel.close()
             born.channel = None
+        if born.doomed:
+            born.kill()
         self._handlers.started(born.uuid)
-        if pid in self._reaped_early:
-            self._ended(born, self._reaped_early.pop(pid))
+        if status is not None:
+            self._ended(born, status)
 
     # --- one child ---------------------------------------------------------------------------------
 
@@ -260,8 +283,7 @@ class Children:
                 packet = b""
             if not packet:
                 self._loop.unwatch(speaker.pipe)
-                if speaker.pid is not None:
-                    _kill(speaker.pid)  # a child that closed its pipe and lives on is of no use
+                speaker.kill()  # a child that closed its pipe and lives on is of no use
                 return
             try:
                 if not speaker.spend():
@@ -278,8 +300,7 @@ class Children:
         log.error("%s: the child broke the rules and is killed: %s", culprit.uuid, why)
         self.rule_breakers += 1
         self._loop.unwatch(culprit.pipe)
-        if culprit.pid is not None:
-            _kill(culprit.pid)
+        culprit.kill()
 
     def _reap(self) -> None:
         """Until nothing is left. Unknown pids are middle processes of a dead spawner, or not yet reported."""
@@ -298,9 +319,13 @@ class Children:
                 self._reaped_early[pid] = status
 
     def _ended(self, dead: Child, status: int) -> None:
+        dead.reaped = True
         try:
-            while self._by_uuid.get(dead.uuid) is dead and dead.pipe.recv(1, socket.MSG_PEEK):
-                self._read(dead)  # its last words come before its end
+            # Its last words come before its end, unless it lost the right to speak.
+            while self._by_uuid.get(dead.uuid) is dead and not dead.doomed:
+                if not dead.pipe.recv(1, socket.MSG_PEEK):
+                    break
+                self._read(dead)
         except OSError:
             pass
         if self._by_uuid.get(dead.uuid) is dead:
@@ -340,6 +365,7 @@ def _how(code: int) -> str:
 
 
 def _kill(pid: int) -> None:
+    assert pid > 0  # 0 is our own group
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

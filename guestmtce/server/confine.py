@@ -57,12 +57,17 @@ def die_with(parent: int) -> None:
 
 
 def close_all_but(keep: Iterable[int]) -> None:
-    """Close every descriptor above 2 except `keep`."""
-    low = 3
-    for descriptor in sorted(keep):
-        os.closerange(low, descriptor)
-        low = descriptor + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    """Close every descriptor above 2 except `keep`.
+
+    Only what is open: the limit may be a million, and not every Python closes a range in one call.
+    """
+    keep = {0, 1, 2, *keep}
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in keep:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the listing's own
 
 
 def await_parent(parent: int) -> None:

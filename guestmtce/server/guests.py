@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.server import pipe, reports
+from guestmtce.server.session import SILENCING
 from guestmtce.server.settings import ServerSettings
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
@@ -93,11 +94,12 @@ Effect = Union[Connect, Drop, Put, Look, Tell, Save, Forget]
 
 
 class Question(NamedTuple):
-    """A vote or notice that is not settled; `deadline` is the guest's."""
+    """A vote or notice that is not settled; `deadline` is the guest's. `given`: the present child has it."""
 
     notification_type: str
     event_type: str
     deadline: float
+    given: bool
 
 
 class Guest:
@@ -106,7 +108,7 @@ class Guest:
     __slots__ = (
         "backoff", "deaths", "heartbeating", "ident", "init", "last_note", "late", "link", "linked_at",
         "links", "losses", "misses", "owes_answer", "path", "provisioned", "questions", "reporting",
-        "retry_at", "silence_until", "stopped_due", "told", "uuid",
+        "retry_at", "running", "silence_until", "stopped_due", "told", "uuid",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float) -> None:
@@ -121,6 +123,7 @@ class Guest:
         self.linked_at = -NEVER
         self.init: Optional[channel.Init] = None
         self.heartbeating = False
+        self.running = False  # the present child says so; only such a child is given questions
         self.owes_answer = False
         self.silence_until = -NEVER
         self.stopped_due = NEVER
@@ -163,7 +166,9 @@ class Guests:
         """Take up what a former guestServer of this boot remembered; it last lived at `alive_at`."""
         guest = self._guest(memory.uuid)
         guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
-        guest.silence_until = memory.silence_until
+        guest.ident = memory.ident
+        guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
+        self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
         if memory.owes_answer and now - alive_at <= self._settings.memory_valid:
             guest.heartbeating = guest.owes_answer = True
             self._schedule_stopped(guest, now)
@@ -177,6 +182,9 @@ class Guests:
             if not fresh and (guest.path != path or guest.ident == ident):
                 return  # ours already, or its other name (spec 1 knows two)
             self._unlink(guest, now)
+        if guest.ident not in (None, ident):  # made anew while we did not run: another guest
+            guest.owes_answer = False
+            guest.silence_until = -NEVER
         guest.path, guest.ident = path, ident
         guest.backoff = self._settings.reconnect_first
         self._retry(guest, now, now)
@@ -186,6 +194,7 @@ class Guests:
         guest = self.table.get(uuid)
         if guest is not None and guest.path == path:
             self._unlink(guest, now)
+            self._effects.append(Look(uuid))  # it may be there under its other name
 
     def connected(self, uuid: str, now: float) -> None:
         """A child serves the guest."""
@@ -211,6 +220,8 @@ class Guests:
         log.log(logging.WARNING if why == DIED else logging.INFO, "%s: %s%s", uuid, why, detail)
         if why == DIED:
             guest.deaths += 1
+        guest.running = False
+        guest.questions = {n: question._replace(given=False) for n, question in guest.questions.items()}
         if why == PEER_CLOSED:
             guest.owes_answer = False
             self._settle_all(guest, "the guest is gone")
@@ -231,12 +242,13 @@ class Guests:
 
     def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
         guest.init = report.init
+        guest.silence_until = -NEVER
         log.info("%s: init of %s, every %d ms, %s", guest.uuid, printable(report.init.name),
                  report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
         self._save(guest)
 
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
-        guest.heartbeating = guest.owes_answer = True
+        guest.running = guest.heartbeating = guest.owes_answer = True
         guest.stopped_due = NEVER
         guest.backoff = self._settings.reconnect_first
         info = self.info(guest)
@@ -249,27 +261,28 @@ class Guests:
         self._save(guest)
 
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
-        guest.owes_answer = False
-        self._tell_stopped(guest)
+        guest.running = guest.owes_answer = False
+        self._stop(guest)
 
     def _quiet(self, guest: Guest, report: reports.Quiet, now: float) -> None:
         log.info("%s: quiet, as announced", guest.uuid)
-        guest.heartbeating = guest.owes_answer = False
+        guest.running = guest.heartbeating = guest.owes_answer = False
         guest.stopped_due = NEVER
         guest.told = None
         self._save(guest)
 
     def _lost(self, guest: Guest, report: reports.Lost, now: float) -> None:
+        if now < guest.silence_until:
+            # A notice was agreed to that the child never heard of.
+            self._quiet(guest, reports.Quiet(), now)
+            return
         guest.losses += 1
-        guest.owes_answer = False
+        guest.running = guest.owes_answer = False
         reporting = guest.reporting and self.host_reporting
         log.warning("%s: heartbeat lost%s", guest.uuid, "" if reporting else " (reporting is disabled)")
         if reporting:
             self._effects.append(Tell(datagram.LOSS, datagram.Loss(self._settings.hostname, guest.uuid)))
-        if guest.heartbeating:
-            self._tell_stopped(guest)
-        else:
-            self._save(guest)
+        self._stop(guest)
 
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
         log.warning("%s: ill, wants %s: %s", guest.uuid, report.action, printable(report.log_msg))
@@ -284,7 +297,8 @@ class Guests:
         log.info("%s: missed %d in a row", guest.uuid, report.in_a_row)
 
     def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
-        guest.silence_until = now + report.seconds if report.seconds else -NEVER
+        seconds = min(report.seconds, self._settings.expected_silence)
+        guest.silence_until = now + seconds if seconds else -NEVER
         self._save(guest)
 
     def _answered(self, guest: Guest, report: reports.Answered, now: float) -> None:
@@ -345,6 +359,8 @@ class Guests:
             self._save(guest)
         if guest.link == ABSENT:
             self._effects.append(Look(guest.uuid))
+        elif guest.link == RETRYING:
+            self._retry(guest, now, now)
 
     def _delete(self, uuid: str) -> None:
         if self.table.pop(uuid, None) is not None:
@@ -366,8 +382,11 @@ class Guests:
             return
         init = guest.init or channel.DEFAULT_INIT
         seconds = channel.timeout_secs(init, command.notification_type, command.event)
+        for older, question in sorted(guest.questions.items()):
+            if not question.given:  # of one that it has, the child tells the end
+                self._agree(guest, older, "overtaken by a new question", now)
         number = next(self._numbers) & channel.INT32_MAX
-        guest.questions[number] = Question(command.notification_type, command.event, now + seconds)
+        guest.questions[number] = Question(command.notification_type, command.event, now + seconds, False)
         self._schedule(guest, now + seconds + self._settings.question_grace)
         log.info("%s: asking %s %s, %d s", guest.uuid, command.notification_type, command.event, seconds)
         if guest.heartbeating:
@@ -376,14 +395,14 @@ class Guests:
             self._effects.append(Drop(guest.uuid))
             self._retry(guest, now, now)
         else:
-            self._settle(guest, number, reports.SILENT_AGREEMENT[command.notification_type],
-                         "the guest is not heartbeating")  # fmt: skip
+            self._agree(guest, number, "the guest is not heartbeating", now)
 
     def _put(self, guest: Guest, number: int, now: float) -> None:
-        """Give the child a question, with the time that is left for it. Without a child it waits for one."""
+        """Give the child a question, once, with the time that is left. It waits for one that is running."""
         question = guest.questions[number]
-        left = int((question.deadline - now) * 1000)
-        if guest.link == CONNECTED and left > 0:
+        left = round((question.deadline - now) * 1000)
+        if guest.running and not question.given and left > 0:
+            guest.questions[number] = question._replace(given=True)
             ask = pipe.Ask(number, question.notification_type, question.event_type, left)
             self._effects.append(Put(guest.uuid, ask))
 
@@ -391,6 +410,14 @@ class Guests:
         question = guest.questions.pop(number, None)
         if question is not None:
             self._tell_vote(guest.uuid, question.notification_type, question.event_type, vote, reason)
+
+    def _agree(self, guest: Guest, number: int, reason: str, now: float) -> None:
+        """Silent agreement to a question of which the child may know nothing, nor of what follows from it."""
+        question = guest.questions[number]
+        if question.notification_type == channel.NOTICE and question.event_type in SILENCING:
+            guest.silence_until = now + self._settings.expected_silence
+            self._save(guest)
+        self._settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason)
 
     def _settle_all(self, guest: Guest, reason: str) -> None:
         for number, question in sorted(guest.questions.items()):
@@ -424,8 +451,7 @@ class Guests:
             self._tell_stopped(guest)
         for number, question in sorted(guest.questions.items()):
             if question.deadline + self._settings.question_grace <= now:
-                vote = reports.SILENT_AGREEMENT[question.notification_type]
-                self._settle(guest, number, vote, "no answer in time")
+                self._agree(guest, number, "no answer in time", now)
         if guest.link == ABSENT and not guest.provisioned and not guest.heartbeating:
             self._delete(guest.uuid)
 
@@ -450,7 +476,7 @@ class Guests:
         """The channel is gone, and with it the guest that was behind it."""
         self._effects.append(Drop(guest.uuid))
         guest.link, guest.path, guest.ident = ABSENT, None, None
-        guest.owes_answer = False
+        guest.running = guest.owes_answer = False
         guest.silence_until = -NEVER
         self._settle_all(guest, "the guest is gone")
         self._schedule_stopped(guest, now)
@@ -462,6 +488,13 @@ class Guests:
             guest.stopped_due = now + self._settings.stopped_grace
             self._schedule(guest, guest.stopped_due)
 
+    def _stop(self, guest: Guest) -> None:
+        """It does not heartbeat any more; who knows that already is not told twice."""
+        if guest.heartbeating:
+            self._tell_stopped(guest)
+        else:
+            self._save(guest)
+
     def _tell_stopped(self, guest: Guest) -> None:
         guest.stopped_due = NEVER
         guest.told = None
@@ -472,7 +505,7 @@ class Guests:
 
     def _save(self, guest: Guest) -> None:
         memory = Memory(guest.uuid, guest.provisioned, guest.reporting, guest.init, guest.owes_answer,
-                        guest.silence_until)  # fmt: skip
+                        guest.silence_until, guest.ident)  # fmt: skip
         self._effects.append(Save(memory))
 
 

@@ -100,6 +100,7 @@ def _middle(
             title("guestServer: " + uuid)
             confine.confine(master, identity, descriptors)
             guest, results = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            status = child.END_DEFECT
             status = child.Child(guest, results, settings).run(load_resume(resume))
     except BaseException as error:  # noqa: BLE001 - nothing may run on as a second spawner
         sys.stderr.write("guestServer: a child failed: %r\n" % (error,))

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import zlib
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from guestmtce.daemon import files
 from guestmtce.wire import channel, datagram
@@ -24,7 +24,10 @@ ALIVE = "alive"
 
 
 class Memory(NamedTuple):
-    """What is remembered of a guest. Times in s on the machine's monotonic clock."""
+    """What is remembered of a guest. Times in s on the machine's monotonic clock.
+
+    `ident` tells its socket from one that was made anew in the meantime.
+    """
 
     uuid: str
     provisioned: bool
@@ -32,6 +35,7 @@ class Memory(NamedTuple):
     init: Optional[channel.Init]
     owes_answer: bool
     silence_until: float
+    ident: Optional[Tuple[int, ...]] = None
 
 
 def boot_id() -> str:
@@ -55,7 +59,7 @@ class Store:
 
     def forget(self, uuid: str) -> None:
         """Remember nothing of the guest."""
-        files.remove(self._path(uuid))
+        self._remove(uuid)
 
     def mark_alive(self, now: float) -> None:
         """Note that the daemon lives at `now`."""
@@ -65,19 +69,26 @@ class Store:
         """When the daemon last noted that it lives; before all time if it never did in this boot."""
         mark = self._read(ALIVE)
         at = mark.get("at") if mark else None
-        return float(at) if isinstance(at, (int, float)) else -float("inf")
+        return at if type(at) is float else -float("inf")
 
     def load(self) -> List[Memory]:
         """All that is remembered and sound."""
         memories = []
-        for name in sorted(os.listdir(self._folder)):
+        for name in self._names():
             if datagram.UUID.fullmatch(name):
                 memory = self._memory(name)
                 if memory is not None:
                     memories.append(memory)
                 else:
-                    files.remove(self._path(name))
+                    self._remove(name)
         return memories
+
+    def _names(self) -> List[str]:
+        try:
+            return sorted(os.listdir(self._folder))
+        except OSError as error:
+            log.error("cannot read %s: %s", self._folder, error)
+            return []
 
     def _memory(self, uuid: str) -> Optional[Memory]:
         try:
@@ -95,13 +106,20 @@ class Store:
                 init=init,
                 owes_answer=values["owes_answer"] is True,
                 silence_until=float(values["silence_until"]),
+                ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
             return None
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            files.remove(self._path(name))
+        except OSError as error:
+            log.error("cannot remove %s: %s", self._path(name), error)
 
     def _write(self, name: str, values: Dict[str, Any]) -> None:
         text = json.dumps({"boot": self._boot, **values})
@@ -113,10 +131,15 @@ class Store:
     def _read(self, name: str) -> Optional[Dict[str, Any]]:
         """The values in a file, if it is whole and from this boot."""
         try:
-            with open(self._path(name), encoding="utf-8") as file:
+            with open(self._path(name), encoding="utf-8", opener=_open_file) as file:
                 crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
             values = json.loads(text)
             sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)
         except (OSError, ValueError, RecursionError):
             sound = False
         return values if sound and values.get("boot") == self._boot else None
+
+
+def _open_file(path: str, flags: int) -> int:
+    """No link is followed, and a pipe does not block us."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,0 +1,518 @@
+"""The inventory against spec 2 and 3: facts in, effects out."""
+
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guestmtce.agent.inventory import (
+    AskMtc, AskVim, Drop, Inventory, Send, TellAction, TellAlarm, TellService, Withdraw,
+)  # fmt: skip
+from guestmtce.wire import channel, datagram, vim
+from guestmtce.wire.datagram import Ask, DeleteInstance, HostRecord, InstanceInfo, Query, SetHost, SetInstance
+from guestmtce.wire.vim import Failure, Listed, Named
+
+U = "3ab5e2a6-ce80-4d7c-b2e5-8b7d1d3f0c11"
+V = "11111111-2222-3333-4444-555555555555"
+A = HostRecord("compute-0", "aaaaaaaa-0000-4000-8000-000000000000", "10.0.0.1")
+B = HostRecord("compute-1", "aaaaaaaa-0000-4000-8000-000000000001", "10.0.0.2")
+HOSTS = {host.hostname: host for host in (A, B)}
+ADD, MOD, DEL = datagram.ADD_INST, datagram.MOD_INST, datagram.DEL_INST
+
+
+def inventory(*hosts, listed=True):
+    made = Inventory()
+    for host in hosts or (A,):
+        made.host_set(host)
+        if listed:
+            made.vim_instances(host.hostname, [])
+    made.take_effects()
+    return made
+
+
+def named(host=A, uuid=U):
+    return Named(uuid, host.hostname, {})
+
+
+def info(host=A, uuid=U, reporting=True, heartbeating=True, action="reboot"):
+    return InstanceInfo(host.hostname, uuid, reporting, heartbeating, action, 601, 11, 12, 13, 14)
+
+
+def loss(host=A, uuid=U):
+    return datagram.Loss(host.hostname, uuid)
+
+
+def send(host, cmd, command):
+    return Send(host.ip, cmd, command)
+
+
+def enabled(heartbeating=True):
+    made = inventory(A, B)
+    made.set(named(), True)
+    if heartbeating:
+        made.server_state(info(), asked=False)
+    made.take_effects()
+    return made
+
+
+def kinds(effects):
+    return [type(effect) for effect in effects]
+
+
+def of(kind, effects):
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+# --- the VIM's commands ---
+
+
+def test_create_adds_once_with_reporting_disabled_and_repeats_change_nothing():
+    made = inventory()
+    made.create(named())
+    assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
+    made.create(named())
+    assert made.take_effects() == []
+    made.set(named(), True)
+    made.create(named())
+    assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
+    assert made.instances[U].reporting
+
+
+@pytest.mark.parametrize("reporting", [True, False])
+def test_set_adds_the_unknown_and_modifies_the_known(reporting):
+    made = inventory()
+    reply = made.set(named(), reporting)
+    assert reply == vim.services_reply(U, A.hostname, reporting, False, 0)
+    assert made.take_effects() == [send(A, ADD, SetInstance(U, reporting))]
+    assert made.set(named(), reporting) == reply == made.reply(U)
+    assert made.take_effects() == [send(A, MOD, SetInstance(U, reporting))]
+
+
+@pytest.mark.parametrize("reporting", [True, False])
+@pytest.mark.parametrize("by_set", [True, False])
+def test_a_move_tells_both_hosts_and_keeps_reporting(reporting, by_set):
+    made = inventory(A, B)
+    made.set(named(A), reporting)
+    made.server_state(info(A), asked=False)
+    made.take_effects()
+    if by_set:
+        assert made.set(named(B), reporting)["hostname"] == B.hostname
+    else:
+        made.create(named(B))
+    effects = made.take_effects()
+    expected = [send(A, DEL, DeleteInstance(U)), send(B, ADD, SetInstance(U, reporting))]
+    assert of(Send, effects) == expected and Drop(U) in effects
+    assert made.reply(U) == vim.services_reply(U, B.hostname, reporting, False, 0)
+    made.server_loss(loss(A))
+    assert made.take_effects() == [send(A, DEL, DeleteInstance(U))]
+    made.server_state(info(B), asked=False)
+    assert of(TellService, made.take_effects())[0].body["hostname"] == B.hostname
+
+
+def test_a_set_that_moves_takes_the_new_reporting():
+    made = enabled()
+    made.set(named(B), False)
+    assert made.take_effects()[-1] == send(B, ADD, SetInstance(U, False))
+
+
+COMMANDS = {
+    "create": (lambda made: made.create(named()), 400, True),
+    "set": (lambda made: made.set(named(), True), 404, True),
+    "host": (lambda made: made.host(A.uuid), 404, True),
+    "host reporting": (lambda made: made.host_reporting(A.uuid, False), 404, True),
+    "query": (lambda made: made.reply(U), 404, False),
+    "delete": (lambda made: made.delete(U), 404, False),
+    "vote": (lambda made: made.ask(named(), channel.VOTE, "stop"), 404, False),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_about_the_unknown_fail_and_ask_for_hosts(name):
+    act, status, asks = COMMANDS[name]
+    made = Inventory()
+    with pytest.raises(Failure) as caught:
+        act(made)
+    assert (caught.value.status, caught.value.reason) == (status, vim.NOT_FOUND)
+    assert made.take_effects() == ([AskMtc()] if asks else [])
+    assert made.hosts == {} and made.instances == {}
+
+
+def test_delete_tells_the_server_and_drops_the_news():
+    made = enabled()
+    made.delete(U)
+    assert made.take_effects() == [send(A, DEL, DeleteInstance(U)), Drop(U)]
+    assert made.instances == {}
+
+
+SECONDS = {"stop": 11, "reboot": 11, "suspend": 12, "pause": 12, "resize_begin": 12}
+SECONDS.update(dict.fromkeys(["live_migrate_begin", "cold_migrate_begin"], 12))
+SECONDS.update(dict.fromkeys(["unpause", "resume", "resize_end", "live_migrate_end", "cold_migrate_end"], 13))
+
+
+@pytest.mark.parametrize("event", channel.EVENT_TYPES)
+def test_votes_and_notices_answer_the_guests_timeout_of_their_class(event):
+    made = enabled()
+    for kind, cmd, secs in (
+        (channel.VOTE, datagram.VOTE_INST, 14),
+        (channel.NOTICE, datagram.NOTIFY_INST, SECONDS[event]),
+    ):
+        assert made.ask(named(), kind, event) == vim.action_reply(U, A.hostname, event, secs)
+        assert made.take_effects() == [send(A, cmd, Ask(U, kind, event))]
+        made.server_state(info(heartbeating=False), asked=False)
+        made.take_effects()
+        assert made.ask(named(), kind, event)["timeout"] == "0"
+        assert made.take_effects() == []
+        made.server_state(info(), asked=False)
+        made.take_effects()
+
+
+# --- host reporting ---
+
+
+def test_host_reporting_is_the_vims_else_what_its_instances_suggest():
+    made = inventory()
+    host = made.host(A.uuid)
+    assert host.reporting is None and not made.host_enabled(host)
+    made.set(named(), False)
+    assert not made.host_enabled(host)
+    made.set(named(), True)
+    assert host.reporting is None and made.host_enabled(host)
+    made.take_effects()
+    made.vim_host_state(A.hostname, None)
+    assert host.reporting is None and made.take_effects() == []
+    made.vim_host_state(A.hostname, False)
+    assert not made.host_enabled(host)
+    assert made.take_effects()[0] == send(A, datagram.MOD_HOST, SetHost(A.uuid, False))
+    made.host_reporting(A.uuid, True)
+    made.take_effects()
+    made.vim_host_state(A.hostname, False)  # an answer that was late: the command is newer
+    assert made.host_enabled(host) and made.take_effects() == []
+    made.vim_host_state("nobody", True)
+    assert made.take_effects() == []
+
+
+@pytest.mark.parametrize("host", [None, True, False])
+@pytest.mark.parametrize("reporting", [True, False])
+def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
+    made = inventory()
+    made.set(named(), reporting)
+    made.vim_host_state(A.hostname, host)
+    made.server_state(info(reporting=reporting), asked=False)
+    made.take_effects()
+    made.server_loss(loss())
+    told = [TellAlarm(U, "failed", vim.alarm_event(U, A.hostname, "failed", "reboot"))]
+    assert made.take_effects() == (told if reporting and host is not False else [])
+    made.server_ill(info(reporting=reporting, action="stop"))
+    told = [TellAlarm(U, "unhealthy", vim.alarm_event(U, A.hostname, "unhealthy", "stop"))]
+    assert made.take_effects() == (told if reporting and host is not False else [])
+    assert made.instances[U].repair_action == "reboot"
+
+
+def test_disabling_withdraws_what_was_not_told():
+    made = enabled()
+    made.set(named(), False)
+    assert Withdraw in kinds(made.take_effects())
+    made.set(named(), False)
+    assert Withdraw not in kinds(made.take_effects())
+    made.host_reporting(A.uuid, False)
+    assert [effect.uuid for effect in of(Withdraw, made.take_effects())] == [U]
+
+
+# --- the guestServers' events ---
+
+
+@pytest.mark.parametrize("heartbeating", [True, False])
+def test_running_and_stopped_are_stored_and_told(heartbeating):
+    made = inventory()
+    made.set(named(), True)
+    made.take_effects()
+    made.server_state(info(heartbeating=heartbeating), asked=False)
+    effects = made.take_effects()
+    body = vim.service_event(U, A.hostname, True, heartbeating, 601)
+    assert of(TellService, effects) == [TellService(U, body)]
+    service = body["event-data"]["services"][0]
+    assert service["restart-timeout"] == ("601" if heartbeating else "0")
+    assert made.reply(U)["services"] == [service]
+    assert made.instances[U].repair_action == "reboot"
+
+
+def test_a_restart_withdraws_every_failure_an_answer_only_the_loss():
+    made = enabled()
+    made.server_state(info(), asked=False)
+    assert of(Withdraw, made.take_effects())[0].states == ("failed", "unhealthy")
+    # An ill guest heartbeats: the next audit must not take its alarm back.
+    made.server_state(info(), asked=True)
+    assert of(Withdraw, made.take_effects())[0].states == ("failed",)
+    for asked in (True, False):
+        made.server_state(info(heartbeating=False), asked=asked)
+        assert of(Withdraw, made.take_effects()) == []
+
+
+@pytest.mark.parametrize("reporting", [True, False])
+@pytest.mark.parametrize("heartbeating", [True, False])
+def test_an_answer_that_differs_is_repaired_both_ways(reporting, heartbeating):
+    made = enabled()
+    made.server_state(info(reporting=reporting, heartbeating=heartbeating), asked=True)
+    effects = made.take_effects()
+    assert of(Send, effects) == ([] if reporting else [send(A, MOD, SetInstance(U, True))])
+    assert len(of(TellService, effects)) == (not heartbeating)
+    assert made.instances[U].reporting and made.instances[U].heartbeating == heartbeating
+
+
+def test_an_ill_guest_whose_start_was_not_heard_is_told_as_started():
+    made = enabled(heartbeating=False)
+    made.server_ill(info())
+    assert kinds(made.take_effects()) == [TellService, TellAlarm]
+    made.server_ill(info())
+    assert kinds(made.take_effects()) == [TellAlarm]
+
+
+@pytest.mark.parametrize("word", ["accept", "complete", "reject", "timeout", "error", "unknown"])
+@pytest.mark.parametrize("kind", channel.NOTIFICATION_TYPES)
+def test_outcomes_are_told(word, kind):
+    made = enabled()
+    made.server_vote(datagram.VoteResult(A.hostname, U, kind, "stop", word, "why"))
+    told = made.take_effects()
+    assert told == [TellAction(U, vim.action_event(U, kind, "stop", word, "why"))]
+    consent = "allow" if kind == channel.VOTE else "proceed"
+    response = told[0].body["event-data"]["guest-response"]
+    assert response == ("reject" if word == "reject" else consent)
+
+
+EVENTS = {
+    "running": lambda made, host, uuid: made.server_state(info(host, uuid), asked=False),
+    "answer": lambda made, host, uuid: made.server_state(info(host, uuid), asked=True),
+    "ill": lambda made, host, uuid: made.server_ill(info(host, uuid)),
+    "loss": lambda made, host, uuid: made.server_loss(loss(host, uuid)),
+    "vote": lambda made, host, uuid: made.server_vote(
+        datagram.VoteResult(host.hostname, uuid, channel.VOTE, "stop", "accept", "")
+    ),
+    "ready": lambda made, host, uuid: made.server_ready(datagram.Ready(host.hostname)),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_events_of_an_unknown_host_are_dropped_and_ask_for_hosts(name):
+    made = inventory(A)
+    EVENTS[name](made, B, U)
+    assert made.take_effects() == [AskMtc()]
+    assert made.instances == {}
+
+
+@pytest.mark.parametrize("name", [name for name in EVENTS if name != "ready"])
+def test_events_of_the_wrong_host_are_dropped_and_the_server_told(name):
+    made = enabled()
+    before = made.reply(U)
+    EVENTS[name](made, B, U)
+    assert made.take_effects() == ([] if name == "vote" else [send(B, DEL, DeleteInstance(U))])
+    EVENTS[name](made, A, V)  # unknown although the VIM's list has arrived
+    assert made.take_effects() == ([] if name == "vote" else [send(A, DEL, DeleteInstance(V))])
+    assert made.reply(U) == before and list(made.instances) == [U]
+
+
+def test_a_server_that_started_learns_all_that_we_know():
+    made = enabled()
+    made.create(named(uuid=V))
+    made.create(Named("99999999-2222-3333-4444-555555555555", B.hostname, {}))
+    made.take_effects()
+    ready, query = datagram.Ready(A.hostname), send(A, datagram.QRY_INST, Query())
+    mods = [send(A, MOD, SetInstance(U, True)), send(A, MOD, SetInstance(V, False))]
+    made.server_ready(ready)
+    assert made.take_effects() == [*mods, query]
+    made.host_reporting(A.uuid, False)
+    made.take_effects()
+    made.server_ready(ready)
+    assert made.take_effects() == [send(A, datagram.MOD_HOST, SetHost(A.uuid, False)), *mods, query]
+
+
+# --- before the VIM's list ---
+
+
+@pytest.mark.parametrize("reporting", [True, False])
+def test_before_the_list_an_unknown_instance_is_adopted_with_the_servers_reporting(reporting):
+    made = inventory(listed=False)
+    made.server_state(info(reporting=reporting), asked=True)
+    effects = made.take_effects()
+    assert of(Send, effects) == []
+    assert made.reply(U) == vim.services_reply(U, A.hostname, reporting, True, 601)
+    made.server_loss(loss())
+    assert kinds(made.take_effects()) == ([TellAlarm] if reporting else [])
+    made.vim_instances(A.hostname, None)  # the VIM is down
+    assert made.take_effects() == [] and U in made.instances
+
+
+LISTS = {
+    "not in it": ([], [send(A, DEL, DeleteInstance(U)), Drop(U)], None),
+    "enabled": ([Listed(U, A.hostname, True)], [send(A, ADD, SetInstance(U, True))], True),
+    "disabled": ([Listed(U, A.hostname, False)], [send(A, ADD, SetInstance(U, False))], False),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_list_decides_about_the_adopted(name):
+    listed, effects, reporting = LISTS[name]
+    made = inventory(listed=False)
+    made.server_state(info(), asked=True)
+    made.take_effects()
+    made.vim_instances(A.hostname, listed)
+    assert made.take_effects() == effects
+    assert {one.uuid: one.reporting for one in made.instances.values()} == (
+        {} if reporting is None else {U: reporting}
+    )
+
+
+def test_what_the_vim_commanded_is_newer_than_its_list():
+    made = inventory(listed=False)
+    made.set(named(), True)
+    made.server_state(info(uuid=V), asked=True)
+    made.create(named(uuid=V))
+    made.take_effects()
+    made.vim_instances(A.hostname, [Listed(U, A.hostname, False)])
+    assert made.take_effects() == []
+    assert {one.uuid: one.reporting for one in made.instances.values()} == {U: True, V: True}
+
+
+def test_the_list_alone_adds_and_never_takes_an_instance_from_a_host():
+    made = inventory(A, B, listed=False)
+    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)])
+    assert made.take_effects() == [send(A, ADD, SetInstance(U, True))]
+    made.vim_instances(B.hostname, [Listed(U, B.hostname, True)])
+    assert made.take_effects() == [] and made.instances[U].hostname == A.hostname
+    made.vim_instances("nobody", [])
+    assert made.take_effects() == []
+
+
+@pytest.mark.parametrize("name", ["running", "answer", "loss", "ill"])
+def test_before_the_list_no_server_is_told_to_forget_what_another_has_too(name):
+    """While it migrates both ends have its channel; the one that answers first may be the wrong one."""
+    made = inventory(A, B, listed=False)
+    made.server_state(info(A, heartbeating=False), asked=True)
+    made.take_effects()
+    made.server_state(info(B, heartbeating=False), asked=True)
+    assert made.take_effects() == [] and made.instances[U].hostname == A.hostname
+    EVENTS[name](made, B, U)
+    effects = made.take_effects()
+    assert of(Send, effects) == [] and made.instances[U].hostname == B.hostname
+    told = {"running": TellService, "answer": TellService, "loss": TellAlarm, "ill": TellAlarm}[name]
+    assert [effect.body["hostname"] for effect in of(told, effects)] == [B.hostname]
+    made.instances[U].heartbeating = True
+    EVENTS[name](made, A, U)
+    assert made.take_effects() == [] and made.instances[U].hostname == B.hostname
+    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)])
+    assert made.take_effects() == [
+        send(B, DEL, DeleteInstance(U)), Drop(U), send(A, ADD, SetInstance(U, True)),
+    ]  # fmt: skip
+
+
+# --- mtcAgent ---
+
+
+def test_a_new_host_is_asked_about_and_queried_a_known_one_updated():
+    made = Inventory()
+    made.host_set(A)
+    asked = [AskVim(A.uuid, A.hostname, False), AskVim(A.uuid, A.hostname, True)]
+    assert made.take_effects() == [*asked, send(A, datagram.QRY_INST, Query())]
+    made.host_set(A)
+    assert made.take_effects() == []
+    made.set(named(), True)
+    made.take_effects()
+    moved = A._replace(ip="10.0.0.9")
+    made.host_set(moved)
+    expected = [send(moved, MOD, SetInstance(U, True)), send(moved, datagram.QRY_INST, Query())]
+    assert made.take_effects() == expected
+    made.host_set(A._replace(uuid=B.uuid))
+    assert made.host(B.uuid).name == A.hostname
+
+
+def test_a_deleted_host_takes_its_instances_along():
+    made = enabled()
+    made.create(named(B, V))
+    made.take_effects()
+    made.host_deleted(A._replace(ip=""))
+    assert made.take_effects() == [send(A, DEL, DeleteInstance(U)), Drop(U)]
+    assert list(made.hosts) == [B.hostname] and list(made.instances) == [V]
+    made.host_deleted(A)
+    assert made.take_effects() == []
+
+
+# --- the audit ---
+
+
+def test_the_audit_asks_until_it_knows_and_repeats_what_no_answer_shows():
+    made = inventory(listed=False)
+    questions = [AskVim(A.uuid, A.hostname, False), AskVim(A.uuid, A.hostname, True)]
+    query = send(A, datagram.QRY_INST, Query())
+    made.audit()
+    assert made.take_effects() == [*questions, query]
+    made.vim_instances(A.hostname, [])
+    made.audit()
+    assert made.take_effects() == [questions[0], query]
+    for reporting in (True, False):
+        made.host_reporting(A.uuid, reporting)
+        made.take_effects()
+        made.audit()
+        assert made.take_effects() == [send(A, datagram.MOD_HOST, SetHost(A.uuid, reporting)), query]
+
+
+def test_a_host_with_instances_that_does_not_answer_is_a_miss():
+    made = enabled()
+    for _ in range(3):
+        made.audit()
+    assert [made.hosts[name].misses for name in (A.hostname, B.hostname)] == [2, 0]
+    made.server_state(info(), asked=False)  # an event is no answer
+    made.audit()
+    assert made.hosts[A.hostname].misses == 3
+    made.server_state(info(), asked=True)
+    made.audit()
+    assert made.hosts[A.hostname].misses == 3
+
+
+# --- whatever happens ---
+
+UUIDS = (U, V)
+ONE_HOST = st.sampled_from([A, B])
+ONE_UUID = st.sampled_from(UUIDS)
+STEP = st.one_of(
+    st.tuples(st.just("host_set"), ONE_HOST),
+    st.tuples(st.just("host_deleted"), ONE_HOST),
+    st.tuples(st.just("create"), st.builds(named, ONE_HOST, ONE_UUID)),
+    st.tuples(st.just("set"), st.builds(named, ONE_HOST, ONE_UUID), st.booleans()),
+    st.tuples(st.just("delete"), ONE_UUID),
+    st.tuples(st.just("server_state"), st.builds(info, ONE_HOST, ONE_UUID, st.booleans(), st.booleans()),
+              st.booleans()),
+    st.tuples(st.just("server_ill"), st.builds(info, ONE_HOST, ONE_UUID)),
+    st.tuples(st.just("server_loss"), st.builds(loss, ONE_HOST, ONE_UUID)),
+    st.tuples(st.just("vim_host_state"), st.sampled_from(list(HOSTS)), st.booleans()),
+    st.tuples(st.just("vim_instances"), st.sampled_from(list(HOSTS)),
+              st.lists(st.builds(Listed, ONE_UUID, st.just(A.hostname), st.booleans()), max_size=2)),
+    st.tuples(st.just("audit")),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEP, max_size=25))
+def test_the_servers_and_the_vim_are_always_told_where_an_instance_is(steps):
+    made = Inventory()
+    believed = set()  # (ip, uuid): which server was told to know, or said that it knows, which instance
+    for name, *values in itertools.chain(steps, [("audit",)]):
+        if name.startswith("server_"):
+            believed.add((HOSTS[values[0].hostname].ip, values[0].uuid))
+        try:
+            getattr(made, name)(*values)
+        except Failure:
+            pass
+        for effect in made.take_effects():
+            if isinstance(effect, TellAlarm):
+                one = made.instances[effect.uuid]
+                assert one.reporting and made.hosts[one.hostname].reporting is not False
+            if isinstance(effect, Send) and effect.cmd == DEL:
+                believed.discard((effect.ip, effect.command.uuid))
+            elif isinstance(effect, Send) and effect.cmd in (ADD, MOD):
+                believed.add((effect.ip, effect.command.uuid))
+                assert effect.command.reporting == made.instances[effect.command.uuid].reporting
+        for one in made.instances.values():
+            assert one.hostname in made.hosts
+            assert (made.hosts[one.hostname].ip, one.uuid) in believed
+        for host in made.hosts.values():
+            assert not (host.listed and any(i.adopted for i in made._instances_of(host)))
