@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 PATH = re.compile(r"/v1/(hosts|instances)/([^/]+)(?:/([^/]+))?/?")
 WITH_BODY = ("POST", "PUT", "PATCH")
 START_WAIT = 5.0  # s
+BACKLOG = 128  # connections that wait to be accepted; one too many costs its client a second
 DRAIN_MAX = 1024 * 1024  # bytes of a refused body that are still read, so that the answer arrives
 
 # handler(inventory, uuid, body) → the reply; None is answered with 204
@@ -151,6 +152,7 @@ class Commands:
         application.log.access_log.disabled = True
         server = _cpserver.Server()
         server.socket_host, server.socket_port, server.thread_pool = address, port, threads
+        server.socket_queue_size = BACKLOG
         server.max_request_body_size = 0  # the gate below answers as the VIM understands
         server.max_request_header_size = vim.BODY_MAX
         self._server, _ = server.httpserver_from_self()

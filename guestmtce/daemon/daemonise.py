@@ -31,25 +31,20 @@ class Background(Foreground):
 
     def ready(self) -> None:
         self._say(READY)
-        self._detach()
 
     def failed(self, why: str) -> None:
         self._say(why.encode("utf-8", "replace"))
 
     def _say(self, word: bytes) -> None:
+        """Once: there is one answer to who waits."""
+        if self._pipe < 0:
+            return
         try:
             os.write(self._pipe, word)
         except BrokenPipeError:
             pass  # who waited was killed; that is no reason not to serve
         os.close(self._pipe)
-
-    @staticmethod
-    def _detach() -> None:
-        """From now on nobody reads our terminal."""
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
+        self._pipe = -1
 
 
 def daemonise() -> Foreground:
@@ -68,7 +63,17 @@ def daemonise() -> Foreground:
     if os.fork():
         os._exit(0)
     os.umask(0o022)
+    _detach()
     return Background(writer)
+
+
+def _detach() -> None:
+    """Let go of the terminal, before a process that we start gets it from us and holds it for ever."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
 
 
 def _await(read: Callable[[], bytes]) -> int:

@@ -13,7 +13,7 @@ def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, UnicodeError):
         os.unlink(temporary)
         raise
 

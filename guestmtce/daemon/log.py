@@ -54,7 +54,7 @@ class _Syslog(logging.handlers.SysLogHandler):
 
     def _connect_unixsocket(self, address: str) -> None:
         super()._connect_unixsocket(address)  # type: ignore[misc]
-        self.socket.setblocking(False)
+        self.socket.setblocking(False)  # type: ignore[attr-defined]
 
 
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:

@@ -76,6 +76,10 @@ def run(
             log.error("cannot start: %s", error)
         starter.failed("%s: %s" % (name, error))
         return 1
+    except Exception as error:
+        log.exception("a defect in guestmtce")
+        starter.failed("%s: a defect in guestmtce: %r" % (name, error))
+        return 1
     finally:
         pid_file.release()
 

@@ -74,6 +74,9 @@ class AgentLink:
     def _send(self, data: bytes) -> None:
         if self.agent:
             self.port.send(data, self.agent, self._settings.agent_port)
+        else:
+            text = "an event is lost: no agent has spoken to us, and %s has no address"
+            self._throttle.warning("nobody", text, self._settings.controller)
 
     def _serve(self, data: bytes, address: str) -> None:
         try:

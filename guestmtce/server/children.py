@@ -59,7 +59,7 @@ class Child:
         return self.credit >= 0
 
     def kill(self) -> None:
-        """End it; one whose pid is not known is killed as soon as it is, one that was reaped is left alone."""
+        """End it, as soon as its pid is known; one that was reaped is left alone."""
         self.doomed = True
         if self.pid is not None and not self.reaped:
             _kill(self.pid)

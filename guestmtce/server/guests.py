@@ -169,7 +169,7 @@ class Guests:
         guest.ident = memory.ident
         guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
         self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
-        if memory.owes_answer and now - alive_at <= self._settings.memory_valid:
+        if memory.owes_answer and 0 <= now - alive_at <= self._settings.memory_valid:
             guest.heartbeating = guest.owes_answer = True
             self._schedule_stopped(guest, now)
 
@@ -224,7 +224,7 @@ class Guests:
         guest.questions = {n: question._replace(given=False) for n, question in guest.questions.items()}
         if why == PEER_CLOSED:
             guest.owes_answer = False
-            self._settle_all(guest, "the guest is gone")
+            self._settle_all(guest, "the guest is gone", now)
         self._schedule_stopped(guest, now)
         if guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
             self._back_off(guest, now)
@@ -389,12 +389,12 @@ class Guests:
         guest.questions[number] = Question(command.notification_type, command.event, now + seconds, False)
         self._schedule(guest, now + seconds + self._settings.question_grace)
         log.info("%s: asking %s %s, %d s", guest.uuid, command.notification_type, command.event, seconds)
-        if guest.heartbeating:
+        if guest.running:
             self._put(guest, number, now)
         elif command.notification_type == channel.NOTICE and command.event == "resume" and guest.path:
             self._effects.append(Drop(guest.uuid))
             self._retry(guest, now, now)
-        else:
+        elif not guest.heartbeating:
             self._agree(guest, number, "the guest is not heartbeating", now)
 
     def _put(self, guest: Guest, number: int, now: float) -> None:
@@ -419,9 +419,9 @@ class Guests:
             self._save(guest)
         self._settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason)
 
-    def _settle_all(self, guest: Guest, reason: str) -> None:
-        for number, question in sorted(guest.questions.items()):
-            self._settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason)
+    def _settle_all(self, guest: Guest, reason: str, now: float) -> None:
+        for number in sorted(guest.questions):
+            self._agree(guest, number, reason, now)
 
     def _tell_vote(self, uuid: str, notification_type: str, event_type: str, vote: str, reason: str) -> None:
         log.info("%s: %s %s: %s %s", uuid, notification_type, printable(event_type), vote, printable(reason))
@@ -477,8 +477,8 @@ class Guests:
         self._effects.append(Drop(guest.uuid))
         guest.link, guest.path, guest.ident = ABSENT, None, None
         guest.running = guest.owes_answer = False
+        self._settle_all(guest, "the guest is gone", now)
         guest.silence_until = -NEVER
-        self._settle_all(guest, "the guest is gone")
         self._schedule_stopped(guest, now)
         self._save(guest)
         self._schedule(guest, now)

@@ -68,8 +68,10 @@ class Store:
     def alive_at(self) -> float:
         """When the daemon last noted that it lives; before all time if it never did in this boot."""
         mark = self._read(ALIVE)
-        at = mark.get("at") if mark else None
-        return at if type(at) is float else -float("inf")
+        try:
+            return float(mark["at"]) if mark else -float("inf")
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return -float("inf")
 
     def load(self) -> List[Memory]:
         """All that is remembered and sound."""

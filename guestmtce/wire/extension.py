@@ -1,0 +1,144 @@
+"""What our guestServer and our guestAgent add to the datagram of spec 2 (`docs/datagrams.md`).
+
+It lives in fields that old daemons send as 0 and do not look at, so it can be sent to anybody; whoever
+sets `ver` shows that he understands it. A `Tag` says who sent a datagram, which one it is, and whether
+it wants to be acknowledged. A `Seal`, where a key is configured, proves that it was made by a holder of the
+key, for this receiver, and not sent before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from guestmtce.wire import datagram
+
+SPOKEN = 1  # in `ver`: I speak this
+
+WANTS_ACK = 1  # flags, in `rev`
+IS_ACK = 2
+
+# An acknowledgement is a datagram of its own, sent only to who has shown that he speaks this.
+ACK = 0x11110ACC
+
+_FIELDS = struct.Struct("<HHI")  # ver, rev, res at 64
+_NUMBER = struct.Struct("<I5I")  # num, parm at 76
+_FIELDS_AT = 64
+_NUMBER_AT = 76
+
+# In `hdr`, behind the signature and the name of mtcAgent's peer.
+_COUNTER_AT = 32
+_MAC_AT = 40
+MAC_SIZE = 24  # bytes of HMAC-SHA256 kept
+_SEAL_END = _MAC_AT + MAC_SIZE
+KEY_MIN = 16  # bytes
+
+NUMBERS = 2**32
+WINDOW = 64  # counters below the highest one that may still come, once each
+
+
+class Tag(NamedTuple):
+    """Who and which. All are u32; 0 stands for unknown.
+
+    `sender` stays the same over what the sender still has to tell; `number` grows with every message that
+    wants an acknowledgement, and names, in an acknowledgement, the message of `acked_sender` that is meant.
+    `nonce` is the sender's process, `echo` the receiver's nonce as the sender knows it.
+    """
+
+    flags: int = 0
+    sender: int = 0
+    number: int = 0
+    acked_sender: int = 0
+    nonce: int = 0
+    echo: int = 0
+
+    @property
+    def wants_ack(self) -> bool:
+        """Whether the sender repeats the message until it is acknowledged."""
+        return bool(self.flags & WANTS_ACK)
+
+
+def stamp(data: bytes, tag: Tag) -> bytes:
+    """`data`, a packed datagram, with the tag in it."""
+    changed = bytearray(data)
+    _FIELDS.pack_into(changed, _FIELDS_AT, SPOKEN, tag.flags, tag.sender)
+    _NUMBER.pack_into(changed, _NUMBER_AT, tag.number, tag.acked_sender, tag.nonce, tag.echo, 0, 0)
+    return bytes(changed)
+
+
+def read(frame: datagram.Datagram) -> Optional[Tag]:
+    """The tag of a datagram; None when its sender does not speak this."""
+    if frame.ver == 0:
+        return None
+    return Tag(frame.rev, frame.res, frame.num, *frame.parm[:3])
+
+
+def build_ack(signature: bytes, tag: Tag, sender: int, nonce: int, echo: int) -> bytes:
+    """The acknowledgement of the message that bore `tag`."""
+    answer = Tag(IS_ACK, sender, tag.number, tag.sender, nonce, echo)
+    return stamp(datagram.pack(ACK, {}, signature), answer)
+
+
+def newer(one: int, other: int) -> bool:
+    """Whether the number `one` came after `other`; numbers wrap at 2³²."""
+    return 0 < (one - other) % NUMBERS < NUMBERS // 2
+
+
+# --- the seal --------------------------------------------------------------------------------------
+
+
+class Refused(ValueError):
+    """The seal is missing, wrong or used before; the text says which."""
+
+
+class Seal:
+    """Seals what is sent and checks what comes, with a shared `key` of at least KEY_MIN bytes.
+
+    What is proven depends on the `route`, for example `b"agent>compute-0"`: who speaks to whom. A counter per
+    process and route lets every datagram pass once; one process (`nonce`) replaces another on a route only
+    while its counters have not been seen, and the caller checks `echo` so that recordings of an earlier
+    conversation find no listener. Raises ValueError for a short key.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < KEY_MIN:
+            raise ValueError("the key has %d bytes, at least %d are needed" % (len(key), KEY_MIN))
+        self._key = key
+        self._sent = 0
+        self._seen: Dict[Tuple[bytes, int], Tuple[int, int]] = {}  # route, nonce → highest, window bits
+
+    def close(self, data: bytes, route: bytes) -> bytes:
+        """`data`, stamped, with a seal."""
+        self._sent += 1
+        changed = bytearray(data)
+        struct.pack_into("<Q", changed, _COUNTER_AT, self._sent)
+        changed[_MAC_AT:_SEAL_END] = self._mac(changed, route)
+        return bytes(changed)
+
+    def open(self, data: bytes, route: bytes, nonce: int) -> None:
+        """Check `data`, whose tag bears `nonce`. Raises Refused."""
+        if len(data) < datagram.HEADER.size or not any(data[_COUNTER_AT:_SEAL_END]):
+            raise Refused("not sealed")
+        if not hmac.compare_digest(self._mac(bytearray(data), route), data[_MAC_AT:_SEAL_END]):
+            raise Refused("the seal is wrong")
+        (counter,) = struct.unpack_from("<Q", data, _COUNTER_AT)
+        highest, bits = self._seen.get((route, nonce), (0, 0))
+        if counter > highest:
+            bits = (bits << min(counter - highest, WINDOW)) | 1
+            highest = counter
+        else:
+            bit = 1 << (highest - counter)
+            if highest - counter >= WINDOW or bits & bit:
+                raise Refused("a replay")
+            bits |= bit
+        self._seen[route, nonce] = (highest, bits & (2**WINDOW - 1))
+
+    def forget(self, route: bytes, nonce: int) -> None:
+        """The process with this nonce speaks no more on this route."""
+        self._seen.pop((route, nonce), None)
+
+    def _mac(self, data: bytearray, route: bytes) -> bytes:
+        blank = bytes(data[:_MAC_AT]) + bytes(MAC_SIZE) + bytes(data[_SEAL_END:])
+        return hmac.new(self._key, route + b"\0" + blank, hashlib.sha256).digest()[:MAC_SIZE]

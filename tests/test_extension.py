@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestmtce.wire import datagram, extension
+from guestmtce.wire.extension import ACK, IS_ACK, WANTS_ACK, Refused, Seal, Tag
+
+KEY = b"k" * 16
+ROUTE = b"agent>compute-0"
+PLAIN = datagram.build_command(datagram.QRY_INST, "10.0.0.1", datagram.Query())
+TAG = Tag(WANTS_ACK, 11, 22, 33, 44, 55)
+U32 = st.integers(0, 2**32 - 1)
+
+
+def test_byte_offsets():
+    data = extension.stamp(PLAIN, TAG)
+    assert struct.unpack_from("<HHI", data, 64) == (1, WANTS_ACK, 11)
+    assert struct.unpack_from("<I5I", data, 76) == (22, 33, 44, 55, 0, 0)
+    assert data[:64] == PLAIN[:64] and data[72:76] == PLAIN[72:76] and data[100:] == PLAIN[100:]
+    sealed = Seal(KEY).close(data, ROUTE)
+    assert sealed[:32] == data[:32] and sealed[64:] == data[64:]
+    assert struct.unpack_from("<Q", sealed, 32) == (1,)
+    assert any(sealed[40:64])
+
+
+def test_an_old_daemon_bears_no_tag_and_reads_ours_as_its_own():
+    assert extension.read(datagram.unpack(PLAIN)) is None
+    stamped = datagram.unpack(extension.stamp(PLAIN, TAG))
+    assert datagram.parse_command(stamped) == datagram.Query()
+    assert (stamped.signature, stamped.body) == (b"guest msg header:", {"source": "10.0.0.1"})
+
+
+@given(st.integers(0, 3), U32, U32, U32, U32, U32)
+def test_a_tag_survives(flags, sender, number, acked_sender, nonce, echo):
+    tag = Tag(flags, sender, number, acked_sender, nonce, echo)
+    assert extension.read(datagram.unpack(extension.stamp(PLAIN, tag))) == tag
+
+
+def test_an_acknowledgement_names_the_message():
+    frame = datagram.unpack(extension.build_ack(datagram.AGENT_SIGNATURE, TAG, 7, 8, 44))
+    assert frame.cmd == ACK
+    assert extension.read(frame) == Tag(IS_ACK, 7, 22, 11, 8, 44)
+    with pytest.raises(datagram.BadDatagram):
+        datagram.parse_event(frame)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [(2, 1, True), (1, 2, False), (1, 1, False), (1, 2**32 - 1, True), (2**32 - 1, 1, False)],
+)
+def test_numbers_wrap(one, other, expected):
+    assert extension.newer(one, other) is expected
+
+
+# --- the seal --------------------------------------------------------------------------------------
+
+
+def sealed(seal, tag=TAG, route=ROUTE):
+    return seal.close(extension.stamp(PLAIN, tag), route)
+
+
+def test_a_sealed_datagram_passes_once_in_any_order():
+    ours, theirs = Seal(KEY), Seal(KEY)
+    datagrams = [sealed(ours) for _ in range(10)]
+    for data in reversed(datagrams):
+        theirs.open(data, ROUTE, TAG.nonce)
+    for data in datagrams:
+        with pytest.raises(Refused, match="replay"):
+            theirs.open(data, ROUTE, TAG.nonce)
+
+
+def test_one_that_is_older_than_the_window_is_a_replay():
+    ours, theirs = Seal(KEY), Seal(KEY)
+    first = sealed(ours)
+    for _ in range(extension.WINDOW):
+        theirs.open(sealed(ours), ROUTE, TAG.nonce)
+    with pytest.raises(Refused, match="replay"):
+        theirs.open(first, ROUTE, TAG.nonce)
+
+
+@pytest.mark.parametrize("place", [0, 20, 33, 40, 63, 64, 72, 80, 99, 100, len(PLAIN) - 1])
+def test_whatever_is_altered_breaks_the_seal(place):
+    data = bytearray(sealed(Seal(KEY)))
+    data[place] ^= 1
+    with pytest.raises(Refused, match="wrong"):
+        Seal(KEY).open(bytes(data), ROUTE, TAG.nonce)
+
+
+def test_unsealed_foreign_and_misdirected_ones_are_refused():
+    theirs = Seal(KEY)
+    with pytest.raises(Refused, match="not sealed"):
+        theirs.open(extension.stamp(PLAIN, TAG), ROUTE, TAG.nonce)
+    with pytest.raises(Refused, match="wrong"):
+        theirs.open(sealed(Seal(b"another key of 16")), ROUTE, TAG.nonce)
+    with pytest.raises(Refused, match="wrong"):
+        theirs.open(sealed(Seal(KEY)), b"agent>compute-1", TAG.nonce)
+    theirs.open(sealed(Seal(KEY)), ROUTE, TAG.nonce)
+
+
+def test_an_old_daemon_reads_a_sealed_datagram():
+    frame = datagram.unpack(sealed(Seal(KEY)))
+    assert (frame.signature, datagram.parse_command(frame)) == (b"guest msg header:", datagram.Query())
+
+
+def test_a_short_key_is_none():
+    with pytest.raises(ValueError, match="15 bytes"):
+        Seal(b"x" * 15)

@@ -1,0 +1,393 @@
+"""The master's table: discovery, connections, heartbeats and commands."""
+
+from __future__ import annotations
+
+import pytest
+from guests_driver import INIT, NOW, OTHER, PATH, SETTINGS, UUID, Bench, connected, heartbeating
+
+from guestmtce.server import guests as g
+from guestmtce.server import reports
+from guestmtce.server.store import Memory
+from guestmtce.wire import channel, datagram
+
+WRS = "/q/wrs.heartbeat.agent.0.%s.sock" % UUID
+
+# --- discovery -------------------------------------------------------------------------------------
+
+
+def test_a_found_channel_is_connected_at_once_and_shown_disabled():
+    bench = Bench()
+    bench.found()
+    assert bench.take() == [g.Connect(UUID, PATH, None)]
+    (info,) = bench.table.infos()
+    assert (info.uuid, info.reporting, info.heartbeating) == (UUID, False, False)
+    assert (info.repair_action, info.restart_to, info.vote_to) == ("log", 120, 10)
+
+
+@pytest.mark.parametrize("path", [PATH, WRS])
+def test_a_channel_that_we_have_is_left_alone(path):
+    bench = heartbeating()
+    bench.found(path, ident=1 if path == PATH else 2)
+    bench.run(10)
+    assert bench.take() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "ident", "fresh"), [(PATH, 2, False), (PATH, 1, True), (PATH, 2, True), (WRS, 2, True)]
+)
+def test_a_replaced_or_fresh_file_is_connected_anew(path, ident, fresh):
+    bench = heartbeating()
+    bench.found(path, ident, fresh)
+    effects = bench.take()
+    assert type(effects[0]) is g.Drop
+    # The new guest owes nothing: it never answered us.
+    assert effects[-1] == g.Connect(UUID, path, reports.Resume(INIT, False, 0.0))
+
+
+def test_a_deleted_channel_stops_the_guest_after_the_grace_without_a_loss():
+    bench = heartbeating(reporting=True)
+    bench.gone()
+    assert bench.take_kinds()[0] == "Drop"
+    bench.run(1.99)
+    assert bench.told() == []
+    bench.run(0.02)
+    assert bench.told() == [datagram.STOPPED]
+    assert bench.guest.link == g.ABSENT
+
+
+def test_a_guest_created_again_within_the_grace_makes_no_noise():
+    bench = heartbeating()
+    bench.gone()
+    bench.run(1)
+    bench.found(ident=2, fresh=True)
+    bench.connect()
+    bench.report(reports.Running())
+    bench.run(10)
+    assert bench.told() == []
+
+
+def test_the_other_name_does_not_drop_the_channel_but_replaces_it_when_it_goes():
+    bench = heartbeating()
+    bench.gone(WRS)
+    assert bench.take() == []
+    bench.gone(PATH)
+    assert bench.take_kinds()[-1] == "Look"
+    bench.found(WRS, 2)
+    assert [e.path for e in bench.take() if isinstance(e, g.Connect)] == [WRS]
+
+
+@pytest.mark.parametrize("how", ["gone", "missing"])
+@pytest.mark.parametrize("provisioned", [True, False])
+def test_only_the_provisioned_outlive_their_channel(how, provisioned):
+    bench = Bench()
+    bench.found()
+    if provisioned:
+        bench.set(True)
+    if how == "gone":
+        bench.gone()
+    else:
+        bench.table.connect_failed(UUID, True, "no such file", bench.now)
+    bench.run(0.01)
+    assert (UUID in bench.table.table) is provisioned
+    assert ("Forget" in bench.take_kinds()) is not provisioned
+    if provisioned:
+        bench.found(ident=2, fresh=True)
+        bench.connect()
+        bench.report(reports.Running(), reports.Lost(2))
+        assert bench.told() == [datagram.RUNNING, datagram.LOSS, datagram.STOPPED]
+
+
+def test_an_unprovisioned_guest_is_forgotten_after_its_stopped():
+    bench = heartbeating(provisioned=False)
+    bench.gone()
+    bench.run(3)
+    kinds = bench.take_kinds()
+    assert kinds[-2:] == ["Drop", "Forget"]
+    assert "Tell" in kinds
+    assert bench.table.infos() == []
+
+
+def test_gone_and_failures_of_strangers_are_nothing():
+    bench = Bench()
+    bench.gone()
+    bench.table.connect_failed(UUID, False, "refused", NOW)
+    bench.table.command(datagram.DeleteInstance(UUID), NOW)
+    assert bench.take() == []
+    bench = heartbeating()
+    bench.table.connect_failed(UUID, True, "late", NOW)
+    assert (bench.guest.link, bench.take()) == (g.CONNECTED, [])
+
+
+# --- back-off --------------------------------------------------------------------------------------
+
+
+def delays(bench, end, count):
+    """The time to each of `count` next attempts, `end()` failing the present one."""
+    found = []
+    for _ in range(count):
+        end()
+        began = bench.now
+        assert bench.guest.link == g.RETRYING
+        while bench.guest.link == g.RETRYING:
+            bench.now = bench.table.next_due
+            bench.table.tick(bench.now)
+        found.append(round(bench.now - began, 4))
+    return found
+
+
+def refuse(bench):
+    return lambda: bench.table.connect_failed(UUID, False, "refused", bench.now)
+
+
+def test_failing_connections_back_off_from_10_ms_to_60_s():
+    bench = Bench()
+    bench.found()
+    expected = [0.01 * 2**n for n in range(13)] + [60.0, 60.0]
+    assert delays(bench, refuse(bench), 15) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("why", [g.PEER_CLOSED, g.GAVE_UP, g.DIED])
+def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
+    bench = Bench()
+    bench.found()
+
+    def live_shortly():
+        bench.connect()
+        bench.now += 0.5
+        bench.end(why)
+
+    assert delays(bench, live_shortly, 4) == pytest.approx([0.01, 0.02, 0.04, 0.08])
+    bench.connect()
+    bench.now += SETTINGS.settled
+    bench.take()
+    bench.end(why)
+    assert "Connect" in bench.take_kinds()
+    assert delays(bench, refuse(bench), 2) == pytest.approx([0.01, 0.02])
+
+
+def test_a_child_that_never_started_backs_off():
+    bench = Bench()
+    bench.found()
+    assert delays(bench, lambda: bench.end(g.DIED), 3) == pytest.approx([0.01, 0.02, 0.04])
+
+
+@pytest.mark.parametrize("reset", ["running", "fresh"])
+def test_what_resets_the_back_off(reset):
+    bench = Bench()
+    bench.found()
+    delays(bench, refuse(bench), 5)
+    if reset == "running":
+        bench.connect()
+        bench.report(reports.Running())
+        bench.end(g.DIED)
+        bench.run(0.011)
+    else:
+        bench.found(fresh=True)
+    assert bench.guest.link == g.CONNECTING
+    assert delays(bench, refuse(bench), 1) == pytest.approx([0.02 if reset == "running" else 0.01])
+
+
+# --- the end of a connection -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("why", "owes"), [(g.PEER_CLOSED, False), (g.DIED, True)])
+def test_a_broken_link_is_resumed_at_once_and_only_a_dead_child_leaves_a_debt(why, owes):
+    bench = heartbeating()
+    bench.run(5)
+    bench.end(why)
+    connects = [effect for effect in bench.take() if isinstance(effect, g.Connect)]
+    assert connects == [g.Connect(UUID, PATH, reports.Resume(INIT, owes, 0.0))]
+
+
+@pytest.mark.parametrize("why", [g.PEER_CLOSED, g.DIED])
+@pytest.mark.parametrize(("back", "told"), [(1.9, []), (2.5, [datagram.STOPPED, datagram.RUNNING])])
+def test_stopped_only_when_not_resumed_within_the_grace(why, back, told):
+    bench = heartbeating(reporting=True)
+    bench.run(5)
+    bench.end(why)
+    bench.connect()
+    bench.run(back)
+    bench.report(reports.Running())
+    bench.run(10)
+    assert bench.told() == told
+
+
+def test_a_second_break_does_not_lengthen_the_grace():
+    bench = heartbeating()
+    bench.end(g.DIED)
+    bench.run(1.5)
+    bench.connect()
+    bench.end(g.DIED)
+    bench.run(0.6)
+    assert bench.told() == [datagram.STOPPED]
+
+
+def test_a_loss_is_told_though_the_child_died_before_it():
+    bench = heartbeating(reporting=True)
+    bench.end(g.DIED)
+    bench.run(0.1)
+    bench.connect()
+    bench.run(6)
+    bench.report(reports.Lost(1))
+    assert bench.told() == [datagram.STOPPED, datagram.LOSS]
+
+
+# --- reports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("instance", "host", "told"),
+    [
+        (True, True, [datagram.LOSS, datagram.STOPPED]),
+        (True, False, [datagram.STOPPED]),
+        (False, True, [datagram.STOPPED]),
+        (False, False, [datagram.STOPPED]),
+    ],
+)
+def test_a_loss_needs_reporting_of_instance_and_host_and_comes_before_stopped(instance, host, told):
+    bench = heartbeating(reporting=instance)
+    bench.table.command(datagram.SetHost("h", host), bench.now)
+    bench.report(reports.Lost(2))
+    bench.run(10)
+    assert bench.told() == told
+    assert (bench.guest.losses, bench.guest.heartbeating, bench.guest.owes_answer) == (1, False, False)
+
+
+def test_reporting_does_not_touch_the_heartbeat():
+    bench = heartbeating()
+    bench.set(True)
+    bench.set(False)
+    bench.table.command(datagram.SetHost("h", False), bench.now)
+    bench.run(10)
+    assert set(bench.take_kinds()) == {"Save"}
+    assert bench.guest.heartbeating
+
+
+def test_running_is_told_once_until_something_changed():
+    bench = heartbeating()
+    bench.report(reports.Running())
+    assert bench.told() == []
+    bench.report(reports.Acknowledged(INIT._replace(restart_secs=7)), reports.Running())
+    (tell,) = [effect for effect in bench.take() if isinstance(effect, g.Tell)]
+    assert (tell.cmd, tell.event.restart_to, tell.event.heartbeating) == (datagram.RUNNING, 7, True)
+    bench.report(reports.Stopped(), reports.Running())
+    assert bench.told() == [datagram.STOPPED, datagram.RUNNING]
+
+
+def test_a_goodbye_after_the_grace_does_not_tell_stopped_twice():
+    bench = heartbeating()
+    bench.end(g.DIED)
+    bench.run(0.1)
+    bench.connect()
+    bench.run(3)
+    assert bench.told() == [datagram.STOPPED]
+    bench.report(reports.Stopped())
+    assert bench.told() == []
+    assert not bench.guest.owes_answer
+
+
+def test_quiet_is_not_told_and_leaves_no_debt():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Quiet())
+    bench.end(g.DIED)
+    bench.run(200)
+    assert bench.told() == []
+    assert not bench.table.infos()[0].heartbeating
+    bench.connect()
+    bench.report(reports.Running())
+    assert bench.told() == [datagram.RUNNING]
+
+
+def test_ill_carries_the_wanted_action():
+    bench = heartbeating()
+    bench.report(reports.Ill("reboot", "disk"))
+    (tell,) = bench.take()
+    assert (tell.cmd, tell.event.repair_action, tell.event.uuid) == (datagram.ILLHEALTH, "reboot", UUID)
+    assert bench.table.infos()[0].repair_action == INIT.corrective_action
+
+
+def test_what_is_only_counted_or_logged():
+    bench = heartbeating()
+    bench.report(reports.Missed(1), reports.Late(0.5), reports.Well(), reports.Reconnect("x"))
+    bench.report(reports.Note("a\nb", 3))
+    assert bench.take() == []
+    assert (bench.guest.misses, bench.guest.late, bench.guest.last_note) == (1, 1, "a\\nb")
+
+
+def test_expected_silence_goes_with_the_connection_and_ends():
+    bench = heartbeating()
+    bench.report(reports.Silence(60.0))
+    bench.run(20)
+    bench.end(g.DIED)
+    resume = [effect.resume for effect in bench.take() if isinstance(effect, g.Connect)][0]
+    assert resume.silence == pytest.approx(40, abs=0.1)
+    bench.connect()
+    bench.report(reports.Silence(0.0))
+    bench.run(5)
+    bench.take()
+    bench.end(g.DIED)
+    resume = [effect.resume for effect in bench.take() if isinstance(effect, g.Connect)][0]
+    assert resume.silence == 0
+
+
+def test_no_child_can_claim_a_longer_silence_than_there_is():
+    bench = heartbeating()
+    bench.report(reports.Silence(1e300))
+    assert bench.guest.silence_until == bench.now + SETTINGS.expected_silence
+
+
+# --- commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reporting", [True, False])
+def test_an_unknown_instance_is_added_and_looked_for(reporting):
+    bench = Bench()
+    bench.set(reporting)
+    effects = bench.take()
+    assert effects[0].memory == Memory(UUID, True, reporting, None, False, -g.NEVER, None)
+    assert [type(effect).__name__ for effect in effects] == ["Save", "Look"]
+    assert bench.table.infos()[0].reporting is reporting
+    bench.set(reporting)
+    assert bench.take_kinds() == ["Look"]
+
+
+def test_a_set_instance_does_not_wait_for_the_back_off():
+    bench = Bench()
+    bench.found()
+    delays(bench, refuse(bench), 12)
+    refuse(bench)()
+    bench.take()
+    bench.set(True)
+    assert bench.take_kinds() == ["Save", "Connect"]
+
+
+def test_a_deleted_instance_is_forgotten_without_a_word_until_it_is_found_again():
+    bench = heartbeating(reporting=True)
+    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
+    assert bench.take_kinds() == ["Drop", "Forget"]
+    bench.run(100)
+    assert (bench.take(), bench.table.infos()) == ([], [])
+    bench.found()
+    assert bench.take() == [g.Connect(UUID, PATH, None)]
+    assert not bench.table.infos()[0].reporting
+
+
+def test_guests_do_not_touch_each_other():
+    bench = heartbeating(reporting=True)
+    bench.table.channel_found(OTHER, "/q/other", 7, True, bench.now)
+    bench.table.connected(OTHER, bench.now)
+    bench.table.reported(OTHER, reports.Running(), bench.now)
+    bench.take()
+    bench.table.child_ended(OTHER, g.DIED, " of signal 9", bench.now)
+    bench.run(5)
+    assert [effect.event.uuid for effect in bench.take() if isinstance(effect, g.Tell)] == [OTHER]
+    assert bench.guest.heartbeating
+
+
+def test_the_info_takes_the_guests_own_words():
+    init = channel.Init(1, "n", 1000, 1, 2, 3, 4, 5, "stop")
+    bench = connected()
+    bench.report(reports.Acknowledged(init))
+    info = bench.table.infos()[0]
+    assert info[4:] == ("stop", 5, 2, 3, 4, 1)
+    assert info.hostname == "host-0"

@@ -1,0 +1,332 @@
+"""The daemons' lives as whoever supervises them sees it: exit statuses, files, signals, titles."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from guestmtce.lab.cluster import free_ports, wait_for
+
+NAMES = ["guestServer", "guestAgent"]
+MODULES = {"guestServer": "guestmtce.server.master", "guestAgent": "guestmtce.agent.main"}
+LOCALHOST = "127.0.0.1"
+
+
+def gone(pid):
+    """Ended; a zombie that pid 1 has not reaped yet counts as ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def title(pid):
+    with open("/proc/%d/cmdline" % pid, "rb") as file:
+        return file.read().rstrip(b"\0 ").decode()
+
+
+class Daemon:
+    """One of ours in a folder of its own; `start` returns what its first process said and left."""
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.folder = folder
+        self.ports = dict(zip(("rx", "peer", "http", "mtc_cmd", "mtc_event", "vim"), free_ports(6)))
+        self.pids = []
+        (folder / "daemon.ini").write_text("")
+        (folder / "qemu").mkdir()
+
+    def path(self, ending):
+        return self.folder / (self.name + ending)
+
+    def arguments(self, folder):
+        words = ["--config", "%s/daemon.ini" % folder, "--run-dir", folder, "--log-dir", folder, "--log"]
+        words += ["--bind", LOCALHOST, "--rx-port", self.ports["rx"]]
+        if self.name == "guestServer":
+            words += ["--no-wait", "--channel-dir", "%s/qemu" % folder, "--agent-port", self.ports["peer"]]
+            words += ["--controller", LOCALHOST]
+        else:
+            words += ["--http-port", self.ports["http"], "--server-port", self.ports["peer"]]
+            words += ["--mtc-address", LOCALHOST, "--mtc-cmd-port", self.ports["mtc_cmd"]]
+            words += ["--mtc-event-port", self.ports["mtc_event"]]
+            words += ["--vim-url", "http://%s:%d" % (LOCALHOST, self.ports["vim"])]
+        return [str(word) for word in words]
+
+    def start(self, *more, folder=None, **options):
+        words = self.arguments(str(self.folder) if folder is None else folder)
+        command = [sys.executable, "-m", MODULES[self.name], *words, *more]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=15,
+            check=False,
+            **options,
+        )
+        if self.path(".pid").exists():
+            self.pids.append(self.pid)
+        return done
+
+    @property
+    def pid(self):
+        return int(self.path(".pid").read_text())
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def log(self):
+        return self.path(".log").read_text()
+
+    def end(self):
+        for pid in self.pids:
+            if not gone(pid) and title(pid) == self.name:
+                os.kill(pid, signal.SIGKILL)
+                wait_for(lambda pid=pid: gone(pid), "the daemon is gone")
+
+
+@pytest.fixture(params=NAMES)
+def daemon(request, tmp_path):
+    one = Daemon(request.param, tmp_path)
+    yield one
+    one.end()
+
+
+@pytest.fixture
+def running(daemon):
+    done = daemon.start()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return daemon
+
+
+def listens(kind, port):
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind((LOCALHOST, port))
+            return False
+        except OSError:
+            return True
+
+
+# --- start -----------------------------------------------------------------------------------------
+
+
+def test_when_the_command_returns_0_everything_is_there(running):
+    assert title(running.pid) == running.name
+    assert running.path(".info").read_text().startswith("%s up 0 s pid %d\n" % (running.name, running.pid))
+    assert running.path(".info").stat().st_mtime_ns <= running.path(".pid").stat().st_mtime_ns
+    assert listens(socket.SOCK_DGRAM, running.ports["rx"])
+    if running.name == "guestAgent":
+        socket.create_connection((LOCALHOST, running.ports["http"]), 5).close()
+    process = psutil.Process(running.pid)
+    assert os.getsid(running.pid) != os.getsid(0)
+    assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number)) for number in (0, 1, 2)} == {os.devnull}
+    assert process.rlimit(psutil.RLIMIT_NOFILE)[0] == process.rlimit(psutil.RLIMIT_NOFILE)[1]
+    for descendant in process.children(recursive=True):
+        wait_for(lambda one=descendant: title(one.pid).startswith("guestServer: "), "a title of its own")
+
+
+def test_a_second_start_says_so_and_is_no_failure(running):
+    pid = running.pid
+    done = running.start()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "%s is already running, pid %d\n" % (running.name, pid)
+    assert running.pid == pid
+    assert not gone(pid)
+
+
+def taken(kind, port):
+    one = socket.socket(socket.AF_INET, kind)
+    one.bind((LOCALHOST, port))
+    if kind == socket.SOCK_STREAM:
+        one.listen(1)
+    return one
+
+
+FAILURES = {
+    "a bad value": (None, ["--set", "client.rx_port=many"], ["client.rx_port", "many"]),
+    "a file that is not there": (None, ["--config", "/nowhere/x.ini"], ["/nowhere/x.ini"]),
+    "a log folder that is not there": (None, ["--log-dir", "/nowhere"], ["/nowhere"]),
+    "the UDP port is taken": ((socket.SOCK_DGRAM, "rx"), [], ["127.0.0.1", "in use"]),
+    "an address of another host": (None, ["--bind", "192.0.2.1"], ["192.0.2.1"]),
+    "no address": (None, ["--bind", "no.such.host.invalid"], ["no.such.host.invalid"]),
+}
+FAILURES_OF_AGENT = {"the TCP port is taken": ((socket.SOCK_STREAM, "http"), [], ["127.0.0.1"])}
+FAILURES_OF_SERVER = {"no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"])}
+
+
+@pytest.mark.parametrize("name", [*FAILURES, *FAILURES_OF_AGENT, *FAILURES_OF_SERVER])
+def test_a_failed_start_is_one_line_and_leaves_nothing_behind(name, tmp_path):
+    if name in FAILURES_OF_SERVER and os.geteuid() != 0:
+        pytest.skip("only root changes users")
+    daemon = Daemon("guestAgent" if name in FAILURES_OF_AGENT else "guestServer", tmp_path)
+    blocked, words, named = {**FAILURES, **FAILURES_OF_AGENT, **FAILURES_OF_SERVER}[name]
+    blocker = taken(blocked[0], daemon.ports[blocked[1]]) if blocked else None
+    done = daemon.start(*words)
+    if blocker is not None:
+        blocker.close()
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(daemon.name + ": ")
+    for word in [*named, str(daemon.ports[blocked[1]])] if blocked else named:
+        assert word in done.stderr
+    left = set(os.listdir(tmp_path)) - {"daemon.ini", "qemu", daemon.name + ".log", daemon.name + ".guests"}
+    assert left == set()
+    again = daemon.start()
+    assert (again.returncode, again.stderr) == (0, "")
+    daemon.end()
+
+
+def test_a_bad_file_is_named_with_section_key_and_value(daemon):
+    (daemon.folder / "daemon.ini").write_text("[client]\nrx_port=70000 ; too many\n")
+    words = daemon.arguments(str(daemon.folder))
+    at = words.index("--rx-port")
+    command = [sys.executable, "-m", MODULES[daemon.name], *words[:at], *words[at + 2 :]]
+    if daemon.name == "guestAgent":
+        at = command.index("--server-port")
+        command = command[:at] + command[at + 2 :]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "%s: %s/daemon.ini: [client] rx_port = 70000: not in 1 to 65535\n" % (
+        daemon.name, daemon.folder
+    )  # fmt: skip
+
+
+def test_after_a_kill_the_stale_file_is_taken_over_and_nobody_of_the_old_lives(running):
+    old = running.pid
+    family = [process.pid for process in psutil.Process(old).children(recursive=True)]
+    assert len(family) == (1 if running.name == "guestServer" else 0)
+    running.signal(signal.SIGKILL)
+    wait_for(lambda: gone(old), "the daemon is gone")
+    assert running.pid == old
+    wait_for(lambda: all(gone(pid) for pid in family), "its spawner is gone")
+    assert running.start().returncode == 0
+    assert running.pid != old
+    assert title(running.pid) == running.name
+
+
+def test_relative_paths_mean_the_folder_it_was_started_in(daemon):
+    done = daemon.start(folder=".", cwd=daemon.folder, env=with_path())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert daemon.path(".info").exists()
+    (daemon.folder / "daemon.ini").write_text("[debug]\ndebug_level=1\n")
+    daemon.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in daemon.log(), "it is reloaded")
+    daemon.signal(signal.SIGUSR2)
+    wait_for(daemon.path(".dump").exists, "the dump")
+
+
+def with_path():
+    """The environment, with an absolute import path: the daemon is started in another folder."""
+    import guestmtce
+
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(guestmtce.__file__)))
+    return {**os.environ, "PYTHONPATH": folder}
+
+
+def test_whoever_waited_for_the_start_may_be_killed(daemon):
+    """The pipe to it is broken then; the daemon serves all the same."""
+    words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder))]
+    first = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(daemon.path(".lock").exists, "it has begun", step=0.001)
+    wait_for(lambda: os.path.exists(daemon.path(".pid")) or forked(first.pid), "it forked", step=0.001)
+    first.kill()
+    first.communicate()
+    wait_for(lambda: daemon.path(".pid").exists() and "started, pid" in daemon.log(), "it serves")
+    daemon.pids.append(daemon.pid)
+    daemon.signal(signal.SIGTERM)
+    wait_for(lambda: gone(daemon.pids[-1]), "it is gone")
+
+
+def forked(pid):
+    with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+        return file.read().split()
+
+
+# --- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_clean_stop_removes_the_files_and_every_process(running, number):
+    pid = running.pid
+    family = [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    running.signal(number)
+    wait_for(lambda: gone(pid), "it is gone")
+    assert all(gone(one) for one in family)
+    left = {name for name in os.listdir(running.folder) if name.startswith(running.name)}
+    assert left <= {running.name + ".log", running.name + ".guests"}
+    assert not listens(socket.SOCK_DGRAM, running.ports["rx"])
+    assert "Traceback" not in running.log()
+
+
+def test_many_stops_are_one_stop(running):
+    """The OCF agent sends INT up to three times."""
+    pid = running.pid
+    while not gone(pid):
+        try:
+            os.kill(pid, signal.SIGINT)
+        except ProcessLookupError:
+            break
+    assert not running.path(".pid").exists()
+    assert not running.path(".info").exists()
+
+
+def test_reports_are_written_when_asked_for(running):
+    os.unlink(running.path(".info"))
+    running.signal(signal.SIGUSR1)
+    wait_for(running.path(".info").exists, "the health report")
+    lines = running.path(".info").read_text().splitlines()
+    assert lines[0].startswith("%s up " % running.name)
+    assert len(lines) > 3
+    assert any("defects 0" in line for line in lines)
+    running.signal(signal.SIGUSR2)
+    wait_for(running.path(".dump").exists, "the dump")
+    assert len(running.path(".dump").read_text().splitlines()) >= 3
+    assert not gone(running.pid)
+
+
+def test_a_report_that_cannot_be_written_ends_nothing(running):
+    os.unlink(running.path(".info"))
+    running.path(".info").mkdir()
+    (running.path(".info") / "x").write_text("")
+    running.signal(signal.SIGUSR1)
+    wait_for(lambda: "cannot write" in running.log(), "a line about it")
+    assert not gone(running.pid)
+    assert not [name for name in os.listdir(running.folder) if name.endswith(".tmp")]
+
+
+def test_hup_takes_what_it_can_and_says_what_waits(running):
+    ini = running.folder / "daemon.ini"
+    ini.write_text("[debug]\ndebug_level=1\n[timers]\nrescan=5\naudit_period=5\n")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded; these take effect at the next start: " in running.log(), "it is reloaded")
+    later = {"guestServer": "rescan", "guestAgent": "audit_period"}[running.name]
+    assert "next start: %s\n" % later in running.log()
+    ini.write_text("[debug]\ndebug_level=loud\n")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "left as it was: %s: [debug] debug_level = loud" % ini in running.log(), "it is refused")
+    assert not gone(running.pid)
+
+
+def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
+    words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder)), "-f"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = []
+        wait_for(lambda: lines.append(process.stderr.readline()) or "started" in lines[-1], "it started")
+        assert daemon.pid == process.pid
+        assert title(process.pid) == daemon.name
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert "Traceback" not in rest
+        assert not daemon.path(".pid").exists()
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestmtce.daemon.reliable import REPEAT_MAX, SEEN_MAX, Numbers, Outgoing, Seen
+from guestmtce.wire.extension import newer
+
+
+def times(outgoing, until):
+    """When messages fall due, run on time."""
+    found = []
+    while outgoing.next_due <= until:
+        now = outgoing.next_due
+        found += [(round(now, 3), message.content) for message in outgoing.due(now)]
+    return found
+
+
+def test_a_message_is_repeated_at_doubling_intervals_until_it_is_acknowledged():
+    outgoing = Outgoing()
+    outgoing.add("state", 1, "stopped", 0.0)
+    assert times(outgoing, 10.0) == [(at, "stopped") for at in (0.2, 0.6, 1.4, 3.0, 6.2)]
+    assert [at for at, _ in times(outgoing, 30.0)] == [11.2, 16.2, 21.2, 26.2]
+    assert outgoing.acked(1).content == "stopped"
+    assert outgoing.acked(1) is None
+    assert times(outgoing, 1000.0) == [] and len(outgoing) == 0
+
+
+def test_a_newer_message_of_the_same_key_takes_the_place_of_the_older():
+    outgoing = Outgoing()
+    outgoing.add("state", 1, "stopped", 0.0)
+    outgoing.add("failure", 2, "lost", 0.0)
+    outgoing.add("state", 3, "running", 0.1)
+    assert outgoing.acked(1) is None
+    assert times(outgoing, 0.35) == [(0.2, "lost"), (0.3, "running")]
+    outgoing.drop("failure")
+    outgoing.drop("no such key")
+    assert times(outgoing, 1.0) == [(0.7, "running")]
+
+
+def test_what_nobody_wants_any_more_is_not_repeated():
+    outgoing = Outgoing()
+    outgoing.add("vote", 1, "stop?", 0.0, until=1.0)
+    assert [at for at, _ in times(outgoing, 100.0)] == [0.2, 0.6]
+    assert len(outgoing) == 0
+
+
+def test_a_new_listener_hears_all_at_once():
+    outgoing = Outgoing()
+    for number in range(1, 4):
+        outgoing.add(number, number, number, 0.0)
+    times(outgoing, 20.0)
+    outgoing.again(20.0)
+    assert times(outgoing, 20.3) == [(20.0, 1), (20.0, 2), (20.0, 3), (20.2, 1), (20.2, 2), (20.2, 3)]
+
+
+@given(st.lists(st.floats(0, 2**31, allow_nan=False), max_size=50))
+def test_numbers_grow_and_are_never_zero(moments):
+    numbers, last = Numbers(), None
+    for moment in sorted(moments):
+        number = numbers.take(moment)
+        assert 0 < number < 2**32
+        assert last is None or number != last
+        last = number
+
+
+def test_numbers_of_a_later_process_come_after_those_of_an_earlier_one():
+    before = [Numbers().take(1000.0) for _ in range(3)][-1]
+    assert newer(Numbers().take(1001.0), before)
+
+
+@given(st.lists(st.tuples(st.sampled_from("akd"), st.integers(0, 5), st.floats(0, 9)), max_size=60))
+def test_nothing_is_forgotten_and_nothing_lingers(steps):
+    outgoing, now, numbers, wanted = Outgoing(), 0.0, iter(range(1, 100)), {}
+    for what, key, wait in steps:
+        now += wait
+        outgoing.due(now)
+        if what == "a":
+            wanted[key] = next(numbers)
+            outgoing.add(key, wanted[key], key, now)
+        elif what == "k" and key in wanted:
+            assert outgoing.acked(wanted.pop(key)).content == key
+        elif what == "d":
+            wanted.pop(key, None)
+            outgoing.drop(key)
+        assert outgoing.next_due == float("inf") or outgoing.next_due <= now + REPEAT_MAX
+    assert {message.key for message in outgoing.due(now + 2 * REPEAT_MAX)} == set(wanted)
+
+
+def test_seen_remembers_and_is_bounded():
+    seen = Seen()
+    assert seen.add(1, 1) and not seen.add(1, 1) and seen.add(2, 1)
+    assert (1, 1) in seen and (1, 2) not in seen
+    for number in range(2, SEEN_MAX + 2):
+        seen.add(1, number)
+    assert (1, 1) not in seen and (1, SEEN_MAX + 1) in seen
