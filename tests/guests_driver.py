@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guestmtce.server import guest as row
 from guestmtce.server import guests as g
 from guestmtce.server import reports
 from guestmtce.server.settings import ServerSettings
@@ -32,12 +33,27 @@ class Bench:
     def take_kinds(self):
         return [type(effect).__name__ for effect in self.take()]
 
+    def tells(self):
+        return [effect for effect in self.take() if isinstance(effect, row.Tell)]
+
     def told(self):
-        return [effect.cmd for effect in self.take() if isinstance(effect, g.Tell)]
+        return [tell.cmd for tell in self.tells()]
 
     def votes(self):
-        tells = [effect.event for effect in self.take() if isinstance(effect, g.Tell)]
-        return [(e.event_type, e.vote, e.reason) for e in tells if isinstance(e, datagram.VoteResult)]
+        events = [tell.event for tell in self.tells() if isinstance(tell.event, datagram.VoteResult)]
+        return [(event.event_type, event.vote, event.reason) for event in events]
+
+    def confirm(self, *kinds):
+        """guestAgent has these, or everything that it is to have."""
+        for kind in kinds or list(self.guest.untold):
+            self.table.told((UUID, kind))
+
+    def infos(self):
+        return [self.table.info_of(uuid) for uuid in self.table.table]
+
+    def saved(self):
+        """What is remembered at last."""
+        return [effect.memory for effect in self.take() if isinstance(effect, row.Save)][-1]
 
     def found(self, path=PATH, ident=1, fresh=False):
         self.table.channel_found(UUID, path, ident, fresh, self.now)
@@ -47,7 +63,7 @@ class Bench:
 
     def connect(self):
         """The child that is being made is there."""
-        assert self.guest.link == g.CONNECTING
+        assert self.guest.link == row.CONNECTING
         self.table.connected(UUID, self.now)
 
     def report(self, *told):
@@ -82,8 +98,75 @@ def connected(provisioned=True, reporting=False):
     return bench
 
 
+def recalled(memory, age=0.0):
+    """The table after a restart at NOW, `age` s after the last sign of life."""
+    bench = Bench()
+    bench.table.recall(memory, NOW - age, NOW)
+    return bench
+
+
 def heartbeating(provisioned=True, reporting=False):
     bench = connected(provisioned, reporting)
     bench.report(reports.Acknowledged(INIT), reports.Running())
+    bench.confirm()
     bench.take()
     return bench
+
+
+def lost():
+    """A guest whose failure nobody has confirmed."""
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Lost(2))
+    return bench
+
+
+def ill():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Ill("reboot", "disk"))
+    bench.take()
+    return bench
+
+
+# --- how failures end --------------------------------------------------------------------------
+
+
+def runs_again(bench):
+    bench.report(reports.Acknowledged(INIT), reports.Running())
+
+
+def is_not_reported(bench):
+    bench.set(False)
+
+
+def host_is_not_reported(bench):
+    bench.table.command(datagram.SetHost("h", False), bench.now)
+
+
+def is_replaced(bench):
+    bench.found(ident=2)
+
+
+def is_made_anew_and_looks_the_same(bench):
+    bench.found(ident=1, fresh=True)
+
+
+def goes_and_is_created(bench):
+    bench.gone()
+    bench.run(1)
+    bench.found(ident=2, fresh=True)
+
+
+def goes_and_is_found(bench):
+    bench.gone()
+    bench.found(ident=2)
+
+
+def is_created_when_it_is_gone(bench):
+    bench.gone()
+    bench.found(ident=1, fresh=True)
+
+
+ENDS = [
+    runs_again, is_not_reported, host_is_not_reported, is_replaced, is_made_anew_and_looks_the_same,
+    goes_and_is_created, goes_and_is_found, is_created_when_it_is_gone,
+]  # fmt: skip

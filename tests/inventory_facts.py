@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guestmtce.agent.inventory import Inventory, Send
+from guestmtce.agent.inventory import Inventory, Origin, Send
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord, InstanceInfo
 from guestmtce.wire.vim import Named
@@ -37,15 +37,19 @@ def loss(host=A, uuid=U):
     return datagram.Loss(host.hostname, uuid)
 
 
-def send(host, cmd, command):
-    return Send(host.ip, cmd, command)
+def send(host, cmd, command, seconds=0.0):
+    return Send(host.hostname, host.ip, cmd, command, seconds)
+
+
+def origin(number, host=A, sender=7):
+    return Origin(host.ip, sender, number)
 
 
 def enabled(heartbeating=True):
     made = inventory(A, B)
     made.set(named(), True)
     if heartbeating:
-        made.server_state(info(), asked=False)
+        made.server_state(info())
     made.take_effects()
     return made
 

@@ -82,8 +82,11 @@ def old_name_of(uuid):
 
 
 def make(path):
+    """A socket's file, which stays as a killed QEMU's does; its path may be too long to be bound."""
+    folder = os.open(os.path.dirname(path), os.O_DIRECTORY)
     with socket.socket(socket.AF_UNIX) as one:
-        one.bind(path)  # the file stays, like QEMU's
+        one.bind("/proc/self/fd/%d/%s" % (folder, os.path.basename(path)))
+    os.close(folder)
 
 
 def test_what_is_there_at_the_start_is_found(bench):
@@ -97,13 +100,11 @@ def test_a_socket_s_life(bench):
     bench.channels.start()
     make(bench.path(name_of(ONE)))
     assert bench.settle() == [("fresh", ONE, name_of(ONE))]
-    status = os.stat(bench.path(name_of(ONE)))
     os.unlink(bench.path(name_of(ONE)))
     make(bench.path(name_of(ONE)))
     assert bench.settle() == [("gone", ONE, name_of(ONE)), ("fresh", ONE, name_of(ONE))]
     os.unlink(bench.path(name_of(ONE)))
     assert bench.settle() == [("gone", ONE, name_of(ONE))]
-    assert len(status) > 0
 
 
 def test_the_identity_is_the_file_s(bench):
@@ -268,7 +269,8 @@ def test_a_queue_overflow_leads_to_a_scan(bench):
         os.unlink(path)
     make(bench.path(name_of(ONE)))
     bench.until(lambda: bench.said)
-    assert bench.said == [("found", ONE, name_of(ONE))]
+    assert bench.said[0] == ("found", ONE, name_of(ONE))
+    bench.settle()
     make(bench.path(name_of(TWO)))
     assert bench.settle() == [("fresh", TWO, name_of(TWO))]
 

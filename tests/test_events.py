@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from guestmtce.agent import events
 from guestmtce.agent.events import ALARM, QUESTION, SERVICE, Outbox
-from guestmtce.agent.inventory import AskVim, Drop, Send, TellAction, TellAlarm, TellService, Withdraw
+from guestmtce.agent.inventory import (
+    AskVim,
+    Drop,
+    DropHost,
+    Send,
+    TellAction,
+    TellAlarm,
+    TellService,
+    Withdraw,
+)
 
 FIRST, MOST = 0.5, 10.0
 NOW = 1000.0
@@ -66,9 +75,14 @@ ORDERS = {
          ("V", {"service": 0}), ("U", {"service": 0})],
     ),
     "an instance's own order": (
-        [service("U"), action("U"), failed("U"), failed("V"), service("V")],
-        [("U", {"service": 0}), ("U", {"action": 0}), ("U", {"failed": 0}), ("V", {"failed": 0}),
-         ("V", {"service": 0})],
+        [service("U"), action("U"), failed("U"), action("U", 1), failed("V"), service("V")],
+        [("U", {"action": 0}), ("U", {"failed": 0}), ("V", {"failed": 0}), ("U", {"service": 0}),
+         ("U", {"action": 1}), ("V", {"service": 0})],
+    ),
+    "an outcome after the state that came before it": (
+        [service("U"), action("U"), service("V"), action("V"), action("W")],
+        [("U", {"service": 0}), ("U", {"action": 0}), ("V", {"service": 0}), ("V", {"action": 0}),
+         ("W", {"action": 0})],
     ),
     "the latest state after the failure": (
         [service("U", 1), failed("U"), service("U", 2)],
@@ -76,7 +90,7 @@ ORDERS = {
     ),
     "only the latest of a kind": (
         [service("U", 1), service("U", 2), failed("U", 1), failed("U", 2), ill("U", 3)],
-        [("U", {"service": 2}), ("U", {"failed": 2}), ("U", {"unhealthy": 3})],
+        [("U", {"failed": 2}), ("U", {"unhealthy": 3}), ("U", {"service": 2})],
     ),
     "every outcome": (
         [action("U", 1), action("U", 1), action("U", 2)],
@@ -100,13 +114,13 @@ def test_the_requests():
     assert (item.kind, item.method, item.path, item.body) == (SERVICE, "PATCH", PATHS["U"], {"service": 0})
     questions = outbox(STATE, LIST)
     first = questions.next(NOW)
-    assert first[0] == QUESTION and first[4:] == ("GET", "/nfvi-plugins/v1/hosts/h-uuid", STATE_BODY)
+    assert first[0] == QUESTION and first[4:7] == ("GET", "/nfvi-plugins/v1/hosts/h-uuid", STATE_BODY)
     questions.delivered(first)
-    assert questions.next(NOW)[4:] == ("GET", "/nfvi-plugins/v1/instances/?host_uuid=h-uuid", {})
+    assert questions.next(NOW)[4:7] == ("GET", "/nfvi-plugins/v1/instances/?host_uuid=h-uuid", {})
 
 
 def test_what_is_none_of_the_vims_is_not_taken():
-    made = outbox(Send("10.0.0.1", 1, None))
+    made = outbox(Send("h", "10.0.0.1", 1, None), DropHost("10.0.0.1"))
     assert len(made) == 0 and made.next(NOW) is None
 
 
@@ -249,6 +263,17 @@ def test_a_refusal_of_what_was_withdrawn_or_replaced_changes_nothing():
     assert made.next_at() == NEVER
     made.take(failed("U", 2))
     assert made.next(NOW).body == {"failed": 2}
+
+
+def test_a_newer_failure_is_offered_as_if_no_other_had_been_refused():
+    made, now = outbox(failed("U", 1)), NOW
+    for _ in range(events.REFUSALS_MAX - 1):
+        made.refused(made.next(now), now)
+        now = made.next_at()
+    made.take(failed("U", 2))
+    made.refused(made.next(now), now)
+    assert made.given_up == 0 and made.next_at() == now + FIRST
+    assert drain(made, now + FIRST) == [("U", {"failed": 2})]
 
 
 # --- whatever happens ---

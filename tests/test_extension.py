@@ -41,9 +41,10 @@ def test_a_tag_survives(flags, sender, number, acked_sender, nonce, echo):
 
 
 def test_an_acknowledgement_names_the_message():
-    frame = datagram.unpack(extension.build_ack(datagram.AGENT_SIGNATURE, TAG, 7, 8, 44))
+    tag = extension.ack_tag(TAG)._replace(sender=7)
+    frame = datagram.unpack(extension.stamp(extension.build_ack(datagram.AGENT_SIGNATURE), tag))
     assert frame.cmd == ACK
-    assert extension.read(frame) == Tag(IS_ACK, 7, 22, 11, 8, 44)
+    assert extension.read(frame) == Tag(IS_ACK, 7, 22, 11)
     with pytest.raises(datagram.BadDatagram):
         datagram.parse_event(frame)
 

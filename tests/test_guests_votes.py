@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from guests_driver import INIT, NOW, OTHER, PATH, SETTINGS, UUID, Bench, connected, heartbeating
+from guests_driver import INIT, NOW, OTHER, PATH, SETTINGS, UUID, Bench, connected, heartbeating, recalled
 
-from guestmtce.server import guests as g
+from guestmtce.server import guest as row
 from guestmtce.server import reports
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
@@ -14,7 +14,7 @@ NOTICE, VOTE = channel.NOTICE, channel.VOTE
 
 
 def puts(bench):
-    return [effect.ask for effect in bench.take() if isinstance(effect, g.Put)]
+    return [effect.ask for effect in bench.take() if isinstance(effect, row.Put)]
 
 
 # --- outcomes --------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_each_answer_is_told_once(kind, event, ms, vote):
     (ask,) = puts(bench)
     assert ask[1:] == (kind, event, ms)
     bench.report(reports.Answered(ask.number, vote, "because"), reports.Answered(ask.number, "error", ""))
-    (tell,) = [effect for effect in bench.take() if isinstance(effect, g.Tell)]
+    (tell,) = [effect for effect in bench.take() if isinstance(effect, row.Tell)]
     assert tell.cmd == datagram.VOTE_NOTIFY
     assert tell.event == datagram.VoteResult("host-0", UUID, kind, event, vote, "because")
     bench.run(60)
@@ -46,8 +46,9 @@ def test_a_refused_question_is_an_error_at_once(uuid, event, why):
     bench = heartbeating()
     bench.ask(event, VOTE, uuid)
     effects = bench.take()
-    assert [type(effect) for effect in effects] == [g.Tell]
+    assert [type(effect).__name__ for effect in effects] == ["Tell"] + ["Save"] * (uuid == UUID)
     assert effects[0].event == datagram.VoteResult("host-0", uuid, VOTE, event, "error", why)
+    assert effects[0].key[0] == uuid
     assert OTHER not in bench.table.table
 
 
@@ -87,12 +88,12 @@ def test_a_resume_notice_reconnects_and_is_asked_when_the_guest_answers(state):
     bench = connected()
     bench.report(reports.Acknowledged(INIT))
     if state != "connected":
-        bench.end(g.DIED)
+        bench.end(row.DIED)
     if state == "connecting":
         bench.run(0.1)
     bench.take()
     bench.ask("resume", NOTICE)
-    assert bench.take_kinds() == ["Drop", "Connect"]
+    assert bench.take_kinds() == ["Drop", "Connect", "Save"]
     bench.connect()
     bench.now += 3
     bench.report(reports.Running())
@@ -104,13 +105,13 @@ def test_a_resume_notice_reconnects_and_is_asked_when_the_guest_answers(state):
 def test_nothing_else_reconnects(event, kind):
     bench = connected()
     bench.ask(event, kind)
-    assert bench.take_kinds() == ["Tell"]
+    assert bench.take_kinds() == ["Tell", "Save"]
 
 
 def test_a_heartbeating_guest_is_resumed_without_a_reconnect():
     bench = heartbeating()
     bench.ask("resume", NOTICE)
-    assert bench.take_kinds() == ["Put"]
+    assert bench.take_kinds() == ["Put", "Save"]
 
 
 # --- a question and the end of a child -------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_a_new_child_is_given_the_open_question_with_the_time_left():
     bench.ask("reboot", VOTE)
     (first,) = puts(bench)
     bench.run(2)
-    bench.end(g.DIED)
+    bench.end(row.DIED)
     bench.connect()
     bench.run(1)
     assert puts(bench) == []
@@ -143,7 +144,7 @@ def test_a_question_is_given_to_a_child_once():
 
 def test_a_child_that_has_not_heard_the_guest_is_not_asked_yet():
     bench = heartbeating()
-    bench.end(g.DIED)
+    bench.end(row.DIED)
     bench.run(0.1)
     bench.take()
     bench.ask()
@@ -161,7 +162,7 @@ def test_a_new_question_ends_one_that_waits_and_leaves_a_given_one_to_the_child(
     bench.ask("stop", VOTE)
     bench.ask("pause", VOTE)
     assert bench.votes() == []
-    bench.end(g.DIED)
+    bench.end(row.DIED)
     bench.ask("reboot", VOTE)
     assert [vote[0] for vote in bench.votes()] == ["stop", "pause"]
 
@@ -172,7 +173,7 @@ def test_a_guest_that_is_gone_agrees(how):
     bench.ask("stop", NOTICE)
     bench.take()
     if how == "closed":
-        bench.end(g.PEER_CLOSED)
+        bench.end(row.PEER_CLOSED)
     elif how == "gone":
         bench.gone()
     else:
@@ -188,13 +189,13 @@ def agreed_by_deadline(bench):
 
 
 def agreed_by_overtaking(bench):
-    bench.end(g.DIED)
+    bench.end(row.DIED)
     bench.ask("resize_begin", NOTICE)
 
 
 def agreed_by_peer(bench):
     bench.run(2)
-    bench.end(g.PEER_CLOSED)
+    bench.end(row.PEER_CLOSED)
     bench.connect()
     bench.report(reports.Running())
 
@@ -229,9 +230,8 @@ def test_what_does_not_silence_a_guest_does_not_silence_its_loss(kind, event):
 MEMORY = Memory(UUID, True, True, INIT, True, NOW + 40, (1, 2))
 
 
-def recalled(memory=MEMORY, age=3.0, ident=(1, 2), found=True):
-    bench = Bench()
-    bench.table.recall(memory, NOW - age, NOW)
+def taken_up(memory=MEMORY, age=3.0, ident=(1, 2), found=True):
+    bench = recalled(memory, age)
     if found:
         bench.found(ident=ident)
     return bench
@@ -241,20 +241,20 @@ def recalled(memory=MEMORY, age=3.0, ident=(1, 2), found=True):
     ("age", "owes"), [(0, True), (30, True), (30.1, False), (float("inf"), False), (-1, False)]
 )
 def test_a_fresh_memory_is_believed_and_an_old_one_for_its_parameters_only(age, owes):
-    bench = recalled(age=age)
-    connect = [effect for effect in bench.take() if isinstance(effect, g.Connect)][0]
+    bench = taken_up(age=age)
+    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
     assert connect.resume.init == INIT
     assert connect.resume.heartbeating is owes
     assert connect.resume.silence == pytest.approx(40)
-    info = bench.table.infos()[0]
+    info = bench.infos()[0]
     assert (info.reporting, info.heartbeating) == (True, owes)
 
 
 def test_a_recalled_guest_that_is_gone_is_stopped_and_one_that_died_meanwhile_is_lost():
-    bench = recalled(found=False)
+    bench = taken_up(found=False)
     bench.run(3)
     assert bench.told() == [datagram.STOPPED]
-    bench = recalled(MEMORY._replace(silence_until=-g.NEVER))
+    bench = taken_up(MEMORY._replace(silence_until=-row.NEVER))
     bench.connect()
     bench.run(6)
     bench.report(reports.Lost(1))
@@ -262,40 +262,43 @@ def test_a_recalled_guest_that_is_gone_is_stopped_and_one_that_died_meanwhile_is
 
 
 def test_a_guest_made_anew_while_we_did_not_run_owes_nothing():
-    bench = recalled(ident=(1, 3))
-    connect = [effect for effect in bench.take() if isinstance(effect, g.Connect)][0]
+    bench = taken_up(ident=(1, 3))
+    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
     assert connect.resume == reports.Resume(INIT, False, 0.0)
     bench.run(3)
     assert bench.told() == [datagram.STOPPED]
 
 
 def test_who_owed_nothing_is_not_stopped():
-    bench = recalled(MEMORY._replace(owes_answer=False))
+    bench = taken_up(MEMORY._replace(owes_answer=False))
     bench.run(10)
     assert bench.told() == []
 
 
 @pytest.mark.parametrize("owes", [True, False])
 def test_an_unprovisioned_memory_without_a_channel_is_forgotten(owes):
-    bench = recalled(MEMORY._replace(provisioned=False, owes_answer=owes), found=False)
+    bench = taken_up(MEMORY._replace(provisioned=False, owes_answer=owes), found=False)
     bench.run(3)
-    assert bench.table.infos() == []
-    assert bench.take_kinds()[-1] == "Forget"
+    assert bench.told() == ([datagram.STOPPED] if owes else [])
+    if owes:
+        bench.confirm()
+        assert bench.take_kinds()[-1] == "Forget"
+    assert bench.infos() == []
 
 
 def test_no_memory_silences_for_longer_than_there_is():
-    bench = recalled(MEMORY._replace(silence_until=float("inf")))
-    connect = [effect for effect in bench.take() if isinstance(effect, g.Connect)][0]
+    bench = taken_up(MEMORY._replace(silence_until=float("inf")))
+    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
     assert connect.resume.silence == pytest.approx(SETTINGS.expected_silence)
 
 
 def test_what_is_saved_is_what_is_recalled():
     bench = heartbeating(reporting=True)
     bench.report(reports.Silence(60.0))
-    saved = [effect for effect in bench.take() if isinstance(effect, g.Save)][-1].memory
-    assert saved == Memory(UUID, True, True, INIT, True, NOW + 60, 1)
+    saved = bench.saved()
+    assert saved == Memory(UUID, True, True, INIT, True, NOW + 60, 1, (), ())
     again = Bench()
     again.table.recall(saved, NOW, NOW)
     again.found()
-    connect = [effect for effect in again.take() if isinstance(effect, g.Connect)][0]
-    assert connect == g.Connect(UUID, PATH, reports.Resume(INIT, True, pytest.approx(60)))
+    connect = [effect for effect in again.take() if isinstance(effect, row.Connect)][0]
+    assert connect == row.Connect(UUID, PATH, reports.Resume(INIT, True, pytest.approx(60)))

@@ -21,6 +21,7 @@ from inventory_facts import (
     loss,
     named,
     of,
+    origin,
     send,
 )
 
@@ -28,6 +29,7 @@ from guestmtce.agent.inventory import (
     AskMtc,
     AskVim,
     Drop,
+    DropHost,
     Inventory,
     Send,
     TellAlarm,
@@ -68,7 +70,7 @@ def test_set_adds_the_unknown_and_modifies_the_known(reporting):
 def test_a_move_tells_both_hosts_and_keeps_reporting(reporting, by_set):
     made = inventory(A, B)
     made.set(named(A), reporting)
-    made.server_state(info(A), asked=False)
+    made.server_state(info(A))
     made.take_effects()
     if by_set:
         assert made.set(named(B), reporting)["hostname"] == B.hostname
@@ -80,7 +82,7 @@ def test_a_move_tells_both_hosts_and_keeps_reporting(reporting, by_set):
     assert made.reply(U) == vim.services_reply(U, B.hostname, reporting, False, 0)
     made.server_loss(loss(A))
     assert made.take_effects() == [send(A, DEL, DeleteInstance(U))]
-    made.server_state(info(B), asked=False)
+    made.server_state(info(B))
     assert of(TellService, made.take_effects())[0].body["hostname"] == B.hostname
 
 
@@ -132,12 +134,12 @@ def test_votes_and_notices_answer_the_guests_timeout_of_their_class(event):
         (channel.NOTICE, datagram.NOTIFY_INST, SECONDS[event]),
     ):
         assert made.ask(named(), kind, event) == vim.action_reply(U, A.hostname, event, secs)
-        assert made.take_effects() == [send(A, cmd, Ask(U, kind, event))]
-        made.server_state(info(heartbeating=False), asked=False)
+        assert made.take_effects() == [send(A, cmd, Ask(U, kind, event), secs)]
+        made.server_state(info(heartbeating=False))
         made.take_effects()
         assert made.ask(named(), kind, event)["timeout"] == "0"
         assert made.take_effects() == []
-        made.server_state(info(), asked=False)
+        made.server_state(info())
         made.take_effects()
 
 
@@ -172,7 +174,7 @@ def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
     made = inventory()
     made.set(named(), reporting)
     made.vim_host_state(A.hostname, host)
-    made.server_state(info(reporting=reporting), asked=False)
+    made.server_state(info(reporting=reporting))
     made.take_effects()
     made.server_loss(loss())
     told = [TellAlarm(U, "failed", vim.alarm_event(U, A.hostname, "failed", "reboot"))]
@@ -208,9 +210,17 @@ def test_a_new_host_is_asked_about_and_queried_a_known_one_updated():
     moved = A._replace(ip="10.0.0.9")
     made.host_set(moved)
     expected = [send(moved, MOD, SetInstance(U, True)), send(moved, datagram.QRY_INST, Query())]
-    assert made.take_effects() == expected
+    assert made.take_effects() == [DropHost(A.ip), *expected]
     made.host_set(A._replace(uuid=B.uuid))
     assert made.host(B.uuid).name == A.hostname
+
+
+def test_what_was_said_to_an_address_is_repeated_as_long_as_a_host_has_it():
+    made = inventory(A, B)
+    made.host_set(A._replace(ip=B.ip))
+    assert of(DropHost, made.take_effects()) == [DropHost(A.ip)]
+    made.host_set(B._replace(ip=A.ip))  # they change places: what A was told just now still holds
+    assert of(DropHost, made.take_effects()) == []
 
 
 def test_a_deleted_host_takes_its_instances_along():
@@ -218,7 +228,7 @@ def test_a_deleted_host_takes_its_instances_along():
     made.create(named(B, V))
     made.take_effects()
     made.host_deleted(A._replace(ip=""))
-    assert made.take_effects() == [send(A, DEL, DeleteInstance(U)), Drop(U)]
+    assert made.take_effects() == [send(A, DEL, DeleteInstance(U)), Drop(U), DropHost(A.ip)]
     assert list(made.hosts) == [B.hostname] and list(made.instances) == [V]
     made.host_deleted(A)
     assert made.take_effects() == []
@@ -248,12 +258,26 @@ def test_a_host_with_instances_that_does_not_answer_is_a_miss():
     for _ in range(3):
         made.audit()
     assert [made.hosts[name].misses for name in (A.hostname, B.hostname)] == [2, 0]
-    made.server_state(info(), asked=False)  # an event is no answer
+    made.server_state(info())  # an event is no answer
     made.audit()
     assert made.hosts[A.hostname].misses == 3
-    made.server_state(info(), asked=True)
+    made.server_answer(info())
     made.audit()
     assert made.hosts[A.hostname].misses == 3
+
+
+def test_a_server_that_does_not_speak_of_an_instance_is_told_of_it_again():
+    made = enabled()
+    made.create(named(uuid=V))
+    made.audit()
+    made.take_effects()
+    query = send(A, datagram.QRY_INST, Query())
+    made.server_answer(info())
+    made.audit()
+    assert of(Send, made.take_effects())[:-1] == [send(A, ADD, SetInstance(V, False)), query]
+    made.audit()  # now it is silent about both
+    adds = [send(A, ADD, SetInstance(U, True)), send(A, ADD, SetInstance(V, False))]
+    assert of(Send, made.take_effects())[:-1] == [*adds, query]
 
 
 # --- whatever happens ---
@@ -261,16 +285,17 @@ def test_a_host_with_instances_that_does_not_answer_is_a_miss():
 UUIDS = (U, V)
 ONE_HOST = st.sampled_from([A, B])
 ONE_UUID = st.sampled_from(UUIDS)
+INFO = st.builds(info, ONE_HOST, ONE_UUID, st.booleans(), st.booleans())
+ORIGIN = st.one_of(st.none(), st.builds(origin, st.integers(1, 9)))
 STEP = st.one_of(
     st.tuples(st.just("host_set"), ONE_HOST),
     st.tuples(st.just("host_deleted"), ONE_HOST),
     st.tuples(st.just("create"), st.builds(named, ONE_HOST, ONE_UUID)),
     st.tuples(st.just("set"), st.builds(named, ONE_HOST, ONE_UUID), st.booleans()),
     st.tuples(st.just("delete"), ONE_UUID),
-    st.tuples(st.just("server_state"), st.builds(info, ONE_HOST, ONE_UUID, st.booleans(), st.booleans()),
-              st.booleans()),
-    st.tuples(st.just("server_ill"), st.builds(info, ONE_HOST, ONE_UUID)),
-    st.tuples(st.just("server_loss"), st.builds(loss, ONE_HOST, ONE_UUID)),
+    st.tuples(st.sampled_from(["server_state", "server_answer"]), INFO, ORIGIN),
+    st.tuples(st.just("server_ill"), st.builds(info, ONE_HOST, ONE_UUID), ORIGIN),
+    st.tuples(st.just("server_loss"), st.one_of(INFO, st.builds(loss, ONE_HOST, ONE_UUID)), ORIGIN),
     st.tuples(st.just("vim_host_state"), st.sampled_from(list(HOSTS)), st.booleans()),
     st.tuples(st.just("vim_instances"), st.sampled_from(list(HOSTS)),
               st.lists(st.builds(Listed, ONE_UUID, st.just(A.hostname), st.booleans()), max_size=2)),

@@ -16,6 +16,7 @@ from inventory_facts import (
     loss,
     named,
     of,
+    origin,
     send,
 )
 
@@ -32,7 +33,7 @@ def test_running_and_stopped_are_stored_and_told(heartbeating):
     made = inventory()
     made.set(named(), True)
     made.take_effects()
-    made.server_state(info(heartbeating=heartbeating), asked=False)
+    made.server_state(info(heartbeating=heartbeating))
     effects = made.take_effects()
     body = vim.service_event(U, A.hostname, True, heartbeating, 601)
     assert of(TellService, effects) == [TellService(U, body)]
@@ -44,13 +45,13 @@ def test_running_and_stopped_are_stored_and_told(heartbeating):
 
 def test_a_restart_withdraws_every_failure_an_answer_only_the_loss():
     made = enabled()
-    made.server_state(info(), asked=False)
+    made.server_state(info())
     assert of(Withdraw, made.take_effects())[0].states == ("failed", "unhealthy")
     # An ill guest heartbeats: the next audit must not take its alarm back.
-    made.server_state(info(), asked=True)
+    made.server_answer(info())
     assert of(Withdraw, made.take_effects())[0].states == ("failed",)
-    for asked in (True, False):
-        made.server_state(info(heartbeating=False), asked=asked)
+    for tell in (made.server_answer, made.server_state):
+        tell(info(heartbeating=False))
         assert of(Withdraw, made.take_effects()) == []
 
 
@@ -58,7 +59,7 @@ def test_a_restart_withdraws_every_failure_an_answer_only_the_loss():
 @pytest.mark.parametrize("heartbeating", [True, False])
 def test_an_answer_that_differs_is_repaired_both_ways(reporting, heartbeating):
     made = enabled()
-    made.server_state(info(reporting=reporting, heartbeating=heartbeating), asked=True)
+    made.server_answer(info(reporting=reporting, heartbeating=heartbeating))
     effects = made.take_effects()
     assert of(Send, effects) == ([] if reporting else [send(A, MOD, SetInstance(U, True))])
     assert len(of(TellService, effects)) == (not heartbeating)
@@ -68,7 +69,7 @@ def test_an_answer_that_differs_is_repaired_both_ways(reporting, heartbeating):
 def test_an_ill_guest_whose_start_was_not_heard_is_told_as_started():
     made = enabled(heartbeating=False)
     made.server_ill(info())
-    assert kinds(made.take_effects()) == [TellService, TellAlarm]
+    assert kinds(made.take_effects()) == [TellAlarm, TellService]
     made.server_ill(info())
     assert kinds(made.take_effects()) == [TellAlarm]
 
@@ -86,8 +87,8 @@ def test_outcomes_are_told(word, kind):
 
 
 EVENTS = {
-    "running": lambda made, host, uuid: made.server_state(info(host, uuid), asked=False),
-    "answer": lambda made, host, uuid: made.server_state(info(host, uuid), asked=True),
+    "running": lambda made, host, uuid: made.server_state(info(host, uuid)),
+    "answer": lambda made, host, uuid: made.server_answer(info(host, uuid)),
     "ill": lambda made, host, uuid: made.server_ill(info(host, uuid)),
     "loss": lambda made, host, uuid: made.server_loss(loss(host, uuid)),
     "vote": lambda made, host, uuid: made.server_vote(
@@ -100,7 +101,7 @@ EVENTS = {
 @pytest.mark.parametrize("name", EVENTS)
 def test_events_of_an_unknown_host_are_dropped_and_ask_for_hosts(name):
     made = inventory(A)
-    EVENTS[name](made, B, U)
+    assert not EVENTS[name](made, B, U)  # the server is to say it again
     assert made.take_effects() == [AskMtc()]
     assert made.instances == {}
 
@@ -109,9 +110,9 @@ def test_events_of_an_unknown_host_are_dropped_and_ask_for_hosts(name):
 def test_events_of_the_wrong_host_are_dropped_and_the_server_told(name):
     made = enabled()
     before = made.reply(U)
-    EVENTS[name](made, B, U)
+    assert EVENTS[name](made, B, U)
     assert made.take_effects() == ([] if name == "vote" else [send(B, DEL, DeleteInstance(U))])
-    EVENTS[name](made, A, V)  # unknown although the VIM's list has arrived
+    assert EVENTS[name](made, A, V)  # unknown although the VIM's list has arrived
     assert made.take_effects() == ([] if name == "vote" else [send(A, DEL, DeleteInstance(V))])
     assert made.reply(U) == before and list(made.instances) == [U]
 
@@ -131,13 +132,107 @@ def test_a_server_that_started_learns_all_that_we_know():
     assert made.take_effects() == [send(A, datagram.MOD_HOST, SetHost(A.uuid, False)), *mods, query]
 
 
+# --- a loss of which not all is known ---
+
+
+def unheard():
+    """The instance is known from the VIM alone."""
+    made = inventory()
+    made.set(named(), True)
+    made.take_effects()
+    return made
+
+
+def alarms(made):
+    return [(one.body["event-data"]["services"][0]["repair-action"], one.origin)
+            for one in of(TellAlarm, made.take_effects())]  # fmt: skip
+
+
+TELLS_MORE = {
+    "answer": lambda made: made.server_answer(info(heartbeating=False, action="migrate"), origin(6)),
+    "stopped": lambda made: made.server_state(info(heartbeating=False, action="migrate"), origin(6)),
+    "old answer": lambda made: made.server_answer(info(heartbeating=False, action="migrate")),
+}
+
+
+@pytest.mark.parametrize("name", TELLS_MORE)
+@pytest.mark.parametrize("number", [None, 5])
+def test_a_loss_waits_until_the_repair_action_is_known_and_is_told_once(name, number):
+    made, of_loss = unheard(), number and origin(number)
+    for _ in range(2):
+        assert made.server_loss(loss(), of_loss) is (number is None)
+        assert made.take_effects() == [send(A, datagram.QRY_INST, Query())]
+    TELLS_MORE[name](made)
+    assert alarms(made) == [("migrate", of_loss)]
+    TELLS_MORE[name](made)
+    if number:
+        assert made.server_loss(loss(), of_loss)  # it said it again before it heard us
+    assert alarms(made) == []
+
+
+def test_a_loss_that_tells_all_is_told_at_once():
+    made = unheard()
+    assert not made.server_loss(loss(), origin(5))
+    assert made.server_loss(info(action="migrate"), origin(5))
+    assert alarms(made) == [("migrate", origin(5))]
+    made.server_answer(info(heartbeating=False), origin(6))
+    assert alarms(made) == []
+
+
+OVER = {
+    "running": lambda made: made.server_state(info(), origin(6)),
+    "answer": lambda made: made.server_answer(info(), origin(6)),
+    "disabled": lambda made: made.set(named(), False),
+    "host disabled": lambda made: made.host_reporting(A.uuid, False),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_a_loss_that_is_over_while_it_waits_is_not_told(name):
+    made = unheard()
+    made.server_loss(loss(), origin(5))
+    OVER[name](made)
+    made.set(named(), True)
+    made.host_reporting(A.uuid, True)
+    made.server_answer(info(heartbeating=False), origin(7))
+    assert alarms(made) == []
+
+
+def test_a_start_before_the_loss_does_not_end_its_wait():
+    made = unheard()
+    made.server_loss(loss(), origin(5))
+    made.server_state(info(action="migrate"), origin(4))
+    made.server_answer(info(heartbeating=False, action="migrate"), origin(6))
+    assert alarms(made) == [("migrate", origin(5))]
+
+
+def test_the_action_of_an_illness_is_not_the_one_of_a_loss():
+    made = unheard()
+    made.server_ill(info(action="stop"))
+    assert alarms(made) == [("stop", None)]
+    made.server_loss(loss())
+    assert alarms(made) == []
+    made.server_answer(info(heartbeating=False, action="migrate"))
+    assert alarms(made) == [("migrate", None)]
+
+
+def test_a_vote_of_the_unknown_is_understood_when_the_list_has_come():
+    made = inventory(listed=False)
+    for listed, understood, told in ((None, False, 0), ([Listed(U, A.hostname, True)], True, 1)):
+        made.vim_instances(A.hostname, listed)
+        made.take_effects()
+        assert EVENTS["vote"](made, A, U) is understood
+        assert EVENTS["vote"](made, A, V) is understood
+        assert len(of(TellAction, made.take_effects())) == told
+
+
 # --- before the VIM's list ---
 
 
 @pytest.mark.parametrize("reporting", [True, False])
 def test_before_the_list_an_unknown_instance_is_adopted_with_the_servers_reporting(reporting):
     made = inventory(listed=False)
-    made.server_state(info(reporting=reporting), asked=True)
+    made.server_answer(info(reporting=reporting))
     effects = made.take_effects()
     assert of(Send, effects) == []
     assert made.reply(U) == vim.services_reply(U, A.hostname, reporting, True, 601)
@@ -150,7 +245,11 @@ def test_before_the_list_an_unknown_instance_is_adopted_with_the_servers_reporti
 LISTS = {
     "not in it": ([], [send(A, DEL, DeleteInstance(U)), Drop(U)], None),
     "enabled": ([Listed(U, A.hostname, True)], [send(A, ADD, SetInstance(U, True))], True),
-    "disabled": ([Listed(U, A.hostname, False)], [send(A, ADD, SetInstance(U, False))], False),
+    "disabled": (
+        [Listed(U, A.hostname, False)],
+        [Withdraw(U, "reporting was disabled"), send(A, ADD, SetInstance(U, False))],
+        False,
+    ),
 }
 
 
@@ -158,7 +257,7 @@ LISTS = {
 def test_the_list_decides_about_the_adopted(name):
     listed, effects, reporting = LISTS[name]
     made = inventory(listed=False)
-    made.server_state(info(), asked=True)
+    made.server_answer(info())
     made.take_effects()
     made.vim_instances(A.hostname, listed)
     assert made.take_effects() == effects
@@ -170,7 +269,7 @@ def test_the_list_decides_about_the_adopted(name):
 def test_what_the_vim_commanded_is_newer_than_its_list():
     made = inventory(listed=False)
     made.set(named(), True)
-    made.server_state(info(uuid=V), asked=True)
+    made.server_answer(info(uuid=V))
     made.create(named(uuid=V))
     made.take_effects()
     made.vim_instances(A.hostname, [Listed(U, A.hostname, False)])
@@ -192,9 +291,9 @@ def test_the_list_alone_adds_and_never_takes_an_instance_from_a_host():
 def test_before_the_list_no_server_is_told_to_forget_what_another_has_too(name):
     """While it migrates both ends have its channel; the one that answers first may be the wrong one."""
     made = inventory(A, B, listed=False)
-    made.server_state(info(A, heartbeating=False), asked=True)
+    made.server_answer(info(A, heartbeating=False))
     made.take_effects()
-    made.server_state(info(B, heartbeating=False), asked=True)
+    made.server_answer(info(B, heartbeating=False))
     assert made.take_effects() == [] and made.instances[U].hostname == A.hostname
     EVENTS[name](made, B, U)
     effects = made.take_effects()

@@ -109,6 +109,13 @@ def test_hosts_are_heard(bench, cmd, host):
     assert one.link.heard and one.link.refused == 0
 
 
+def test_an_address_is_kept_as_a_socket_spells_it(bench):
+    """Events are believed from that address only, and compared as text."""
+    one = bench()
+    one.say(datagram.build_host(datagram.ADD_HOST, SIX._replace(ip="FD00:0::0006")))
+    assert one.heard == [(datagram.ADD_HOST, SIX)]
+
+
 BODY = {"hostname": "h", "uuid": "u", "ip": "10.0.0.1"}
 GOOD = datagram.build_host(datagram.ADD_HOST, HOST)
 

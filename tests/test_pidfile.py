@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from guestmtce.daemon import files, pidfile
@@ -112,6 +113,7 @@ def test_an_old_daemon_that_knows_no_lock_is_known_by_its_title(tmp_path, name):
     title, counts = TITLES[name]
     old = subprocess.Popen([title, "60"], executable="/bin/sleep")
     try:
+        wait_for(lambda: pidfile._title(old.pid), "it runs")
         (tmp_path / "daemon.pid").write_text("%d\n" % old.pid)
         if counts:
             with pytest.raises(AlreadyRunning, match="^%d$" % old.pid):
@@ -126,7 +128,7 @@ def test_an_old_daemon_that_knows_no_lock_is_known_by_its_title(tmp_path, name):
 def test_a_zombie_is_not_running(tmp_path):
     process = subprocess.Popen(["daemon", "0"], executable="/bin/sleep")
     try:
-        wait_for(lambda: pidfile._title(process.pid) == "", "it ended")
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, "it ended")
         (tmp_path / "daemon.pid").write_text("%d\n" % process.pid)
         claimed(tmp_path).release()
     finally:

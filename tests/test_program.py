@@ -150,7 +150,7 @@ def taken(kind, port):
 
 
 FAILURES = {
-    "a bad value": (None, ["--set", "client.rx_port=many"], ["client.rx_port", "many"]),
+    "a bad value": (None, ["--set", "timers.rescan=often"], ["timers.rescan", "often"]),
     "a file that is not there": (None, ["--config", "/nowhere/x.ini"], ["/nowhere/x.ini"]),
     "a log folder that is not there": (None, ["--log-dir", "/nowhere"], ["/nowhere"]),
     "the UDP port is taken": ((socket.SOCK_DGRAM, "rx"), [], ["127.0.0.1", "in use"]),
@@ -227,7 +227,7 @@ def with_path():
     import guestmtce
 
     folder = os.path.dirname(os.path.dirname(os.path.abspath(guestmtce.__file__)))
-    return {**os.environ, "PYTHONPATH": folder}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
 
 
 def test_whoever_waited_for_the_start_may_be_killed(daemon):
@@ -235,7 +235,7 @@ def test_whoever_waited_for_the_start_may_be_killed(daemon):
     words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder))]
     first = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(daemon.path(".lock").exists, "it has begun", step=0.001)
-    wait_for(lambda: os.path.exists(daemon.path(".pid")) or forked(first.pid), "it forked", step=0.001)
+    wait_for(lambda: forked(first.pid) or daemon.path(".pid").exists(), "it forked", step=0.001)
     first.kill()
     first.communicate()
     wait_for(lambda: daemon.path(".pid").exists() and "started, pid" in daemon.log(), "it serves")
@@ -318,8 +318,7 @@ def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
     words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder)), "-f"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
-        lines = []
-        wait_for(lambda: lines.append(process.stderr.readline()) or "started" in lines[-1], "it started")
+        assert any("started, pid %d" % process.pid in line for line in iter(process.stderr.readline, ""))
         assert daemon.pid == process.pid
         assert title(process.pid) == daemon.name
         process.send_signal(signal.SIGINT)

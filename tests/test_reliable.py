@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestmtce.daemon.reliable import REPEAT_MAX, SEEN_MAX, Numbers, Outgoing, Seen
+from guestmtce.daemon.reliable import BLOCK, REPEAT_MAX, SEEN_MAX, Numbers, Outgoing, Seen
 from guestmtce.wire.extension import newer
 
 
@@ -54,19 +54,21 @@ def test_a_new_listener_hears_all_at_once():
     assert times(outgoing, 20.3) == [(20.0, 1), (20.0, 2), (20.0, 3), (20.2, 1), (20.2, 2), (20.2, 3)]
 
 
-@given(st.lists(st.floats(0, 2**31, allow_nan=False), max_size=50))
-def test_numbers_grow_and_are_never_zero(moments):
-    numbers, last = Numbers(), None
-    for moment in sorted(moments):
-        number = numbers.take(moment)
-        assert 0 < number < 2**32
-        assert last is None or number != last
-        last = number
+def test_numbers_grow_over_restarts_wrap_and_are_never_zero():
+    reserved = [2**32 - 3]
 
+    def reserve(count):
+        reserved.append(reserved[-1] + count)
+        return reserved[-2]
 
-def test_numbers_of_a_later_process_come_after_those_of_an_earlier_one():
-    before = [Numbers().take(1000.0) for _ in range(3)][-1]
-    assert newer(Numbers().take(1001.0), before)
+    first, second = Numbers(reserve), None
+    taken = [first.take() for _ in range(5)]
+    assert taken == [2**32 - 3, 2**32 - 2, 2**32 - 1, 1, 2]
+    second = Numbers(reserve)
+    assert newer(second.take(), taken[-1])
+    for _ in range(BLOCK):
+        second.take()
+    assert len(reserved) == 4
 
 
 @given(st.lists(st.tuples(st.sampled_from("akd"), st.integers(0, 5), st.floats(0, 9)), max_size=60))

@@ -11,13 +11,21 @@ import pytest
 
 from guestmtce.daemon import files
 from guestmtce.server import store as store_module
-from guestmtce.server.store import ALIVE, Memory, Store
-from guestmtce.wire import channel
+from guestmtce.server.store import ALIVE, HOST, SENDER, Memory, Store
+from guestmtce.wire import channel, datagram
 
 UUID = "11111111-2222-3333-4444-555555555555"
 OTHER = "99999999-2222-3333-4444-555555555555"
 INIT = channel.Init(1804289383, 'n"\né', 1000, 8, 9, 11, 13, 120, "reboot")
-MEMORY = Memory(UUID, True, False, INIT, True, 1234.5, (1, 2))
+INFO = datagram.InstanceInfo("host-0", UUID, True, False, "reboot", 120, 9, 11, 13, 8)
+VOTE = datagram.VoteResult("host-0", UUID, "revocable", "stop", "reject", 'no "way"\n\u00e9')
+UNTOLD = (
+    ("failure", 2**32 - 1, datagram.LOSS, datagram.event_body(INFO)),
+    ("state", 1, datagram.STOPPED, datagram.event_body(INFO)),
+    ("vote 3", 2, datagram.VOTE_NOTIFY, datagram.event_body(VOTE)),
+)
+QUESTIONS = ((1, "revocable", "stop", 77.5), (2, "irrevocable", "pause", 78.0))
+MEMORY = Memory(UUID, True, False, INIT, True, 1234.5, (1, 2), UNTOLD, QUESTIONS)
 NEVER = -float("inf")
 
 
@@ -60,11 +68,20 @@ def test_what_is_saved_is_loaded_by_the_next_daemon(store, tmp_path, memory):
     assert [one.uuid for one in again.load()] == [OTHER]
 
 
-def test_a_memory_without_an_identity_is_taken(store, folder):
+def test_a_memory_of_an_earlier_version_is_taken(store, folder):
     values = values_of(MEMORY)
-    del values["ident"]
+    for name in ("ident", "untold", "questions"):
+        del values[name]
     write(folder / UUID, values)
-    assert store.load() == [MEMORY._replace(ident=None)]
+    assert store.load() == [MEMORY._replace(ident=None, untold=(), questions=())]
+
+
+def test_the_most_that_can_be_untold_is_remembered(store):
+    reason = VOTE._replace(reason="\U0001f600" * channel.LOG_MSG_MAX)
+    entries = [("vote %d" % n, n, datagram.VOTE_NOTIFY, datagram.event_body(reason)) for n in range(16)]
+    memory = MEMORY._replace(untold=(*UNTOLD[:2], *entries))
+    store.save(memory)
+    assert store.load() == [memory]
 
 
 def test_the_folder_and_files_are_for_us_alone(store, folder):
@@ -112,6 +129,22 @@ def test_a_damaged_file_is_ignored_and_removed(store, folder, damage):
         {"ident": 5},
         {"ident": ["x"]},
         {"ident": [float("inf")]},
+        {"untold": None},
+        {"untold": 5},
+        {"untold": ["abcd"]},
+        {"untold": [["state", 1, datagram.STOPPED]]},
+        {"untold": [["state", 1, datagram.STOPPED, {}, 5]]},
+        {"untold": [["state", "x", datagram.STOPPED, datagram.event_body(INFO)]]},
+        {"untold": [["state", 1, 0x77, datagram.event_body(INFO)]]},
+        {"untold": [["state", 1, float("inf"), datagram.event_body(INFO)]]},
+        {"untold": [["state", 1, datagram.STOPPED, {"uuid": UUID}]]},
+        {"untold": [["state", 1, datagram.STOPPED, "x"]]},
+        {"questions": None},
+        {"questions": [[1, "revocable", "stop"]]},
+        {"questions": [[1, "revocable", "dance", 1.0]]},
+        {"questions": [[1, "rev", "stop", 1.0]]},
+        {"questions": [[1, ["revocable"], "stop", 1.0]]},
+        {"questions": [[1, "revocable", "stop", "soon"]]},
     ],
 )
 def test_a_sound_file_with_wrong_content_is_ignored(store, folder, change):
@@ -160,6 +193,63 @@ def test_alive(store, tmp_path):
 def test_a_bad_mark_of_life_is_none(store, folder, mark):
     write(folder / ALIVE, mark)
     assert store.alive_at() == NEVER
+
+
+# --- the host and the numbers ----------------------------------------------------------------------
+
+
+def test_the_host_reporting_is_enabled_until_it_is_known_to_be_disabled(store, folder, tmp_path):
+    assert store.host_reporting() is True
+    for reporting in (False, True, False):
+        store.save_host(reporting)
+        assert Store(str(tmp_path), "guestServer").host_reporting() is reporting
+    write(folder / HOST, {"reporting": False, "boot": "old"})
+    assert store.host_reporting() is True
+    assert store.load() == []
+
+
+def test_the_sender_stays_and_no_number_is_given_twice(store, tmp_path):
+    sender, first = store.sender(), store.reserve(10)
+    assert 0 < sender < 2**32 and first > 0
+    assert (store.sender(), store.reserve(5)) == (sender, first + 10)
+    again = Store(str(tmp_path), "guestServer")
+    assert (again.sender(), again.reserve(1)) == (sender, first + 15)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"boot": "old"}, {"sender": 0}, {"sender": 2**32}, {"sender": "x"}, {"sender": None},
+        {"next": 0}, {"next": "x"}, {"next": None}, "[]", None,
+    ],
+)  # fmt: skip
+def test_whose_numbers_are_not_known_is_another_sender(store, folder, tmp_path, damage):
+    sender = store.sender()
+    store.reserve(10)
+    if damage is None:
+        (folder / SENDER).unlink()
+    else:
+        change = damage if isinstance(damage, str) else {"sender": sender, "next": 11, **damage}
+        write(folder / SENDER, change)
+    again = Store(str(tmp_path), "guestServer")
+    assert again.sender() != sender
+    assert again.sender() == Store(str(tmp_path), "guestServer").sender()
+
+
+def test_numbers_that_cannot_be_reserved_are_not_given_by_the_next_daemon(store, tmp_path, monkeypatch):
+    sender, first = store.sender(), store.reserve(10)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    assert [store.reserve(10), store.reserve(10)] == [first + 10, first + 20]
+    assert store.sender() == sender
+    monkeypatch.undo()
+    assert Store(str(tmp_path), "guestServer").sender() != sender
+
+
+# --- trouble ---------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_memory(store, folder, monkeypatch):

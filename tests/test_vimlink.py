@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from guestmtce.agent.events import Outbox
-from guestmtce.agent.inventory import AskVim, TellAction, TellAlarm, TellService
+from guestmtce.agent.inventory import AskVim, Origin, TellAction, TellAlarm, TellService
 from guestmtce.agent.vimlink import VimLink
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim
@@ -27,12 +27,17 @@ class Bench:
         self.lock = threading.Lock()
         self.outbox = Outbox(RETRY, 4 * RETRY)
         self.replies = []
-        self.link = VimLink(base, timeout, self.lock, self.outbox, self._replied)
+        self.settled = []
+        self.link = VimLink(base, timeout, self.lock, self.outbox, self._replied, self._settled)
         self.link.start()
 
     def _replied(self, item, reply):
         with self.lock:  # whoever takes the answer in needs the lock
             self.replies.append((item.uuid, item.what, reply))
+
+    def _settled(self):
+        assert self.lock.locked()
+        self.settled += [origin.number for origin in self.outbox.take_settled()]
 
     def tell(self, *effects):
         with self.lock:
@@ -223,6 +228,18 @@ def test_a_silent_close_is_success_for_all_but_an_alarm(bench, real):
     real.known = [U]
     one.until_told(3)
     assert one.outbox.given_up == 0
+
+
+def test_what_the_vim_has_is_settled_and_nothing_else(bench, real):
+    real.known = [V]
+    one = bench(real.url)
+    numbered = {1: loss(), 2: service(), 3: outcome(), 4: loss(V)}
+    one.tell(*(what._replace(origin=Origin("10.0.0.1", 7, number)) for number, what in numbered.items()))
+    wait_for(lambda: len(real.events("alarm", U)) >= 3, "the refused alarm is repeated")
+    assert sorted(one.settled) == [2, 3, 4]
+    real.known = [U]
+    one.until_told(4)
+    wait_for(lambda: sorted(one.settled) == [1, 2, 3, 4], "all is settled")
 
 
 def test_a_question_that_gets_silence_is_answered_with_none(bench, real):

@@ -5,8 +5,8 @@ state, failures that are not over, outcomes of votes and notices. `next` gives w
 `delivered`, `refused` or `unreached` says how that went.
 
 Across all instances alarms go before outcomes and those before service states, the oldest first; but an
-instance's own news keep their order (spec 3), so what it has to tell from before its alarm goes with it.
-Questions to the VIM come last.
+outcome that an instance has to tell from before its alarm goes first (spec 3). Questions to the VIM come
+last. With an item goes the datagram that brought it: its guestServer waits for a confirmation (`Origin`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-from typing import Any, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.agent import inventory
 from guestmtce.wire import vim
@@ -25,8 +25,10 @@ ALARM, ACTION, SERVICE, QUESTION = range(4)
 # How often an alarm is offered to a VIM that refuses it (spec 3: it does not know the instance, or not yet).
 # With the default retry_max that is ten minutes: longer than a VIM takes to start.
 REFUSALS_MAX = 64
+DOWN_RETRY_MAX = 4.0  # s between two attempts at a VIM that does not listen
 ACTIONS_MAX = 16  # outcomes kept per instance
 
+Tells = Union[inventory.TellService, inventory.TellAlarm, inventory.TellAction]
 Key = Tuple[int, str, str]  # kind, uuid, and what tells one of its kind and uuid from another
 
 
@@ -40,6 +42,7 @@ class Item(NamedTuple):
     method: str
     path: str
     body: Dict[str, Any]
+    origin: Optional[inventory.Origin] = None
 
     @property
     def key(self) -> Key:
@@ -56,6 +59,8 @@ class Outbox:
         self._items: Dict[Key, Item] = {}
         self._refusals: Dict[Key, Tuple[int, float]] = {}  # how many, and not to be offered again before
         self._questions: Deque[Item] = collections.deque()
+        self._held: Dict[Tuple[int, ...], int] = {}  # sender and number, whatever the address
+        self._settled: List[inventory.Origin] = []
         self._order = itertools.count()
         self._delay = 0.0  # present back-off from a VIM that cannot be reached
         self._not_before = -float("inf")
@@ -68,12 +73,12 @@ class Outbox:
     def take(self, effect: inventory.Effect) -> None:
         """An effect of the inventory that concerns the VIM."""
         if isinstance(effect, inventory.TellService):
-            self._keep(SERVICE, effect.uuid, "", effect.body)
+            self._keep(SERVICE, effect.uuid, "", effect)
         elif isinstance(effect, inventory.TellAlarm):
-            self._keep(ALARM, effect.uuid, effect.state, effect.body)
+            self._keep(ALARM, effect.uuid, effect.state, effect)
         elif isinstance(effect, inventory.TellAction):
-            order = self._keep(ACTION, effect.uuid, str(next(self._order)), effect.body)
-            self._limit_actions(effect.uuid, order)
+            self._keep(ACTION, effect.uuid, str(next(self._order)), effect)
+            self._limit_actions(effect.uuid)
         elif isinstance(effect, inventory.Withdraw):
             for key in [(ALARM, effect.uuid, state) for state in effect.states]:
                 if self._remove(key):
@@ -85,15 +90,15 @@ class Outbox:
         elif isinstance(effect, inventory.AskVim):
             self._question(effect)
 
-    def _keep(self, kind: int, uuid: str, what: str, body: Dict[str, Any]) -> int:
-        order = next(self._order)
+    def _keep(self, kind: int, uuid: str, what: str, effect: Tells) -> None:
         path = vim.EVENT_PATH + "instances/" + uuid
-        item = Item(kind, uuid, what, order, "PATCH", path, body)
-        self._items.pop(item.key, None)  # the newer one takes a new place
+        item = Item(kind, uuid, what, next(self._order), "PATCH", path, effect.body, effect.origin)
+        if item.origin is not None:
+            self._held[item.origin[1:]] = self._held.get(item.origin[1:], 0) + 1
+        self._remove(item.key)  # the newer one takes a new place, and is offered as often
         self._items[item.key] = item
-        return order
 
-    def _limit_actions(self, uuid: str, newest: int) -> None:
+    def _limit_actions(self, uuid: str) -> None:
         keys = [key for key in self._items if key[:2] == (ACTION, uuid)]
         for key in keys[:-ACTIONS_MAX]:
             log.error("%s: too many untold outcomes, the oldest is dropped", uuid)
@@ -112,7 +117,29 @@ class Outbox:
 
     def _remove(self, key: Key) -> bool:
         self._refusals.pop(key, None)
-        return self._items.pop(key, None) is not None
+        item = self._items.pop(key, None)
+        if item is not None:
+            self._settle(item)
+        return item is not None
+
+    # --- what guestServers wait for ----------------------------------------------------------------
+
+    def take_settled(self) -> List[inventory.Origin]:
+        """The origins of what the VIM has now, or is not to hear any more."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def holds(self, origin: inventory.Origin) -> bool:
+        """Whether what came from there still waits."""
+        return origin[1:] in self._held
+
+    def _settle(self, item: Item) -> None:
+        if item.origin is not None:
+            named = item.origin[1:]
+            self._held[named] -= 1
+            if not self._held[named]:
+                del self._held[named]
+                self._settled.append(item.origin)
 
     # --- its delivery ------------------------------------------------------------------------------
 
@@ -123,7 +150,10 @@ class Outbox:
         ready = [item for item in self._items.values() if self._refusals.get(item.key, (0, now))[1] <= now]
         if ready:
             first = min(ready, key=lambda item: (item.kind, item.order))
-            return min((item for item in ready if item.uuid == first.uuid), key=lambda item: item.order)
+            return min(
+                (item for item in ready if item.uuid == first.uuid and (item.kind < SERVICE or first.kind)),
+                key=lambda item: item.order,
+            )
         return self._questions[0] if self._questions else None
 
     def next_at(self) -> float:
@@ -157,9 +187,13 @@ class Outbox:
             delay = min(self._retry_first * 2.0 ** (times - 1), self._retry_max)
             self._refusals[item.key] = (times, now + delay)
 
-    def unreached(self, item: Item, now: float) -> None:
-        """The VIM does not have it: try again, everything, after a while."""
-        self._delay = min(max(self._retry_first, 2 * self._delay), self._retry_max)
+    def unreached(self, item: Item, now: float, down: bool = False) -> None:
+        """The VIM does not have it: try again, everything, after a while.
+
+        `down`: nobody listens there. To find that out costs nobody anything, so it is tried more often.
+        """
+        longest = min(self._retry_max, DOWN_RETRY_MAX) if down else self._retry_max
+        self._delay = min(max(self._retry_first, 2 * self._delay), longest)
         self._not_before = now + self._delay
         if item.kind == QUESTION:
             self._done(item)  # the next audit asks again

@@ -15,7 +15,7 @@ import logging
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.daemon.log import Throttle
-from guestmtce.wire import channel, datagram, vim
+from guestmtce.wire import channel, datagram, extension, vim
 from guestmtce.wire.vim import Failure, Named
 
 log = logging.getLogger(__name__)
@@ -24,16 +24,30 @@ log = logging.getLogger(__name__)
 FAILED = "failed"
 UNHEALTHY = "unhealthy"
 
+# What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
+# one void: a start voids an illness, a beat a loss, anything an answer.
+START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
+
 
 # --- effects ---------------------------------------------------------------------------------------
 
 
 class Send(NamedTuple):
-    """Send this command to the guestServer at `ip`."""
+    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`."""
 
+    hostname: str
     ip: str
     cmd: int
     command: datagram.Command
+    seconds: float = 0.0
+
+
+class Origin(NamedTuple):
+    """The datagram in which a guestServer told us something, and waits for our confirmation."""
+
+    ip: str
+    sender: int
+    number: int
 
 
 class TellService(NamedTuple):
@@ -41,6 +55,7 @@ class TellService(NamedTuple):
 
     uuid: str
     body: Dict[str, Any]
+    origin: Optional[Origin] = None
 
 
 class TellAlarm(NamedTuple):
@@ -49,6 +64,7 @@ class TellAlarm(NamedTuple):
     uuid: str
     state: str
     body: Dict[str, Any]
+    origin: Optional[Origin] = None
 
 
 class TellAction(NamedTuple):
@@ -56,6 +72,7 @@ class TellAction(NamedTuple):
 
     uuid: str
     body: Dict[str, Any]
+    origin: Optional[Origin] = None
 
 
 class Withdraw(NamedTuple):
@@ -72,6 +89,12 @@ class Drop(NamedTuple):
     uuid: str
 
 
+class DropHost(NamedTuple):
+    """Nothing more is to be said to the guestServer at `ip`; what was said before is said once."""
+
+    ip: str
+
+
 class AskMtc(NamedTuple):
     """Ask mtcAgent for the hosts."""
 
@@ -84,7 +107,7 @@ class AskVim(NamedTuple):
     instances: bool
 
 
-Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, AskMtc, AskVim]
+Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHost, AskMtc, AskVim]
 
 
 class Host:
@@ -106,8 +129,9 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "heartbeating", "hostname", "repair_action", "reporting", "restart_secs",
-        "resume_notice_secs", "shutdown_notice_secs", "suspend_notice_secs", "uuid", "vote_secs",
+        "adopted", "answered", "heard", "heartbeating", "hostname", "known", "lost", "lost_in",
+        "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
+        "suspend_notice_secs", "uuid", "vote_secs",
     )  # fmt: skip
 
     def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
@@ -116,6 +140,11 @@ class Instance:
         self.reporting = reporting
         self.adopted = adopted
         self.heartbeating = False
+        self.answered = True  # its server spoke of it since the last audit
+        self.known = False  # its server has told what follows
+        self.lost = False  # a loss waits until that is known
+        self.lost_in: Optional[Origin] = None
+        self.heard: Dict[str, Origin] = {}  # the newest datagram that showed a start, a beat, …
         defaults = channel.DEFAULT_INIT
         self.repair_action = defaults.corrective_action
         self.restart_secs = defaults.restart_secs
@@ -126,6 +155,7 @@ class Instance:
 
     def take(self, info: datagram.InstanceInfo) -> None:
         """Believe the guestServer, but for `reporting`, which is the VIM's."""
+        self.known = True
         self.heartbeating = info.heartbeating
         self.repair_action = info.repair_action
         self.restart_secs = info.restart_to
@@ -133,6 +163,21 @@ class Instance:
         self.suspend_notice_secs = info.suspend_to
         self.resume_notice_secs = info.resume_to
         self.vote_secs = info.vote_to
+
+    def overtaken(self, about: str, origin: Optional[Origin]) -> bool:
+        """Whether this datagram of the same sender, or a newer one about the same, has come already."""
+        newest = self.heard.get(about)
+        return (
+            origin is not None
+            and newest is not None
+            and newest.sender == origin.sender
+            and not extension.newer(origin.number, newest.number)
+        )
+
+    def hear(self, origin: Optional[Origin], *about: str) -> None:
+        """Note the newest datagram."""
+        if origin is not None:
+            self.heard.update((one, origin) for one in about if not self.overtaken(one, origin))
 
 
 class Inventory:
@@ -161,7 +206,9 @@ class Inventory:
             self._to(host, datagram.QRY_INST, datagram.Query())
         elif (host.uuid, host.ip) != (record.uuid, record.ip):
             log.info("host %s is now %s at %s", record.hostname, record.uuid, record.ip)
-            host.uuid, host.ip = record.uuid, record.ip
+            left, host.uuid, host.ip = host.ip, record.uuid, record.ip
+            if all(other.ip != left for other in self.hosts.values()):
+                self._effects.append(DropHost(left))
             self._introduce(host)
 
     def host_deleted(self, record: datagram.HostRecord) -> None:
@@ -173,6 +220,7 @@ class Inventory:
         for instance in self._instances_of(host):
             self._forget(instance)
         del self.hosts[host.name]
+        self._effects.append(DropHost(host.ip))
 
     # --- the VIM's commands ------------------------------------------------------------------------
 
@@ -208,9 +256,7 @@ class Inventory:
             instance = self._add(named.uuid, host, reporting)
         else:
             instance.adopted = False
-            if not reporting and instance.reporting:
-                self._effects.append(Withdraw(instance.uuid, "reporting was disabled"))
-            instance.reporting = reporting
+            self._set_reporting(instance, reporting)
             if instance.hostname != host.name:
                 self._move(instance, host)
             else:
@@ -234,7 +280,7 @@ class Inventory:
         if instance.heartbeating and host is not None:
             seconds = channel.timeout_secs(instance, notification_type, event)
             cmd = datagram.VOTE_INST if notification_type == channel.VOTE else datagram.NOTIFY_INST
-            self._to(host, cmd, datagram.Ask(instance.uuid, notification_type, event))
+            self._to(host, cmd, datagram.Ask(instance.uuid, notification_type, event), seconds)
         return vim.action_reply(named.uuid, named.hostname, event, seconds)
 
     # --- the VIM's answers -------------------------------------------------------------------------
@@ -269,73 +315,132 @@ class Inventory:
         elif instance.adopted:
             # What the VIM commanded is newer than any list; what a server said is not.
             instance.adopted = False
-            instance.reporting = entry.reporting
+            self._set_reporting(instance, entry.reporting)
             if instance.hostname != host.name:
                 self._move(instance, host)
             else:
                 self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, entry.reporting))
 
     # --- the guestServers' events ------------------------------------------------------------------
+    # Each returns whether it could be understood; if not, the server is to say it again.
 
-    def server_ready(self, event: datagram.Ready) -> None:
+    def server_ready(self, event: datagram.Ready) -> bool:
         """MONITOR_READY: a guestServer has started and must learn what we know."""
         host = self._speaker(event.hostname)
         if host is not None:
             log.info("guestServer on %s has started", host.name)
             self._introduce(host)
+        return host is not None
 
-    def server_state(self, info: datagram.InstanceInfo, asked: bool) -> None:
-        """RUNNING, STOPPED, or (`asked`) the answer to our query."""
-        host = self._speaker(info.hostname)
-        instance = self._reported(host, info.uuid, info.reporting, info.heartbeating)
-        if host is not None and asked:
+    def server_state(self, info: datagram.InstanceInfo, origin: Optional[Origin] = None) -> bool:
+        """RUNNING, STOPPED: a change of state."""
+        host, instance = self._subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
+        if host is None or instance is None:
+            return host is not None
+        if info.heartbeating:
+            instance.hear(origin, START, BEAT)
+            self._alive(instance, (FAILED, UNHEALTHY), origin)
+        if not instance.overtaken(STATE, origin):
+            instance.hear(origin, STATE, ANYTHING)
+            instance.take(info)
+            self._tell_waiting(host, instance)
+            self._tell_service(instance, origin)
+        return True
+
+    def server_answer(self, info: datagram.InstanceInfo, origin: Optional[Origin] = None) -> bool:
+        """The answer to our query. It does not undo what is newer: it may have been overtaken on its way."""
+        host, instance = self._subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
+        if host is not None:
             host.answered = True
         if host is None or instance is None:
-            return
+            return host is not None
+        instance.answered = True
+        if instance.overtaken(ANYTHING, origin):
+            return True
         changed = instance.heartbeating != info.heartbeating
+        instance.hear(origin, ANYTHING)
         instance.take(info)
-        if asked and instance.reporting != info.reporting:
+        if instance.reporting != info.reporting:
             self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
         if info.heartbeating:
             # An ill guest heartbeats too: only a new start makes it well.
-            over = (FAILED,) if asked else (FAILED, UNHEALTHY)
-            self._effects.append(Withdraw(instance.uuid, "the guest heartbeats again", over))
-        if changed or not asked:
-            self._tell_service(instance)
+            instance.hear(origin, BEAT)
+            self._alive(instance, (FAILED,), origin)
+        self._tell_waiting(host, instance)
+        if changed:
+            self._tell_service(instance, origin)
+        return True
 
-    def server_ill(self, info: datagram.InstanceInfo) -> None:
+    def server_ill(self, info: datagram.InstanceInfo, origin: Optional[Origin] = None) -> bool:
         """ILLHEALTH: the guest is ill; `repair_action` is what it wants now, not its usual one."""
-        host = self._speaker(info.hostname)
-        instance = self._reported(host, info.uuid, info.reporting, info.heartbeating)
-        if host is not None and instance is not None:
-            changed = instance.heartbeating != info.heartbeating
+        host, instance = self._subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
+        if host is None or instance is None:
+            return host is not None
+        if instance.overtaken(START, origin) or instance.overtaken(UNHEALTHY, origin):
+            return True
+        instance.hear(origin, UNHEALTHY, ANYTHING, *((BEAT,) if info.heartbeating else ()))
+        self._tell_alarm(host, instance, UNHEALTHY, info.repair_action, origin)
+        if not instance.overtaken(STATE, origin):
+            changed, known = instance.heartbeating != info.heartbeating, instance.known
             instance.take(info._replace(repair_action=instance.repair_action))
+            instance.known = known  # the usual action is not what it wants now
             if changed:
-                self._tell_service(instance)
-            self._tell_alarm(host, instance, UNHEALTHY, info.repair_action)
+                self._tell_service(instance, None)
+        return True
 
-    def server_loss(self, event: datagram.Loss) -> None:
-        """LOSS: the guest has stopped answering."""
-        host = self._speaker(event.hostname)
+    def server_loss(
+        self, event: Union[datagram.Loss, datagram.InstanceInfo], origin: Optional[Origin] = None
+    ) -> bool:
+        """LOSS: the guest has stopped answering. Ours tells its whole state, an old server only who it is.
+
+        It is not understood as long as the repair action is not known: nobody may take it off the server's
+        hands before the VIM can be told. A server that does not repeat it is asked.
+        """
         # A server reports a loss only while reporting is enabled.
-        instance = self._reported(host, event.uuid, True, True)
-        if host is not None and instance is not None:
-            self._tell_alarm(host, instance, FAILED, instance.repair_action)
+        host, instance = self._subject(event.hostname, event.uuid, True, True)
+        if host is None or instance is None:
+            return host is not None
+        waits = instance.lost and origin is not None and origin == instance.lost_in
+        if instance.overtaken(BEAT, origin) or (instance.overtaken(FAILED, origin) and not waits):
+            return True
+        instance.hear(origin, FAILED, ANYTHING)
+        if isinstance(event, datagram.InstanceInfo):
+            heartbeating = instance.heartbeating
+            instance.take(event._replace(heartbeating=heartbeating))
+        instance.lost, instance.lost_in = True, origin
+        if instance.known:
+            self._tell_waiting(host, instance)
+        else:
+            self._to(host, datagram.QRY_INST, datagram.Query())
+        return instance.known or origin is None
 
-    def server_vote(self, event: datagram.VoteResult) -> None:
+    def server_vote(self, event: datagram.VoteResult, origin: Optional[Origin] = None) -> bool:
         """VOTE_NOTIFY: the answer to a vote or notice."""
         host = self._speaker(event.hostname)
         instance = self.instances.get(event.uuid)
-        if host is None or instance is None or instance.hostname != host.name:
-            self._throttle.warning(
-                "vote", "%s: a vote of no instance of %s was dropped", event.uuid, event.hostname
+        if host is not None and instance is not None and instance.hostname == host.name:
+            log.info("%s: %s %s: %s", event.uuid, event.notification_type, event.event_type, event.vote)
+            body = vim.action_event(
+                event.uuid, event.notification_type, event.event_type, event.vote, event.reason
             )
-            return
-        log.info("%s: %s %s: %s", event.uuid, event.notification_type, event.event_type, event.vote)
-        body = vim.action_event(
-            event.uuid, event.notification_type, event.event_type, event.vote, event.reason
-        )
-        self._effects.append(TellAction(event.uuid, body))
+            self._effects.append(TellAction(event.uuid, body, origin))
+        else:
+            text = "%s: a vote of no instance of %s was dropped"
+            self._throttle.warning("vote", text, event.uuid, event.hostname)
+        # Before the VIM's list has come the instance may be one that we shall know.
+        return host is not None and (instance is not None or host.listed)
+
+    def _subject(
+        self, hostname: str, uuid: str, reporting: bool, heartbeating: bool
+    ) -> Tuple[Optional[Host], Optional[Instance]]:
+        host = self._speaker(hostname)
+        return host, self._reported(host, uuid, reporting, heartbeating)
+
+    def _alive(self, instance: Instance, states: Tuple[str, ...], origin: Optional[Origin]) -> None:
+        """These failures are over, but for one of which a newer datagram has told."""
+        over = tuple(state for state in states if not instance.overtaken(state, origin))
+        if over:
+            self._withdraw(instance, "the guest heartbeats again", over)
 
     # --- the audit ---------------------------------------------------------------------------------
 
@@ -347,7 +452,12 @@ class Inventory:
                 self._throttle.warning(
                     host.name, "guestServer on %s does not answer (%d audits)", host.name, host.misses
                 )
-            host.answered = not self._instances_of(host)  # a server without instances has nothing to say
+            instances = self._instances_of(host)
+            for instance in instances:
+                if not instance.answered:  # its server may not know it
+                    self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
+                instance.answered = False
+            host.answered = not instances  # a server without instances has nothing to say
             if host.reporting is None:
                 self._effects.append(AskVim(host.uuid, host.name, False))
             if not host.listed:
@@ -364,8 +474,8 @@ class Inventory:
             return host.reporting
         return any(instance.reporting for instance in self._instances_of(host))
 
-    def _to(self, host: Host, cmd: int, command: datagram.Command) -> None:
-        self._effects.append(Send(host.ip, cmd, command))
+    def _to(self, host: Host, cmd: int, command: datagram.Command, seconds: float = 0.0) -> None:
+        self._effects.append(Send(host.name, host.ip, cmd, command, seconds))
 
     def _instances_of(self, host: Host) -> List[Instance]:
         return [instance for instance in self.instances.values() if instance.hostname == host.name]
@@ -438,8 +548,8 @@ class Inventory:
             self._to(old, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
         self._effects.append(Drop(instance.uuid))
         instance.hostname = host.name
-        instance.adopted = False
-        instance.heartbeating = False
+        instance.adopted = instance.heartbeating = instance.lost = False
+        instance.heard = {}
         self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
 
     def _forget(self, instance: Instance) -> None:
@@ -458,22 +568,39 @@ class Inventory:
             self._to(host, datagram.MOD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
         self._to(host, datagram.QRY_INST, datagram.Query())
 
+    def _withdraw(self, instance: Instance, why: str, states: Tuple[str, ...] = (FAILED, UNHEALTHY)) -> None:
+        if FAILED in states:
+            instance.lost = False
+        self._effects.append(Withdraw(instance.uuid, why, states))
+
+    def _set_reporting(self, instance: Instance, reporting: bool) -> None:
+        if instance.reporting and not reporting:
+            self._withdraw(instance, "reporting was disabled")
+        instance.reporting = reporting
+
     def _set_host_reporting(self, host: Host, reporting: bool) -> None:
         host.reporting = reporting
         self._to(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, reporting))
         if not reporting:
             for instance in self._instances_of(host):
-                self._effects.append(Withdraw(instance.uuid, "the host's reporting was disabled"))
+                self._withdraw(instance, "the host's reporting was disabled")
 
-    def _tell_service(self, one: Instance) -> None:
+    def _tell_service(self, one: Instance, origin: Optional[Origin]) -> None:
         log.info("%s: heartbeating %s", one.uuid, datagram.state_word(one.heartbeating))
         body = vim.service_event(one.uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
-        self._effects.append(TellService(one.uuid, body))
+        self._effects.append(TellService(one.uuid, body, origin))
 
-    def _tell_alarm(self, host: Host, instance: Instance, state: str, action: str) -> None:
+    def _tell_waiting(self, host: Host, instance: Instance) -> None:
+        if instance.lost:
+            instance.lost = False
+            self._tell_alarm(host, instance, FAILED, instance.repair_action, instance.lost_in)
+
+    def _tell_alarm(
+        self, host: Host, instance: Instance, state: str, action: str, origin: Optional[Origin]
+    ) -> None:
         if not (instance.reporting and self.host_enabled(host)):
             log.info("%s: %s, but reporting is disabled", instance.uuid, state)
             return
         log.warning("%s: %s, repair action %s", instance.uuid, state, action)
         body = vim.alarm_event(instance.uuid, instance.hostname, state, action)
-        self._effects.append(TellAlarm(instance.uuid, state, body))
+        self._effects.append(TellAlarm(instance.uuid, state, body, origin))

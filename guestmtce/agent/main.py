@@ -6,6 +6,7 @@ the one that speaks to the VIM. They meet in `_apply`, under the one lock.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -14,27 +15,39 @@ from guestmtce.agent import events
 from guestmtce.agent import settings as settings_module
 from guestmtce.agent.audit import Audit
 from guestmtce.agent.commands import Commands
-from guestmtce.agent.inventory import AskMtc, Inventory, Send
+from guestmtce.agent.inventory import AskMtc, DropHost, Inventory, Origin, Send
 from guestmtce.agent.mtclink import MtcLink
-from guestmtce.agent.serverlink import ServerLink
+from guestmtce.agent.serverlink import Heard, ServerLink
 from guestmtce.agent.settings import NAME, AgentSettings
 from guestmtce.agent.vimlink import VimLink
 from guestmtce.daemon import program
+from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.reliable import Seen
 from guestmtce.wire import datagram, vim
+
+log = logging.getLogger(__name__)
 
 
 class Agent(program.Service[AgentSettings]):
     """The daemon."""
 
     def __init__(self, loop: Loop, settings: AgentSettings) -> None:
+        self.strangers = 0
+        self._throttle = Throttle(log)
         self._loop = loop
         self._settings = settings
         self._lock = threading.Lock()
         self._inventory = Inventory()
         self._outbox = events.Outbox(settings.vim_retry_first, settings.vim_retry_max)
+        self._seen: Dict[str, Seen] = {}  # by host: a crowd on one must not push out another's
         self._vim = VimLink(
-            settings.vim_base, settings.vim_timeout, self._lock, self._outbox, self._vim_replied
+            settings.vim_base,
+            settings.vim_timeout,
+            self._lock,
+            self._outbox,
+            self._vim_replied,
+            self._confirm,
         )
         self._audit = Audit(loop, settings, self._apply)
         self._servers: Optional[ServerLink] = None
@@ -47,7 +60,13 @@ class Agent(program.Service[AgentSettings]):
         """Bind everything, then start everything. Raises OSError."""
         settings = self._settings
         self._servers = ServerLink(
-            self._loop, settings.bind, settings.rx_port, settings.server_port, self._server_event
+            self._loop,
+            settings.bind,
+            settings.rx_port,
+            settings.server_port,
+            self._lock,
+            self._server_event,
+            settings.key(),
         )
         self._mtc = MtcLink(self._loop, settings, self._host)
         self._commands = Commands(
@@ -79,15 +98,28 @@ class Agent(program.Service[AgentSettings]):
             try:
                 return act(self._inventory)
             finally:
-                for effect in self._inventory.take_effects():
-                    if isinstance(effect, Send):
-                        if self._servers is not None:
-                            self._servers.send(effect.ip, effect.cmd, effect.command)
-                    elif isinstance(effect, AskMtc):
-                        self._loop.call_from_thread(self._ask_mtc)
-                    else:
-                        self._outbox.take(effect)
-                        self._vim.notify()
+                self._carry_out()
+
+    def _carry_out(self) -> None:
+        for effect in self._inventory.take_effects():
+            if isinstance(effect, Send):
+                if self._servers is not None:
+                    self._servers.send(effect)
+            elif isinstance(effect, DropHost):
+                if self._servers is not None:
+                    self._servers.drop(effect.ip)
+            elif isinstance(effect, AskMtc):
+                self._loop.call_from_thread(self._ask_mtc)
+            else:
+                self._outbox.take(effect)
+        self._vim.notify()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Confirm what the VIM has heard, or is not to hear any more; under the lock."""
+        for origin in self._outbox.take_settled():
+            if self._servers is not None:
+                self._servers.confirm(origin)
 
     def _ask_mtc(self) -> None:
         if self._mtc is not None:
@@ -99,8 +131,29 @@ class Agent(program.Service[AgentSettings]):
         else:
             self._apply(lambda inventory: inventory.host_set(record))
 
-    def _server_event(self, cmd: int, event: datagram.Event) -> None:
-        self._apply(lambda inventory: _EVENTS[cmd](inventory, event))
+    def _server_event(self, heard: Heard) -> None:
+        with self._lock:
+            host = self._inventory.hosts.get(heard.event.hostname)
+            if host is not None and host.ip != heard.address and not heard.sealed:
+                self.strangers += 1
+                text = "an event of %s from %s, which is not its address, was dropped"
+                self._throttle.warning(heard.address, text, host.name, heard.address)
+            elif not heard.wants_ack:
+                _EVENTS[heard.cmd](self._inventory, heard.event, heard.origin)
+            elif heard.origin is not None:
+                self._take_once(heard, heard.origin)
+            self._carry_out()
+
+    def _take_once(self, heard: Heard, origin: Origin) -> None:
+        """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it."""
+        seen = self._seen.get(heard.event.hostname)
+        if seen is None or (origin.sender, origin.number) not in seen:
+            if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
+                return  # we do not know enough of its host or instance yet: it will come again
+            self._seen.setdefault(heard.event.hostname, Seen()).add(origin.sender, origin.number)
+            self._carry_out()
+        if not self._outbox.holds(origin) and self._servers is not None:
+            self._servers.confirm(origin)
 
     def _vim_replied(self, item: events.Item, reply: Any) -> None:
         if item.what == "state":
@@ -122,12 +175,15 @@ class Agent(program.Service[AgentSettings]):
                 "events told %d waiting %d withdrawn %d given up %d"
                 % (self._outbox.told, len(self._outbox), self._outbox.withdrawn, self._outbox.given_up),
             ]
+            waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:
             lines.append("commands served %d refused %d" % (self._commands.served, self._commands.refused))
         for name, link in (("guestServers", self._servers), ("mtcAgent", self._mtc)):
             if link is not None:
                 counts = (name, link.port.received, link.port.sent, link.refused)
                 lines.append("datagrams of %s received %d sent %d refused %d" % counts)
+        lines.append("commands-out unconfirmed %d" % waiting)
+        lines.append("strangers %d" % self.strangers)
         lines.append("audits %d defects %d" % (self._audit.rounds, self._loop.defects))
         return lines
 
@@ -150,11 +206,11 @@ class Agent(program.Service[AgentSettings]):
             return lines
 
 
-_EVENTS: Dict[int, Callable[[Inventory, Any], None]] = {
-    datagram.MONITOR_READY: Inventory.server_ready,
-    datagram.RUNNING: lambda inventory, info: inventory.server_state(info, asked=False),
-    datagram.STOPPED: lambda inventory, info: inventory.server_state(info, asked=False),
-    datagram.QRY_INST: lambda inventory, info: inventory.server_state(info, asked=True),
+_EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {
+    datagram.MONITOR_READY: lambda inventory, event, _: inventory.server_ready(event),
+    datagram.RUNNING: Inventory.server_state,
+    datagram.STOPPED: Inventory.server_state,
+    datagram.QRY_INST: Inventory.server_answer,
     datagram.ILLHEALTH: Inventory.server_ill,
     datagram.LOSS: Inventory.server_loss,
     datagram.VOTE_NOTIFY: Inventory.server_vote,

@@ -54,7 +54,7 @@ class MtcLink:
         try:
             frame = datagram.unpack(data)
             record = datagram.parse_host(frame)
-            _check_address(record.ip)
+            record = record._replace(ip=_address(record.ip))
         except datagram.BadDatagram as bad:
             self.refused += 1
             self._throttle.warning(address, "mtcAgent's datagram from %s was dropped: %s", address, bad)
@@ -63,10 +63,12 @@ class MtcLink:
         self._on_host(frame.cmd, record)
 
 
-def _check_address(ip: str) -> None:
-    """A name would be looked up whenever something is sent there, and block us. DEL_HOST bears none."""
+def _address(ip: str) -> str:
+    """As a socket spells it. A name would be looked up whenever something is sent there, and block us.
+
+    DEL_HOST bears none.
+    """
     try:
-        if ip:
-            ipaddress.ip_address(ip)
+        return str(ipaddress.ip_address(ip)) if ip else ""
     except ValueError:
         raise datagram.BadDatagram("'ip' is no address but %r" % ip) from None

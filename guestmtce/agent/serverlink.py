@@ -1,20 +1,65 @@
-"""UDP between guestAgent and the guestServers of all hosts (spec 2)."""
+"""UDP between guestAgent and the guestServers of all hosts (spec 2, `docs/datagrams.md`).
+
+A guestServer that speaks our extension confirms a command, and gets it again until it does; a newer command
+about the same takes the place of the older. An old one gets each command once; the audit repairs the rest.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from typing import Callable
+import threading
+import time
+from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional
 
+from guestmtce.agent.inventory import Origin, Send
 from guestmtce.daemon.log import Throttle
-from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.daemon.peers import Speaker, new_nonce
+from guestmtce.daemon.reliable import NEVER, Outgoing
 from guestmtce.daemon.udp import Port
-from guestmtce.wire import datagram
+from guestmtce.wire import datagram, extension
+from guestmtce.wire.extension import Refused, Seal, Tag
 
 log = logging.getLogger(__name__)
 
+PEERS_MAX = 8192  # addresses remembered; more than hosts in any cloud
+
+
+class Heard(NamedTuple):
+    """An event, from where, and what to confirm (None: nothing). `sealed`: the key counts, no address."""
+
+    cmd: int
+    event: datagram.Event
+    address: str
+    origin: Optional[Origin]
+    wants_ack: bool
+    sealed: bool
+
+
+class _Speaker(Speaker):
+    """All have one nonce and one seal: what passed from one address must not pass from another.
+
+    Whoever knows the nonce knows this process.
+    """
+
+    def __init__(self, seal: Optional[Seal], sender: int) -> None:
+        super().__init__(b"", sender, sender)
+        self._seal = seal
+
+
+class _Peer:
+    def __init__(self, hostname: str, speaker: Speaker) -> None:
+        self.hostname = hostname
+        self.speaker = speaker
+        self.outgoing = Outgoing()
+
 
 class ServerLink:
-    """The socket. `on_event(cmd, event)` gets what the servers tell. Raises OSError from the constructor."""
+    """The socket. `on_event` gets what the servers tell. Its methods are called under `lock`, or take it.
+
+    Raises OSError from the constructor.
+    """
 
     def __init__(
         self,
@@ -22,35 +67,157 @@ class ServerLink:
         address: str,
         rx_port: int,
         server_port: int,
-        on_event: Callable[[int, datagram.Event], None],
+        lock: threading.Lock,
+        on_event: Callable[[Heard], None],
+        key: bytes = b"",
     ) -> None:
         self.refused = 0
-        self.port = Port(loop, address, rx_port, self._serve)
+        self._loop = loop
         self._address = address
         self._server_port = server_port
+        self._lock = lock
         self._on_event = on_event
+        self._seal = Seal(key) if key else None
+        self._sender = new_nonce()
+        self._numbers = itertools.count(1)
+        self._peers: Dict[str, _Peer] = {}
+        self._nobody = _Peer("", _Speaker(self._seal, self._sender))
+        self._repeat: Optional[Timer] = None
+        self._scheduling = False
         self._throttle = Throttle(log)
+        self.port = Port(loop, address, rx_port, self._serve)
 
-    def send(self, ip: str, cmd: int, command: datagram.Command) -> None:
-        """Send a command to the guestServer at `ip`. Does not block; any thread may call it."""
-        log.debug("%s to %s: %r", datagram.NAMES[cmd], ip, command)
-        try:
-            source = self._address or self.port.own_address(ip)
-            self.port.send(datagram.build_command(cmd, source, command), ip, self._server_port)
-        except ValueError as error:  # a command too long, or an address that is none
-            self._throttle.warning(ip, "%s cannot be sent to %s: %s", datagram.NAMES[cmd], ip, error)
+    @property
+    def waiting(self) -> int:
+        """How many commands no server has confirmed yet."""
+        return sum(len(peer.outgoing) for peer in self._peers.values())
+
+    def send(self, send: Send) -> None:
+        """Send a command, again and again until it is confirmed; under the lock. Does not block."""
+        peer = self._peer(send.ip, send.hostname)
+        log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
+        key = _key(send.command, next(self._numbers))
+        if key is None or peer.speaker.spoken is False:
+            self._say(send, peer, Tag())
+            return
+        number = next(self._numbers)
+        now = time.monotonic()
+        if self._say(send, peer, Tag(extension.WANTS_ACK, number=number)):
+            until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
+            peer.outgoing.add(key, number, send, now, until)
+            self._schedule_soon()
+
+    def confirm(self, origin: Origin) -> None:
+        """The server need not tell us that again; under the lock."""
+        peer = self._peer(origin.ip)
+        tag = extension.ack_tag(Tag(sender=origin.sender, number=origin.number))
+        self._dress_and_send(extension.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
+
+    def drop(self, ip: str) -> None:
+        """Nothing more is to be said to this server; under the lock."""
+        peer = self._peers.get(ip)
+        if peer is not None:
+            peer.outgoing.drain()
 
     def close(self) -> None:
         """Close the socket."""
         self.port.close()
 
+    # --- out ---------------------------------------------------------------------------------------
+
+    def _peer(self, ip: str, hostname: str = "") -> _Peer:
+        peer = self._peers.get(ip)
+        if peer is None:
+            if len(self._peers) >= PEERS_MAX:
+                idle = (one for one, known in self._peers.items() if not known.outgoing)
+                del self._peers[next(idle, next(iter(self._peers)))]
+            peer = self._peers[ip] = _Peer(hostname, _Speaker(self._seal, self._sender))
+        peer.hostname = hostname or peer.hostname
+        return peer
+
+    def _say(self, send: Send, peer: _Peer, tag: Tag) -> bool:
+        try:
+            source = self._address or self.port.own_address(send.ip)
+            self._dress_and_send(datagram.build_command(send.cmd, source, send.command), tag, send.ip, peer)
+            return True
+        except ValueError as error:  # a command too long, or an address that is none
+            text = "%s cannot be sent to %s: %s"
+            self._throttle.warning(send.ip, text, datagram.NAMES[send.cmd], send.ip, error)
+            return False
+
+    def _dress_and_send(self, data: bytes, tag: Tag, ip: str, peer: _Peer) -> None:
+        route = b"agent>" + peer.hostname.encode()
+        self.port.send(peer.speaker.dress(data, tag, route), ip, self._server_port)
+
+    def _schedule_soon(self) -> None:
+        if not self._scheduling:  # once for all that is sent in a burst: it looks at every host
+            self._scheduling = True
+            self._loop.call_from_thread(self._schedule)
+
+    def _schedule(self) -> None:
+        with self._lock:
+            self._scheduling = False
+            due = min((peer.outgoing.next_due for peer in self._peers.values()), default=NEVER)
+        if due == NEVER or (self._repeat is not None and self._repeat.when <= due):
+            return
+        if self._repeat is not None:
+            self._repeat.cancel()
+        self._repeat = self._loop.at(due, self._send_again)
+
+    def _send_again(self) -> None:
+        self._repeat = None
+        now = time.monotonic()
+        with self._lock:
+            for peer in self._peers.values():
+                for message in peer.outgoing.due(now):
+                    if peer.speaker.spoken:
+                        self._say(message.content, peer, Tag(extension.WANTS_ACK, number=message.number))
+        self._schedule()
+
+    # --- in ----------------------------------------------------------------------------------------
+
     def _serve(self, data: bytes, address: str) -> None:
         try:
             frame = datagram.unpack(data)
-            event = datagram.parse_event(frame)
-        except datagram.BadDatagram as bad:
+            tag = extension.read(frame)
+            event: Any = None if frame.cmd == extension.ACK else datagram.parse_event(frame)
+            with self._lock:
+                peer = self._peers.get(address, self._nobody)
+                hostname = event.hostname if event is not None else peer.hostname
+                peer.speaker.check(data, frame, b"server>" + hostname.encode())
+                believed = self._believed(self._peer(address, hostname), address, frame.cmd, tag)
+        except (datagram.BadDatagram, Refused) as bad:
             self.refused += 1
             self._throttle.warning(address, "a datagram from %s was dropped: %s", address, bad)
             return
-        log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, event)
-        self._on_event(frame.cmd, event)
+        if believed and event is not None:
+            log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, event)
+            origin = Origin(address, tag.sender, tag.number) if tag is not None and tag.number else None
+            wants_ack = tag is not None and tag.wants_ack
+            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, self._seal is not None))
+
+    def _believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
+        """Note what the datagram says of its sender; whether it is to be listened to."""
+        if not peer.speaker.introduced(tag):
+            if cmd == datagram.MONITOR_READY:
+                return True  # it cannot know us yet, and asks for no more than our state
+            self._say(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
+            return False
+        if peer.speaker.heard(tag):
+            if tag is None:
+                peer.outgoing.drain()
+            else:
+                peer.outgoing.again(time.monotonic())
+                self._schedule_soon()
+        if cmd == extension.ACK and tag is not None and tag.acked_sender == self._sender:
+            peer.outgoing.acked(tag.number)
+        return True
+
+
+def _key(command: datagram.Command, number: int) -> Optional[Hashable]:
+    """What a command is about: a newer one about the same takes its place. None: it is not repeated."""
+    if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance)):
+        return "instance", command.uuid
+    if isinstance(command, datagram.SetHost):
+        return "host", command.uuid
+    return ("question", number) if isinstance(command, datagram.Ask) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from guestmtce.daemon.config import MAIN, setting
+from guestmtce.daemon.peers import read_key
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
 
 NAME = "guestAgent"
@@ -50,6 +51,7 @@ class AgentSettings(DaemonSettings):
     mtc_event_port: int = setting(
         2107, "agent.hbs_to_mtc_event_port", 1, PORT_MAX, "--mtc-event-port", "UDP port of mtcAgent", file=MTC
     )
+    key_file: str = setting("", "security.key_file", help="file of the key shared with guestServers")
     http_threads: int = setting(4, "agent.http_threads", 1, 64)
 
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
@@ -58,6 +60,10 @@ class AgentSettings(DaemonSettings):
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
     vim_retry_max: float = setting(10.0, "timers.vim_retry_max", SHORTEST, DAY)
+
+    def key(self) -> bytes:
+        """The shared key, or nothing. Raises OSError for a file that holds none."""
+        return read_key(self.key_file) if self.key_file else b""
 
     @property
     def vim_base(self) -> str:

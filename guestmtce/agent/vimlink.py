@@ -6,6 +6,7 @@ us back before it answers.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
@@ -30,8 +31,15 @@ class Unreached(Exception):
     """The VIM does not have the request."""
 
 
+class Down(Unreached):
+    """The VIM does not even listen."""
+
+
 class VimLink:
-    """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None."""
+    """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
+
+    `on_settled` is called under the lock, whenever the outbox may have settled something.
+    """
 
     def __init__(
         self,
@@ -40,12 +48,14 @@ class VimLink:
         lock: threading.Lock,
         outbox: events.Outbox,
         on_reply: Callable[[events.Item, Any], None],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self.reachable = True
         self._base = base
         self._timeout = timeout
         self._outbox = outbox
         self._on_reply = on_reply
+        self._on_settled = on_settled
         self._more = threading.Condition(lock)
         self._stopping = False
         self._throttle = Throttle(log)
@@ -94,22 +104,24 @@ class VimLink:
         reply = None
         try:
             reply = self._call(item)
-            with self._more:
-                self._outbox.delivered(item)
             self.reachable = True
+            self._note(self._outbox.delivered, item)
         except Refused as refusal:
             self.reachable = True
             level = logging.WARNING if item.kind == events.ALARM else logging.DEBUG
             log.log(level, "%s %s: %s", item.method, item.path, refusal)
-            with self._more:
-                self._outbox.refused(item, time.monotonic())
+            self._note(self._outbox.refused, item, time.monotonic())
         except Unreached as error:
             self.reachable = False
             self._throttle.warning("unreached", "the VIM at %s cannot be reached: %s", self._base, error)
-            with self._more:
-                self._outbox.unreached(item, time.monotonic())
+            self._note(self._outbox.unreached, item, time.monotonic(), isinstance(error, Down))
         if item.kind == events.QUESTION:
             self._on_reply(item, reply)
+
+    def _note(self, outcome: Callable[..., None], *values: Any) -> None:
+        with self._more:
+            outcome(*values)
+            self._on_settled()
 
     def _call(self, item: events.Item) -> Any:
         """One request. Raises Refused, Unreached."""
@@ -155,4 +167,6 @@ def _classified(error: requests.RequestException) -> Exception:
         cause = args[-1] if args else getattr(cause, "reason", None)
         if cause is None:
             break
-    return Unreached(" ".join(str(error).split())[:200])
+    text = " ".join(str(error).split())
+    kind = Down if "[Errno %d]" % errno.ECONNREFUSED in text else Unreached
+    return kind(text[:200])

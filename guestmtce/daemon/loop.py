@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 NEVER = float("inf")
 SIGNAL_BUFFER = 4096  # bytes, one a signal
+STALL = 1.0  # s that a timer is late before it is worth a line in the log
 
 
 class Timer:
@@ -42,7 +43,7 @@ class Loop:
     def __init__(self) -> None:
         self.running = True
         self.defects = 0
-        self.wake_ups = 0
+        self.wake_ups = self.stalls = 0
         self._selector = selectors.DefaultSelector()
         self._timers: List[Tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -89,6 +90,14 @@ class Loop:
         except OSError:
             pass  # full: it will wake up anyway
 
+    def call(self, callback: Callable[[], None]) -> None:
+        """Call it now; what it raises is logged and counted."""
+        try:
+            callback()
+        except Exception:
+            self.defects += 1
+            log.exception("a defect in guestmtce: %r failed", callback)
+
     def stop(self) -> None:
         """End `run` after the present round."""
         self.running = False
@@ -104,10 +113,14 @@ class Loop:
         wait = None if when == NEVER else max(0.0, when - time.monotonic())
         ready = self._selector.select(wait)
         self.wake_ups += 1
+        late = time.monotonic() - when
+        if late > STALL:
+            self.stalls += 1
+            log.warning("this host, or this daemon, stood still for %.1f s", late)
         for key, _ in ready:
             # An earlier callback of this round may have closed this one.
             if self._selector.get_map().get(key.fd) is key:
-                self._call(key.data)
+                self.call(key.data)
         self._serve_timers()
 
     def close(self) -> None:
@@ -125,7 +138,7 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.callback is not None:
-                self._call(timer.callback)
+                self.call(timer.callback)
 
     def _serve_signals(self) -> None:
         try:
@@ -133,15 +146,8 @@ class Loop:
         except BlockingIOError:
             return
         while self._calls:
-            self._call(self._calls.popleft())
+            self.call(self._calls.popleft())
         for number in numbers:
             callback = self._signals.get(number)
             if callback is not None:
-                self._call(callback)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception:
-            self.defects += 1
-            log.exception("a defect in guestmtce: %r failed", callback)
+                self.call(callback)

@@ -7,28 +7,35 @@ is state, not news. Each has a number that is never used again.
 from __future__ import annotations
 
 import heapq
-from typing import Any, Dict, Hashable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Hashable, List, NamedTuple, Optional, Tuple
 
 from guestmtce.wire.extension import NUMBERS
 
 REPEAT_FIRST = 0.2  # s, doubling
 REPEAT_MAX = 5.0
-TICKS_PER_SECOND = 100
+BLOCK = 100_000  # numbers reserved at once
 SEEN_MAX = 4096  # numbers remembered per sender
 
 NEVER = float("inf")
 
 
 class Numbers:
-    """Numbers that grow, over restarts of the process too: they follow the machine's monotonic clock."""
+    """Numbers that grow, over restarts of the process too: `reserve(count)` gives the first of a block that
+    nobody gets again, and is asked anew when the block is used up.
+    """
 
-    def __init__(self) -> None:
-        self._last = 0
+    def __init__(self, reserve: Callable[[int], int]) -> None:
+        self._reserve = reserve
+        self._next = self._left = 0
 
-    def take(self, now: float) -> int:
+    def take(self) -> int:
         """The next one, 1 … 2³²−1."""
-        self._last = max(self._last + 1, int(now * TICKS_PER_SECOND))
-        return self._last % NUMBERS or self.take(now)
+        if not self._left:
+            self._next, self._left = self._reserve(BLOCK), BLOCK
+        number = self._next % NUMBERS
+        self._next += 1
+        self._left -= 1
+        return number or self.take()
 
 
 class Message(NamedTuple):
@@ -89,6 +96,13 @@ class Outgoing:
             heapq.heappush(self._due, (now + delay, number))
         return ready
 
+    def drain(self) -> List[Message]:
+        """All messages; none is waited for any more."""
+        messages = list(self._by_key.values())
+        for message in messages:
+            self.drop(message.key)
+        return messages
+
     def again(self, now: float) -> None:
         """Somebody new listens: everything is due at once."""
         self._due = [(now, number) for number in self._by_number]
@@ -101,10 +115,6 @@ class Outgoing:
         while self._due and self._due[0][1] not in self._by_number:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else NEVER
-
-    def clear(self) -> None:
-        """Nothing is waited for any more."""
-        self.__init__()  # type: ignore[misc]
 
 
 class Seen:

@@ -192,6 +192,8 @@ class Host:
         self.number = number
         self.name = "compute-%d" % number
         self.address = "127.0.0.%d" % (number + 2)
+        self.seen_at = self.address  # where the agent finds it; a proxy may stand there
+        self.controller = AGENT_ADDRESS  # where it finds the agent
         self.uuid = host_uuid(number)
         self.guests: GuestsProcess
         self.server: Daemon
@@ -199,7 +201,7 @@ class Host:
     @property
     def record(self) -> HostRecord:
         """As mtcAgent knows it."""
-        return HostRecord(self.name, self.uuid, self.address)
+        return HostRecord(self.name, self.uuid, self.seen_at)
 
 
 class Cluster:
@@ -264,7 +266,7 @@ class Cluster:
         """Start (again) the guestServer of a host."""
         arguments = ["--channel-dir", host.guests.folder, "--bind", host.address, "--no-wait"]
         arguments += ["--rx-port", str(self.server_port), "--agent-port", str(self.agent_port)]
-        arguments += ["--controller", AGENT_ADDRESS, "--hostname", host.name]
+        arguments += ["--controller", host.controller, "--hostname", host.name]
         arguments += [word for setting in self._server_settings for word in ("--set", setting)]
         folder = os.path.join(self.folder, host.name)
         host.server = Daemon("guestServer", "guestmtce.server.master", folder, arguments)

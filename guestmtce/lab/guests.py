@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from guestmtce.wire import channel
 INIT_PERIOD = 5.0  # s
 PATIENCE = 5.0  # s without a challenge, at least
 FLOOD_CHUNK = 64 * 1024  # bytes
+HANG_UP_POLL = 0.02  # s
 FIRST_INVOCATION = 1804289383  # every real guest starts with this one
 
 
@@ -101,6 +103,8 @@ class Guest:
         self._lines = channel.LineBuffer()
         if self.facts["mode"] != "hanging":
             self._loop.watch(self._conn, self._read)
+        else:
+            self._watch_hang_up()
         if self.facts["state"] == "enabling":
             self._send_init()
 
@@ -222,6 +226,8 @@ class Guest:
             self._loop.watch(self._conn, self._read)
         if hung and self.facts["state"] == "enabling":
             self._send_init()
+        elif hung and self.facts["state"] == "enabled":
+            self._expect_challenge()
 
     def mute(self) -> None:
         """Read everything, answer no challenge: `unanswered_since` is when the first one came."""
@@ -233,6 +239,17 @@ class Guest:
         self._cancel_init()
         if self._conn is not None:
             self._loop.unwatch(self._conn)
+            self._watch_hang_up()
+
+    def _watch_hang_up(self) -> None:
+        """QEMU notices the end of a connection even if its guest does not."""
+        if self.facts["mode"] == "hanging" and self._conn is not None:
+            watched = select.poll()
+            watched.register(self._conn, select.POLLRDHUP)
+            if watched.poll(0):
+                self._hang_up()
+            else:
+                self._loop.after(HANG_UP_POLL, self._watch_hang_up)
 
     def ill(self, action: str = "reboot", *words: str) -> None:
         """Answer `unhealthy` with this corrective action and log_msg."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"(?:cgcs\.heartbeat\.|wrs\.heartbeat\.agent\.0\.)(%s)\.sock" % UUID.pattern)
 
-Identity = Tuple[int, int]
+Identity = Tuple[int, ...]
 Found = Callable[[str, str, Identity, bool], None]
 Gone = Callable[[str, str], None]
 
@@ -171,4 +171,4 @@ def _identity(path: str) -> Optional[Identity]:
         status = os.lstat(path)
     except OSError:
         return None
-    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
+    return (status.st_dev, status.st_ino, status.st_mtime_ns) if stat.S_ISSOCK(status.st_mode) else None

@@ -20,7 +20,7 @@ import setproctitle
 
 import guestmtce
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.server import child, confine, guests, pipe, reports, spawner
+from guestmtce.server import child, confine, guest, pipe, reports, spawner
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class Children:
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
             if waiting.serial in self._awaited:  # an end may have dropped another
-                self._end(waiting, guests.DIED, ": the spawner failed")
+                self._end(waiting, guest.DIED, ": the spawner failed")
 
     def _spawner_stuck(self) -> None:
         """It is while it answers nothing, not while many wait."""
@@ -330,8 +330,8 @@ class Children:
             pass
         if self._by_uuid.get(dead.uuid) is dead:
             code = os.waitstatus_to_exitcode(status)
-            why = {child.END_PEER_CLOSED: guests.PEER_CLOSED, child.END_RECONNECT: guests.GAVE_UP}.get(code)
-            self._end(dead, why or guests.DIED, "" if why else _how(code))
+            why = {child.END_PEER_CLOSED: guest.PEER_CLOSED, child.END_RECONNECT: guest.GAVE_UP}.get(code)
+            self._end(dead, why or guest.DIED, "" if why else _how(code))
 
     def _end(self, dead: Child, why: str, detail: str) -> None:
         del self._by_uuid[dead.uuid]

@@ -70,19 +70,25 @@ def close_all_but(keep: Iterable[int]) -> None:
                 pass  # the listing's own
 
 
-def await_parent(parent: int) -> None:
-    """Wait until `parent` has become our parent. Raises Unconfined after REPARENT_WAIT s."""
+def await_parent(parent: int, before: int) -> None:
+    """Wait until `parent`, and not `before`, is our parent. Raises Unconfined after REPARENT_WAIT s.
+
+    A master that dies meanwhile must not be waited for: we hold the guest's only connection.
+    """
     until = time.monotonic() + REPARENT_WAIT
-    while os.getppid() != parent:
-        if time.monotonic() > until:
-            raise Unconfined("not reparented to the master")
+    while os.getppid() == before and time.monotonic() < until:
         time.sleep(REPARENT_POLL)
+    if os.getppid() != parent:
+        raise Unconfined("not reparented to the master")
 
 
-def confine(master: int, identity: Optional[Identity], keep: Iterable[int]) -> None:
-    """Keep only what one session needs. `identity` is None where the process is not root."""
+def confine(master: int, middle: int, identity: Optional[Identity], keep: Iterable[int]) -> None:
+    """Keep only what one session needs. `middle` forked us and goes, then `master` is our parent.
+
+    `identity` is None where the process is not root.
+    """
     close_all_but(keep)
-    await_parent(master)
+    await_parent(master, middle)
     if identity is not None:
         os.setgroups([])
         os.setresgid(identity.gid, identity.gid, identity.gid)

@@ -7,6 +7,7 @@ the table wants comes out as effects, which are carried out here, one short meth
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import pwd
@@ -17,7 +18,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.server import confine, guests
+from guestmtce.daemon.reliable import Numbers
+from guestmtce.server import agentlink, confine, guest
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
@@ -80,8 +82,12 @@ class Master(program.Service[ServerSettings]):
             self._loop.stop()
 
     def _start(self) -> None:
-        self._link = AgentLink(self._loop, self._settings, self._command)
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
+        self._guests.number = Numbers(self._store.reserve).take
+        handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of)
+        self._link = AgentLink(
+            self._loop, self._settings, self._store.sender(), self._guests.number, handlers
+        )
         self._children.open()
         self._recall()
         self._mark_alive()
@@ -92,6 +98,7 @@ class Master(program.Service[ServerSettings]):
     def _recall(self) -> None:
         assert self._store is not None
         now, alive_at = time.monotonic(), self._store.alive_at()
+        self._guests.recall_host(self._store.host_reporting())
         memories = self._store.load()
         for memory in memories:
             self._guests.recall(memory, alive_at, now)
@@ -127,10 +134,15 @@ class Master(program.Service[ServerSettings]):
     def _command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
             assert self._link is not None
-            self._link.answer(self._guests.infos())
+            self._link.answer(list(self._guests.table))
         else:
             self._guests.command(command, time.monotonic())
             self._carry_out()
+
+    def _told(self, key: guest.Key) -> None:
+        self._guests.told(key)
+        # Not from within: an older memory, saved after this one, would undo it.
+        self._loop.after(0, self._carry_out)
 
     def _tick(self) -> None:
         self._due = None
@@ -143,16 +155,16 @@ class Master(program.Service[ServerSettings]):
         effects = self._guests.take_effects()
         while effects:
             for effect in effects:
-                _CARRY_OUT[type(effect)](self, effect)
+                self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
             effects = self._guests.take_effects()
         if self._due is None or self._guests.next_due < self._due.when:
             if self._due is not None:
                 self._due.cancel()
             self._due = None
-            if self._guests.next_due != guests.NEVER:
+            if self._guests.next_due != guest.NEVER:
                 self._due = self._loop.at(self._guests.next_due, self._tick)
 
-    def _connect(self, effect: guests.Connect) -> None:
+    def _connect(self, effect: guest.Connect) -> None:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             channel.setblocking(False)
@@ -164,24 +176,32 @@ class Master(program.Service[ServerSettings]):
             why = error.strerror or str(error)
             self._guests.connect_failed(effect.uuid, missing, why, time.monotonic())
 
-    def _drop(self, effect: guests.Drop) -> None:
+    def _drop(self, effect: guest.Drop) -> None:
         self._children.drop(effect.uuid)
 
-    def _put(self, effect: guests.Put) -> None:
+    def _put(self, effect: guest.Put) -> None:
         self._children.ask(effect.uuid, effect.ask)
 
-    def _look(self, effect: guests.Look) -> None:
+    def _look(self, effect: guest.Look) -> None:
         self._channels.look_for(effect.uuid)
 
-    def _tell(self, effect: guests.Tell) -> None:
+    def _tell(self, effect: guest.Tell) -> None:
         if self._link is not None:
-            self._link.tell(effect.cmd, effect.event)
+            self._link.tell(effect)
 
-    def _save(self, effect: guests.Save) -> None:
+    def _untell(self, effect: guest.Untell) -> None:
+        if self._link is not None:
+            self._link.untell(effect.key)
+
+    def _save(self, effect: guest.Save) -> None:
         if self._store is not None and effect.memory.uuid in self._guests.table:
             self._store.save(effect.memory)
 
-    def _forget(self, effect: guests.Forget) -> None:
+    def _save_host(self, effect: guest.SaveHost) -> None:
+        if self._store is not None:
+            self._store.save_host(effect.reporting)
+
+    def _forget(self, effect: guest.Forget) -> None:
         if self._store is not None:
             self._store.forget(effect.uuid)
 
@@ -191,57 +211,62 @@ class Master(program.Service[ServerSettings]):
         """One line per subject, `name value …`."""
         table = self._guests.table.values()
         lines = [
-            "guests %d heartbeating %d" % (len(table), sum(guest.heartbeating for guest in table)),
+            "guests %d heartbeating %d" % (len(table), sum(row.heartbeating for row in table)),
             "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
         ]
         if self._link is not None:
             port = self._link.port
             lines.append("agent %s" % (self._link.agent or "unknown"))
-            counts = (port.received, port.sent, self._link.refused)
-            lines.append("datagrams received %d sent %d refused %d" % counts)
+            counts = (port.received, port.sent, self._link.refused, self._link.waiting)
+            lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % counts)
         counters = ("misses", "losses", "deaths", "late")
-        sums = ["%s %d" % (name, sum(getattr(guest, name) for guest in table)) for name in counters]
+        sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
         children = self._children
         return [
             *lines,
             "counts " + " ".join(sums),
             "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
             "broken-rules %d" % children.rule_breakers,
-            "loop defects %d wake-ups %d" % (self._loop.defects, self._loop.wake_ups),
+            "loop defects %d wake-ups %d stalls %d"
+            % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
         ]
 
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
         pids = self._children.pids()
-        return [_guest_line(guest, pids.get(guest.uuid, 0)) for guest in self._guests.table.values()]
+        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.table.values()]
 
 
-def _guest_line(guest: guests.Guest, pid: int) -> str:
-    init = guest.init
+def _guest_line(row: guest.Guest, pid: int) -> str:
+    init = row.init
     values: Dict[str, Any] = {
-        "link": guest.link,
+        "link": row.link,
         "pid": pid,
-        "reporting": datagram.state_word(guest.reporting),
-        "heartbeating": datagram.state_word(guest.heartbeating),
+        "reporting": datagram.state_word(row.reporting),
+        "heartbeating": datagram.state_word(row.heartbeating),
         "interval_ms": init.heartbeat_interval_ms if init else 0,
         "action": init.corrective_action if init else "unknown",
-        "links": guest.links,
-        "deaths": guest.deaths,
-        "misses": guest.misses,
-        "losses": guest.losses,
-        "late": guest.late,
+        "links": row.links,
+        "deaths": row.deaths,
+        "misses": row.misses,
+        "losses": row.losses,
+        "late": row.late,
+        "withdrawn": row.withdrawn,
+        "untold": ",".join(kind.replace(" ", "-") for kind in row.untold) or "nothing",
     }
-    return "guest %s %s" % (guest.uuid, " ".join("%s=%s" % pair for pair in values.items()))
+    return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
 
 
 _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
-    guests.Connect: Master._connect,
-    guests.Drop: Master._drop,
-    guests.Put: Master._put,
-    guests.Look: Master._look,
-    guests.Tell: Master._tell,
-    guests.Save: Master._save,
-    guests.Forget: Master._forget,
+    guest.Connect: Master._connect,
+    guest.Drop: Master._drop,
+    guest.Put: Master._put,
+    guest.Look: Master._look,
+    guest.Tell: Master._tell,
+    guest.Save: Master._save,
+    guest.SaveHost: Master._save_host,
+    guest.Untell: Master._untell,
+    guest.Forget: Master._forget,
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from typing import List
 
 from guestmtce.daemon.config import MAIN, setting
+from guestmtce.daemon.peers import read_key
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
 from guestmtce.server import reports
 
@@ -37,6 +39,9 @@ class ServerSettings(DaemonSettings):
     )
     child_user: str = setting("nobody", flag="--child-user", help="the user that children become")
 
+    key_file: str = setting("", "security.key_file", help="file of the key shared with guestAgent")
+    agents: str = setting("", "security.agents", help="more addresses of agents, separated by commas")
+
     failure_threshold: int = setting(1, "client.hbs_failure_threshold", 0, 1000)
     pulse_period_ms: int = setting(400, "client.hbs_pulse_period", 1, 3_600_000)
     start_delay: float = setting(1.0, "timeouts.start_delay", 0, 3600)
@@ -61,6 +66,16 @@ class ServerSettings(DaemonSettings):
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)
     memory_valid: float = setting(30.0, "timers.memory_valid", SHORTEST, DAY)
     flag_poll: float = setting(1.0, "timers.flag_poll", SHORTEST, DAY)
+
+    def key(self) -> bytes:
+        """The shared key, or nothing. Raises OSError for a file that holds none."""
+        return read_key(self.key_file) if self.key_file else b""
+
+    def agent_names(self) -> List[str]:
+        """Who may command us where no key is configured: a controller has a floating and an own address."""
+        names = [name.strip() for name in self.agents.split(",") if name.strip()]
+        own = ["controller-0", "controller-1"] if self.controller == "controller" else []
+        return [self.controller, *own, *names]
 
     def session(self) -> reports.Settings:
         """The part that a child's session needs."""

@@ -92,13 +92,14 @@ def _middle(
     status = child.END_BOOT_FAILURE
     try:
         serial, uuid, resume = json.loads(packet)
+        middle = os.getpid()
         pid = os.fork()
         if pid:
             control.send(json.dumps([serial, pid]).encode("ascii"))
             status = 0
         else:
             title("guestServer: " + uuid)
-            confine.confine(master, identity, descriptors)
+            confine.confine(master, middle, identity, descriptors)
             guest, results = (socket.socket(fileno=descriptor) for descriptor in descriptors)
             status = child.END_DEFECT
             status = child.Child(guest, results, settings).run(load_resume(resume))

@@ -19,8 +19,10 @@ from guestmtce.wire import channel, datagram
 log = logging.getLogger(__name__)
 
 BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
-FILE_MAX = 8192  # bytes
+FILE_MAX = 64 * 1024  # bytes
 ALIVE = "alive"
+HOST = "host"
+SENDER = "sender"
 
 
 class Memory(NamedTuple):
@@ -36,6 +38,8 @@ class Memory(NamedTuple):
     owes_answer: bool
     silence_until: float
     ident: Optional[Tuple[int, ...]] = None
+    untold: Tuple[Tuple[str, int, int, Dict[str, Any]], ...] = ()  # kind, number, cmd, the event's JSON
+    questions: Tuple[Tuple[int, str, str, float], ...] = ()  # number, notification type, event, deadline
 
 
 def boot_id() -> str:
@@ -50,6 +54,7 @@ class Store:
     def __init__(self, run_dir: str, name: str) -> None:
         self._folder = os.path.join(run_dir, name + ".guests")
         self._boot = boot_id()
+        self._numbers: Optional[Tuple[int, int]] = None  # sender, its next number
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
 
     def save(self, memory: Memory) -> None:
@@ -72,6 +77,41 @@ class Store:
             return float(mark["at"]) if mark else -float("inf")
         except (KeyError, ValueError, TypeError, OverflowError):
             return -float("inf")
+
+    def save_host(self, reporting: bool) -> None:
+        """Remember whether this host's failures are to be reported."""
+        self._write(HOST, {"reporting": reporting})
+
+    def host_reporting(self) -> bool:
+        """What is remembered of that; enabled by default."""
+        return (self._read(HOST) or {}).get("reporting") is not False
+
+    def sender(self) -> int:
+        """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
+        return self._sender()[0]
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` numbers that no one gets again under the present `sender`."""
+        sender, first = self._sender()
+        self._numbers = sender, first + count
+        if not self._write(SENDER, {"sender": sender, "next": first + count}):
+            self._remove(SENDER)  # the next daemon must not give them again: it is to be another sender
+        return first
+
+    def _sender(self) -> Tuple[int, int]:
+        if self._numbers is None:
+            self._numbers = self._read_sender()
+        return self._numbers
+
+    def _read_sender(self) -> Tuple[int, int]:
+        values = self._read(SENDER) or {}
+        sender, first = values.get("sender"), values.get("next")
+        if isinstance(sender, int) and isinstance(first, int) and 0 < sender < 2**32 and first > 0:
+            return sender, first
+        sender = int.from_bytes(os.urandom(4), "little") | 1
+        first = int.from_bytes(os.urandom(3), "little") + 1  # what is remembered still bears older numbers
+        self._write(SENDER, {"sender": sender, "next": first})
+        return sender, first
 
     def load(self) -> List[Memory]:
         """All that is remembered and sound."""
@@ -109,8 +149,10 @@ class Store:
                 owes_answer=values["owes_answer"] is True,
                 silence_until=float(values["silence_until"]),
                 ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
+                untold=tuple(_untold(*entry) for entry in values.get("untold", ())),
+                questions=tuple(_question(*entry) for entry in values.get("questions", ())),
             )
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
             return None
 
@@ -123,12 +165,14 @@ class Store:
         except OSError as error:
             log.error("cannot remove %s: %s", self._path(name), error)
 
-    def _write(self, name: str, values: Dict[str, Any]) -> None:
+    def _write(self, name: str, values: Dict[str, Any]) -> bool:
         text = json.dumps({"boot": self._boot, **values})
         try:
             files.write_atomically(self._path(name), "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
             log.error("cannot write %s: %s", self._path(name), error)
+            return False
+        return True
 
     def _read(self, name: str) -> Optional[Dict[str, Any]]:
         """The values in a file, if it is whole and from this boot."""
@@ -140,6 +184,17 @@ class Store:
         except (OSError, ValueError, RecursionError):
             sound = False
         return values if sound and values.get("boot") == self._boot else None
+
+
+def _untold(kind: Any, number: Any, cmd: Any, body: Any) -> Tuple[str, int, int, Dict[str, Any]]:
+    datagram.event_of(int(cmd), body)  # raises a ValueError for what is no event
+    return str(kind), int(number), int(cmd), body
+
+
+def _question(number: Any, kind: Any, event: Any, deadline: Any) -> Tuple[int, str, str, float]:
+    if kind not in channel.NOTIFICATION_TYPES or event not in channel.EVENT_TYPES:
+        raise ValueError("no question")
+    return int(number), kind, event, float(deadline)
 
 
 def _open_file(path: str, flags: int) -> int:

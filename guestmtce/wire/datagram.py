@@ -297,7 +297,8 @@ def parse_event(datagram: Datagram) -> Event:
     if cmd in (RUNNING, STOPPED, ILLHEALTH, QRY_INST):
         return _parse_info(body)
     if cmd == LOSS:
-        return Loss(_name(body), _uuid(body))
+        # Ours tells a peer that takes it the whole state; spec 2 knows only who it is.
+        return _parse_info(body) if "repair-action" in body else Loss(_name(body), _uuid(body))
     if cmd == VOTE_NOTIFY:
         return VoteResult(
             _name(body),
@@ -325,8 +326,8 @@ def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
     )
 
 
-def build_event(cmd: int, event: Event) -> bytes:
-    """The datagram of `event`, at full size. All values are strings (spec 2, "Events")."""
+def event_body(event: Event) -> Dict[str, Any]:
+    """The JSON object of `event`. All values are strings (spec 2, "Events")."""
     body: Dict[str, Any] = {"hostname": event.hostname}
     if isinstance(event, InstanceInfo):
         body.update({
@@ -350,7 +351,17 @@ def build_event(cmd: int, event: Event) -> bytes:
         # Escaping can make the reason six times as long; a shorter reason is better than no vote.
         while body["reason"] and len(json.dumps(body, separators=(",", ":"))) > JSON_MAX:
             body["reason"] = body["reason"][: len(body["reason"]) * 3 // 4]
-    return pack(cmd, body, full=True)
+    return body
+
+
+def build_event(cmd: int, event: Event, full: bool = True) -> bytes:
+    """The datagram of `event`, at full size as old guestServers send it, or only as long as needed."""
+    return pack(cmd, event_body(event), full=full)
+
+
+def event_of(cmd: int, body: Dict[str, Any]) -> Event:
+    """The reverse of `event_body`. Raises BadDatagram."""
+    return parse_event(Datagram(NO_SIGNATURE, 0, 0, 0, cmd, 0, (0,) * 5, body))
 
 
 # --- mtcAgent ↔ guestAgent -------------------------------------------------------------------------

@@ -75,10 +75,14 @@ def read(frame: datagram.Datagram) -> Optional[Tag]:
     return Tag(frame.rev, frame.res, frame.num, *frame.parm[:3])
 
 
-def build_ack(signature: bytes, tag: Tag, sender: int, nonce: int, echo: int) -> bytes:
-    """The acknowledgement of the message that bore `tag`."""
-    answer = Tag(IS_ACK, sender, tag.number, tag.sender, nonce, echo)
-    return stamp(datagram.pack(ACK, {}, signature), answer)
+def build_ack(signature: bytes) -> bytes:
+    """An acknowledgement; `ack_tag` is the tag that goes with it."""
+    return datagram.pack(ACK, {}, signature)
+
+
+def ack_tag(tag: Tag) -> Tag:
+    """The tag of the acknowledgement of the message that bore `tag`."""
+    return Tag(IS_ACK, number=tag.number, acked_sender=tag.sender)
 
 
 def newer(one: int, other: int) -> bool:

@@ -1,0 +1,172 @@
+"""One row of the master's table, and what the table may want done about it."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+
+from guestmtce.server import pipe, reports
+from guestmtce.server.store import Memory
+from guestmtce.wire import channel, datagram
+
+ABSENT = "absent"
+RETRYING = "retrying"
+CONNECTING = "connecting"
+CONNECTED = "connected"
+
+PEER_CLOSED = "the guest's side closed the channel"
+GAVE_UP = "the child asked for a new connection"
+DIED = "the child died"
+
+# What of a guest guestAgent may still have to hear; beside them `vote N` for each settled question.
+STATE = "state"
+FAILURE = "failure"
+ILLNESS = "illness"
+
+NEVER = float("inf")
+
+Key = Tuple[str, str]  # uuid, kind
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+class Connect(NamedTuple):
+    """Connect the socket at `path` and start a child; `connected` or `connect_failed` answers."""
+
+    uuid: str
+    path: str
+    resume: Optional[reports.Resume]
+
+
+class Drop(NamedTuple):
+    """End the child of this guest, without a word about it afterwards."""
+
+    uuid: str
+
+
+class Put(NamedTuple):
+    """Give the child this question."""
+
+    uuid: str
+    ask: pipe.Ask
+
+
+class Look(NamedTuple):
+    """See whether the guest's socket exists."""
+
+    uuid: str
+
+
+class Tell(NamedTuple):
+    """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place."""
+
+    cmd: int
+    event: datagram.Event
+    number: int
+    key: Key
+
+
+class Untell(NamedTuple):
+    """It is no longer true: tell it no more."""
+
+    key: Key
+
+
+class Save(NamedTuple):
+    """Remember this over a restart."""
+
+    memory: Memory
+
+
+class SaveHost(NamedTuple):
+    """Remember over a restart whether this host's failures are to be reported."""
+
+    reporting: bool
+
+
+class Forget(NamedTuple):
+    """Remember nothing of this guest."""
+
+    uuid: str
+
+
+Effect = Union[Connect, Drop, Put, Look, Tell, Untell, Save, SaveHost, Forget]
+
+
+# --- the row ---------------------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+    """A vote or notice that is not settled; `deadline` is the guest's. `given`: the present child has it."""
+
+    notification_type: str
+    event_type: str
+    deadline: float
+    given: bool
+
+
+class Untold(NamedTuple):
+    """What guestAgent has not confirmed yet; `number` names it for ever, over restarts too.
+
+    `held`: it is from before a restart, and a guest that lives has the time to show it first.
+    """
+
+    number: int
+    cmd: int
+    event: datagram.Event
+    held: bool = False
+
+
+class Guest:
+    """One row. Counters are for the health report."""
+
+    __slots__ = (
+        "backoff", "deaths", "heartbeating", "hold_until", "ident", "ill_told_at", "init", "last_note",
+        "late", "link", "linked_at", "links", "losses", "misses", "owes_answer", "path", "provisioned",
+        "questions", "reporting", "retry_at", "running", "silence_until", "stopped_due", "told", "untold",
+        "uuid", "withdrawn",
+    )  # fmt: skip
+
+    def __init__(self, uuid: str, backoff: float) -> None:
+        self.uuid = uuid
+        self.path: Optional[str] = None
+        self.ident: Any = None
+        self.provisioned = False
+        self.reporting = False
+        self.link = ABSENT
+        self.retry_at = NEVER
+        self.backoff = backoff
+        self.linked_at = -NEVER
+        self.init: Optional[channel.Init] = None
+        self.heartbeating = False
+        self.running = False  # the present child says so; only such a child is given questions
+        self.owes_answer = False
+        self.silence_until = -NEVER
+        self.stopped_due = NEVER
+        self.hold_until = NEVER  # failures remembered from before a restart are told then, if still true
+        self.ill_told_at = -NEVER
+        self.told: Optional[datagram.InstanceInfo] = None
+        self.untold: Dict[str, Untold] = {}
+        self.questions: Dict[int, Question] = {}
+        self.links = self.deaths = self.misses = self.losses = self.late = self.withdrawn = 0
+        self.last_note = ""
+
+    def memory(self) -> Memory:
+        """What of it is to be remembered."""
+        return Memory(
+            uuid=self.uuid,
+            provisioned=self.provisioned,
+            reporting=self.reporting,
+            init=self.init,
+            owes_answer=self.owes_answer,
+            silence_until=self.silence_until,
+            ident=self.ident,
+            untold=tuple(
+                (kind, one.number, one.cmd, datagram.event_body(one.event))
+                for kind, one in self.untold.items()
+            ),
+            questions=tuple(
+                (number, one.notification_type, one.event_type, one.deadline)
+                for number, one in self.questions.items()
+            ),
+        )

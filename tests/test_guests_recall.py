@@ -1,0 +1,169 @@
+"""The master's table after a restart: what is told again, when, and what is over."""
+
+from __future__ import annotations
+
+import pytest
+from guests_driver import ENDS, INIT, NOW, SETTINGS, Bench, heartbeating, ill, lost, recalled
+
+from guestmtce.server import guest as row
+from guestmtce.server import reports
+from guestmtce.wire import channel, datagram
+
+HOLD = SETTINGS.guest_patience + SETTINGS.stopped_grace
+
+
+def restarted(bench, age=3.0):
+    """The table after a restart `age` s later, with what `bench` saved at last."""
+    return recalled(bench.saved(), age)
+
+
+def test_what_was_not_confirmed_is_told_again_under_its_number_and_a_failure_later():
+    bench = lost()
+    tells = bench.tells()
+    bench.report(reports.Silence(0.0))
+    again = restarted(bench)
+    assert again.tells() == tells[1:]
+    again.run(HOLD - 0.01)
+    assert again.tells() == []
+    again.run(0.02)
+    assert again.tells() == tells[:1]
+    again.run(1000)
+    assert again.tells() == []
+    again.confirm()
+    assert again.saved().untold == ()
+
+
+def test_a_slow_guest_has_longer_to_show_that_it_lives():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Acknowledged(INIT._replace(heartbeat_interval_ms=20_000)), reports.Lost(2))
+    again = restarted(bench)
+    again.take()
+    again.run(40 + SETTINGS.stopped_grace - 0.01)
+    assert again.told() == []
+    again.run(0.02)
+    assert again.told() == [datagram.LOSS]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
+def test_a_failure_that_is_over_while_it_is_held_back_is_never_told(make, kind, end):
+    bench = make()
+    bench.report(reports.Silence(0.0))
+    again = restarted(bench)
+    again.found()
+    again.run(1)
+    again.connect()
+    end(again)
+    again.run(1000)
+    assert {datagram.LOSS, datagram.ILLHEALTH}.isdisjoint(again.told())
+    assert kind not in again.guest.untold
+
+
+def test_a_new_loss_does_not_wait_and_is_told_once():
+    bench = lost()
+    bench.report(reports.Silence(0.0))
+    again = restarted(bench)
+    again.found()
+    again.connect()
+    again.take()
+    again.report(reports.Lost(2))
+    (loss,) = again.tells()
+    assert loss.cmd == datagram.LOSS
+    again.run(1000)
+    assert datagram.LOSS not in again.told()
+
+
+def test_a_confirmed_failure_is_not_told_after_a_restart():
+    bench = lost()
+    bench.confirm(row.FAILURE)
+    again = restarted(bench)
+    again.run(100)
+    assert again.told() == [datagram.STOPPED]
+
+
+def test_nothing_held_back_is_told_where_the_host_is_not_reported():
+    bench = lost()
+    memory = bench.saved()
+    again = Bench()
+    again.table.recall_host(False)
+    again.table.recall(memory, NOW, NOW)
+    again.run(100)
+    assert again.told() == [datagram.STOPPED]
+
+
+@pytest.mark.parametrize(("age", "told"), [(3.0, [datagram.RUNNING]), (31.0, [])])
+def test_a_running_is_told_only_if_it_may_still_be_so(age, told):
+    bench = heartbeating()
+    bench.report(reports.Stopped(), reports.Running())
+    again = restarted(bench, age)
+    assert again.told() == told
+    assert again.guest.heartbeating is bool(told)
+    again.found()
+    again.connect()
+    again.report(reports.Running())
+    # What it has said already under the old number is not news.
+    assert again.told() == ([] if told else [datagram.RUNNING])
+
+
+def test_who_is_to_be_told_stopped_does_not_heartbeat_after_a_restart():
+    bench = heartbeating()
+    bench.end(row.DIED)
+    bench.run(3)
+    assert bench.guest.owes_answer
+    again = restarted(bench)
+    assert again.told() == [datagram.STOPPED]
+    assert (again.guest.heartbeating, again.guest.owes_answer) == (False, True)
+    again.run(100)
+    assert again.told() == []
+
+
+def test_a_memory_that_was_too_old_is_not_believed_by_the_restart_after_that():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Silence(0.0))
+    again = recalled(restarted(bench, 31.0).saved(), 3.0)
+    again.found()
+    assert [e.resume.heartbeating for e in again.take() if isinstance(e, row.Connect)] == [False]
+
+
+def test_new_questions_do_not_take_the_place_of_untold_outcomes():
+    bench = heartbeating()
+    for _ in range(3):
+        bench.ask("dance")
+    told = bench.tells()
+    bench.report(reports.Silence(0.0))
+    again = restarted(bench)
+    assert [tell.number for tell in again.tells()] == [tell.number for tell in told]
+    for _ in range(3):
+        again.ask("dance")
+    assert not [effect for effect in again.take() if isinstance(effect, row.Untell)]
+    assert len(again.guest.untold) == 6
+
+
+def test_an_open_question_outlives_a_restart_with_the_time_that_is_left():
+    bench = heartbeating()
+    bench.ask("reboot", channel.VOTE)
+    again = restarted(bench)
+    again.found()
+    again.connect()
+    again.report(reports.Running())
+    (ask,) = [effect.ask for effect in again.take() if isinstance(effect, row.Put)]
+    assert ask[1:] == (channel.VOTE, "reboot", 8000)
+    again.report(reports.Answered(ask.number, "reject", "no"))
+    assert again.votes() == [("reboot", "reject", "no")]
+    again.run(100)
+    assert (again.votes(), again.guest.questions) == ([], {})
+
+
+def test_an_open_question_whose_time_is_up_is_settled_after_a_restart():
+    bench = heartbeating()
+    bench.ask("reboot", channel.NOTICE)
+    again = restarted(bench)
+    again.run(9 + SETTINGS.question_grace + 0.01)
+    assert again.votes() == [("reboot", "complete", "no answer in time")]
+
+
+def test_the_host_reporting_is_remembered_once_it_changes():
+    bench = Bench()
+    for reporting in (True, False, False, True):
+        bench.table.command(datagram.SetHost("h", reporting), NOW)
+    assert bench.take() == [row.SaveHost(False), row.SaveHost(True)]

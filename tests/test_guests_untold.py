@@ -1,0 +1,228 @@
+"""The master's table: what guestAgent has not confirmed is told while it is true."""
+
+from __future__ import annotations
+
+import pytest
+from guests_driver import ENDS, INIT, OTHER, UUID, Bench, heartbeating, ill, lost
+from guests_world import BEGINNING, World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestmtce.server import guest as row
+from guestmtce.server import guests as g
+from guestmtce.server import reports
+from guestmtce.wire import datagram
+
+
+def untold(bench):
+    return {kind: one.cmd for kind, one in bench.guest.untold.items()}
+
+
+def untells(bench):
+    return [effect.key for effect in bench.take() if isinstance(effect, row.Untell)]
+
+
+# --- levels ----------------------------------------------------------------------------------------
+
+
+def test_what_is_told_stays_untold_until_it_is_confirmed():
+    bench = lost()
+    loss, stopped = bench.tells()
+    assert (loss.cmd, loss.key, stopped.cmd, stopped.key) == (
+        datagram.LOSS, (UUID, row.FAILURE), datagram.STOPPED, (UUID, row.STATE),
+    )  # fmt: skip
+    assert loss.number < stopped.number
+    assert untold(bench) == {row.FAILURE: datagram.LOSS, row.STATE: datagram.STOPPED}
+    bench.confirm(row.FAILURE)
+    assert untold(bench) == {row.STATE: datagram.STOPPED}
+    bench.confirm(row.STATE)
+    assert (untold(bench), bench.saved().untold) == ({}, ())
+
+
+def test_a_loss_carries_the_state_that_follows_from_it():
+    (loss, _) = lost().tells()
+    assert loss.event == datagram.InstanceInfo("host-0", UUID, True, False, "reboot", 120, 9, 11, 13, 8)
+
+
+def test_a_newer_state_takes_the_place_of_the_older():
+    bench = heartbeating()
+    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    numbers = [tell.number for tell in bench.tells()]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 3
+    assert bench.guest.untold == {row.STATE: bench.guest.untold[row.STATE]}
+    assert bench.guest.untold[row.STATE].number == numbers[-1]
+
+
+def test_confirmations_of_what_is_not_untold_change_nothing():
+    bench = lost()
+    bench.take()
+    for key in [(UUID, row.ILLNESS), (UUID, "vote 1"), (OTHER, row.STATE)]:
+        bench.table.told(key)
+    assert (bench.take(), len(untold(bench))) == ([], 2)
+
+
+def test_outcomes_are_kept_each_for_itself_but_not_without_end():
+    bench = heartbeating()
+    for _ in range(g.VOTES_MAX + 2):
+        bench.ask("dance")
+    tells, dropped = [], []
+    for effect in bench.take():
+        tells += [effect] if isinstance(effect, row.Tell) else []
+        dropped += [effect.key] if isinstance(effect, row.Untell) else []
+    assert dropped == [tell.key for tell in tells[:2]]
+    assert [(UUID, kind) for kind in bench.guest.untold] == [tell.key for tell in tells[2:]]
+    bench.table.told(tells[5].key)
+    assert len(bench.guest.untold) == g.VOTES_MAX - 1
+
+
+# --- what is over is withdrawn ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
+def test_a_failure_that_is_over_is_withdrawn(make, kind, end):
+    bench = make()
+    bench.take()
+    end(bench)
+    effects = bench.take()
+    assert row.Untell((UUID, kind)) in effects
+    assert kind not in untold(bench)
+    assert bench.guest.withdrawn == 1
+    saved = [effect.memory for effect in effects if isinstance(effect, row.Save)][-1]
+    assert kind not in [entry[0] for entry in saved.untold]
+
+
+def dies(bench):
+    bench.end(row.DIED)
+    bench.run(100)
+
+
+def goes(bench):
+    bench.gone()
+    bench.run(100)
+
+
+def goes_for_a_moment(bench):
+    # As when the folder could not be read, or was moved away and back.
+    bench.gone()
+    bench.found(ident=1)
+
+
+def is_set_again(bench):
+    bench.set(True)
+    bench.table.command(datagram.SetHost("h", True), bench.now)
+
+
+def introduces_itself(bench):
+    bench.report(reports.Acknowledged(INIT))
+
+
+@pytest.mark.parametrize("what", [dies, goes, goes_for_a_moment, is_set_again, introduces_itself])
+def test_a_loss_is_not_forgotten(what):
+    bench = lost()
+    what(bench)
+    assert untold(bench)[row.FAILURE] == datagram.LOSS
+    assert untells(bench) == []
+
+
+@pytest.mark.parametrize(
+    "report", [reports.Well(), reports.Stopped(), reports.Quiet(), reports.Lost(2), reports.Running()]
+)
+def test_the_illness_of_a_guest_that_is_well_or_gone_is_over(report):
+    bench = ill()
+    bench.report(report)
+    assert untells(bench) == [(UUID, row.ILLNESS)]
+    assert row.ILLNESS not in untold(bench)
+
+
+@pytest.mark.parametrize("what", [Bench.gone, lambda bench: bench.end(row.PEER_CLOSED)])
+def test_the_illness_of_a_guest_without_a_channel_is_over(what):
+    bench = ill()
+    what(bench)
+    assert untells(bench) == [(UUID, row.ILLNESS)]
+
+
+def test_the_illness_of_a_guest_whose_child_died_goes_on():
+    bench = ill()
+    bench.end(row.DIED)
+    bench.run(100)
+    assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
+
+
+def test_a_quiet_guest_is_not_told_running_and_one_that_stopped_before_still_is_told_stopped():
+    bench = heartbeating()
+    bench.report(reports.Stopped(), reports.Running())
+    bench.take()
+    bench.report(reports.Quiet())
+    assert (untells(bench), untold(bench)) == ([(UUID, row.STATE)], {})
+    bench = heartbeating()
+    bench.end(row.DIED)
+    bench.run(3)
+    bench.take()
+    bench.report(reports.Quiet())
+    assert (untells(bench), untold(bench)) == ([], {row.STATE: datagram.STOPPED})
+
+
+def test_a_deleted_instance_takes_all_of_it_along():
+    bench = lost()
+    bench.ask("dance")
+    keys = [(UUID, kind) for kind in bench.guest.untold]
+    bench.take()
+    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
+    assert bench.take() == [*map(row.Untell, keys), row.Drop(UUID), row.Forget(UUID)]
+    assert len(keys) == 3
+
+
+# --- illness and a new child -----------------------------------------------------------------------
+
+
+def replaced_child(bench, seconds):
+    bench.end(row.DIED)
+    bench.run(0.1)
+    bench.connect()
+    bench.run(seconds)
+    bench.take()
+    bench.report(reports.Running(), reports.Ill("reboot", "disk"))
+    return datagram.ILLHEALTH in bench.told()
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "seconds", "again"), [(True, 5, False), (True, 60, True), (False, 5, True)]
+)
+def test_a_new_child_repeats_an_illness_only_if_nobody_knows_of_it(confirmed, seconds, again):
+    bench = ill()
+    if confirmed:
+        bench.confirm()
+    assert replaced_child(bench, seconds) is again
+    assert (row.ILLNESS in untold(bench)) is again
+
+
+def test_an_illness_is_told_again_after_a_healthy_answer():
+    bench = ill()
+    bench.confirm()
+    bench.report(reports.Ill("reboot", "disk"))
+    assert bench.told() == []
+    bench.report(reports.Well(), reports.Ill("reboot", "disk"))
+    assert bench.told() == [datagram.ILLHEALTH]
+
+
+# --- any history -----------------------------------------------------------------------------------
+
+TROUBLE = st.one_of(
+    st.sampled_from([
+        ("report", reports.Running()), ("report", reports.Lost(2)), ("report", reports.Ill("log", "")),
+        ("report", reports.Acknowledged(INIT)), ("report", reports.Stopped()), ("report", reports.Well()),
+        ("set", True), ("set", False), ("host", True), ("host", False), ("gone", "/q/x"),
+        ("found", "/q/x", 1, False), ("found", "/q/x", 2, True), ("child", "started"), ("end", row.DIED),
+        ("confirm", ""), ("confirm", row.FAILURE), ("restart", 0.0), ("restart", 31.0),
+        ("wait", 3), ("wait", 10),
+    ])
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(TROUBLE, max_size=30))
+def test_what_is_untold_is_what_is_true_and_unconfirmed(steps):
+    world = World()
+    for step in [("found", "/q/x", 1, True), *BEGINNING[1:], *steps]:
+        world.step(*step)

@@ -1,0 +1,209 @@
+"""Whom we speak to and whom we believe, without sockets."""
+
+from __future__ import annotations
+
+import pytest
+
+from guestmtce.daemon import peers
+from guestmtce.daemon.peers import RESOLVE_PERIOD, Allowed, Speaker, new_nonce, read_key
+from guestmtce.server.settings import ServerSettings
+from guestmtce.wire import datagram, extension
+from guestmtce.wire.extension import Refused, Tag
+
+KEY = b"0123456789abcdef"
+PLAIN = datagram.build_command(datagram.QRY_INST, "192.0.2.1", datagram.Query())
+ROUTE = b"agent>host-0"
+
+
+def tag_of(data):
+    return extension.read(datagram.unpack(data))
+
+
+def take(speaker, data, route=ROUTE):
+    """Whether the speaker believes the datagram; Refused if it is not even read."""
+    speaker.check(data, datagram.unpack(data), route)
+    believed = speaker.introduced(tag_of(data))
+    if believed:
+        speaker.heard(tag_of(data))
+    return believed
+
+
+# --- keys ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [KEY, KEY + b"\n", b"\n " + KEY + b" \r\n"])
+def test_white_space_around_a_key_does_not_count(tmp_path, content):
+    (tmp_path / "key").write_bytes(content)
+    assert read_key(str(tmp_path / "key")) == KEY
+    assert ServerSettings(key_file=str(tmp_path / "key")).key() == KEY
+
+
+@pytest.mark.parametrize("content", [b"", b"\n" * 30, KEY[:-1] + b" \n", None])
+def test_no_key_and_a_short_one_are_an_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    with pytest.raises(OSError, match="key"):
+        read_key(str(tmp_path / "key"))
+
+
+def test_nobody_asked_for_a_key():
+    assert ServerSettings().key() == b""
+
+
+def test_nonces_differ():
+    nonces = {new_nonce() for _ in range(100)}
+    assert len(nonces) == 100 and all(0 < nonce < 2**32 for nonce in nonces)
+    assert Speaker(b"", 1).nonce != Speaker(b"", 1).nonce
+
+
+# --- what we say -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [b"", KEY])
+def test_what_we_say_bears_who_we_are_and_whom_we_speak_to(key):
+    speaker = Speaker(key, 7, 8)
+    assert speaker.sealed is bool(key)
+    assert tag_of(speaker.dress(PLAIN, Tag(1, number=3), ROUTE)) == Tag(1, 7, 3, 0, 8, 0)
+    speaker.heard(Tag(sender=9, nonce=10))
+    data = speaker.dress(PLAIN, Tag(2, number=3, acked_sender=9), ROUTE)
+    assert tag_of(data) == Tag(2, 7, 3, 9, 8, 10)
+    assert any(data[32:64]) is bool(key)
+
+
+# --- what we hear ----------------------------------------------------------------------------------
+
+
+def test_the_peer_may_change_its_manner_of_speaking_and_who_it_is():
+    speaker = Speaker(b"", 7)
+    assert speaker.spoken is None
+    said = [
+        (None, True, False), (None, False, False), (Tag(sender=1, nonce=2), True, True),
+        (Tag(sender=1, nonce=2, number=5), False, True), (Tag(sender=1, nonce=3), True, True),
+        (Tag(sender=2, nonce=3), True, True), (None, True, False), (Tag(sender=2, nonce=3), True, True),
+    ]  # fmt: skip
+    for tag, another, spoken in said:
+        assert speaker.introduced(tag)
+        assert (speaker.heard(tag), speaker.spoken) == (another, spoken)
+
+
+def test_without_a_key_everything_passes():
+    speaker = Speaker(b"", 7)
+    for data in (
+        PLAIN,
+        Speaker(b"", 1).dress(PLAIN, Tag(), ROUTE),
+        Speaker(KEY, 1).dress(PLAIN, Tag(), ROUTE),
+    ):
+        assert take(speaker, data)
+
+
+def test_the_introduction_takes_one_round_trip():
+    server, agent = Speaker(KEY, 1), Speaker(KEY, 2)
+    back = b"server>host-0"
+    assert not take(server, agent.dress(PLAIN, Tag(), ROUTE))
+    assert take(agent, server.dress(PLAIN, Tag(), back), back)
+    assert take(server, agent.dress(PLAIN, Tag(), ROUTE))
+    assert (server.spoken, agent.spoken) == (True, True)
+
+
+@pytest.mark.parametrize("sender", [1, 2])
+def test_a_new_process_is_another_one_though_its_nonce_is_known_from_the_introduction(sender):
+    ours = Speaker(KEY, 7)
+    assert ours.heard(Tag(sender=1, nonce=2, echo=ours.nonce))
+    assert not ours.introduced(Tag(sender=sender, nonce=3))
+    assert tag_of(ours.dress(PLAIN, Tag(), ROUTE)).echo == 3
+    again = Tag(sender=sender, nonce=3, echo=ours.nonce)
+    assert ours.introduced(again)
+    assert ours.heard(again)
+    assert not ours.heard(again)
+
+
+def test_what_is_not_sealed_is_refused_where_there_is_a_key():
+    ours, theirs = Speaker(KEY, 7), Speaker(KEY, 1)
+    good = theirs.dress(PLAIN, Tag(), ROUTE)
+    take(ours, good)
+    for data, why in [
+        (PLAIN, "not sealed"),
+        (Speaker(b"", 1).dress(PLAIN, Tag(), ROUTE), "not sealed"),
+        (Speaker(KEY + b"x", 1).dress(PLAIN, Tag(), ROUTE), "wrong"),
+        (theirs.dress(PLAIN, Tag(), b"agent>host-1"), "wrong"),
+        (good, "replay"),
+    ]:
+        with pytest.raises(Refused, match=why):
+            take(ours, data)
+    assert ours.spoken is None
+
+
+# --- addresses -------------------------------------------------------------------------------------
+
+
+class Names:
+    """Stands for a Port: a name service whose entries may change."""
+
+    def __init__(self, **addresses):
+        self.addresses = addresses
+        self.asked = []
+
+    def resolve(self, name):
+        self.asked.append(name)
+        return self.addresses.get(name, "")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(peers, "time", made)
+    return made
+
+
+def test_the_addresses_of_the_names_are_allowed_and_looked_up_seldom(clock):
+    names = Names(one="10.0.0.1", two="10.0.0.2")
+    allowed = Allowed(names, ["one", "two", "three"])
+    assert [address in allowed for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "", "one")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+    assert names.asked == ["one", "two", "three"]
+    names.addresses["three"] = "10.0.0.3"
+    clock.now += RESOLVE_PERIOD - 0.1
+    assert "10.0.0.3" not in allowed
+    clock.now += 0.1
+    assert "10.0.0.3" in allowed
+    assert len(names.asked) == 6
+
+
+def test_a_name_service_that_fails_takes_nothing_away_and_a_new_address_replaces_the_old(clock):
+    names = Names(one="10.0.0.1")
+    allowed = Allowed(names, ["one"])
+    assert "10.0.0.1" in allowed
+    names.addresses.clear()
+    clock.now += 2 * RESOLVE_PERIOD
+    assert "10.0.0.9" not in allowed
+    assert "10.0.0.1" in allowed
+    names.addresses["one"] = "10.0.0.2"
+    clock.now += 2 * RESOLVE_PERIOD
+    assert "10.0.0.2" in allowed
+    assert "10.0.0.1" not in allowed
+
+
+def test_where_no_names_are_given_everybody_is_allowed():
+    names = Names()
+    assert "10.0.0.1" in Allowed(names, [])
+    assert names.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["controller", "controller-0", "controller-1"]),
+        ({"controller": "10.0.0.1"}, ["10.0.0.1"]),
+        ({"controller": "c", "agents": " a, b,,"}, ["c", "a", "b"]),
+        ({"agents": "x"}, ["controller", "controller-0", "controller-1", "x"]),
+    ],
+)
+def test_whose_commands_a_server_obeys(changes, names):
+    assert ServerSettings(**changes).agent_names() == names

@@ -1,0 +1,160 @@
+"""The spawner: what it must not hold, and what becomes of its children when it fails; and life over time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from children_driver import ONE, ROOT, TWO, Impostor, bench, make_bench, title
+
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.guests import uuid_of
+from guestmtce.server import children as children_module
+from guestmtce.server import reports, spawner
+from guestmtce.server.guest import DIED
+
+__all__ = ["bench", "make_bench"]  # fixtures
+
+
+HOOKS = """
+import os, sys
+hooks, real = [], os.register_at_fork
+def register(**hook):
+    hooks.append(sys._getframe(1).f_globals["__name__"])
+    real(**hook)
+os.register_at_fork = register
+%s
+import json
+print(json.dumps([hooks, sorted(sys.modules)]))
+"""
+
+
+def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.set_inheritable(theirs.fileno(), True)
+    ours.close()  # it serves nobody, and returns
+    words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, children_module._import_path()]
+    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(reports.Settings())]
+    done = subprocess.run(words, capture_output=True, close_fds=False, timeout=10, check=False)
+    theirs.close()
+    assert done.stderr == b""
+    hooks, modules = json.loads(done.stdout)
+    assert hooks == []
+    unwanted = {"random", "pyinotify", "cherrypy", "requests", "psutil", "subprocess", "multiprocessing"}
+    unwanted |= {"guestmtce.daemon.log", "guestmtce.server.guests", "guestmtce.server.master"}
+    assert unwanted & set(modules) == set()
+
+
+# --- a spawner that is not what it should be -------------------------------------------------------
+
+
+def test_a_killed_spawner_is_replaced_and_its_children_live_on(bench):
+    pid = bench.born()
+    bench.beat()
+    old = bench.children.spawner_pid
+    os.kill(old, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner_pid not in (old, 0))
+    assert bench.children.spawners == 2
+    bench.answer()
+    bench.born(TWO)
+    assert bench.children.pids()[ONE] == pid
+    assert bench.ends == []
+
+
+def test_while_there_is_no_spawner_a_start_fails_at_once_and_closes_the_channel(bench):
+    os.kill(bench.children.spawner_pid, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner_pid == 0)
+    with pytest.raises(OSError, match="no spawner"):
+        bench.start()
+    assert bench.far[ONE].recv(1) == b""
+    bench.until(lambda: bench.children.spawner_pid)
+    bench.born()
+
+
+def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
+    bench = make_bench(spawn_timeout=0.3)
+    bench.born()
+    old = bench.children.spawner_pid
+    os.kill(old, signal.SIGSTOP)
+    bench.start(TWO)
+    began = time.monotonic()
+    bench.until(lambda: bench.ends)
+    assert 0.25 < time.monotonic() - began < 2
+    assert bench.ends == [(TWO, DIED, ": the spawner failed")]
+    bench.until(lambda: bench.children.spawner_pid not in (old, 0))
+    assert not psutil.pid_exists(old)
+    bench.born(TWO)
+    assert bench.ends[1:] == []
+
+
+def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
+    bench = make_bench(spawn_timeout=0.4)
+    bench.born()
+    impostor = Impostor(bench, False, uuid_of(3))  # one who waits for ever
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        bench.born(TWO)
+        bench.children.drop(TWO)
+    assert bench.children.spawners == 1
+    bench.until(lambda: bench.children.spawners == 2)
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), DIED)]
+    os.kill(impostor.pid, signal.SIGKILL)
+
+
+def test_a_spawner_that_dies_with_the_stop_takes_nobody_along(bench):
+    """Its pid is 0 then, and 0 is a process group: ours."""
+    os.kill(bench.children.spawner_pid, signal.SIGKILL)
+    bench.loop.stop()
+    bench.children._spawner_ended()
+    bench.children._read_control()
+    assert bench.children.spawner_pid == 0
+    bench.serve_for(0.1)
+    assert bench.children.spawners == 1
+
+
+# --- over time -------------------------------------------------------------------------------------
+
+
+def descriptors(pid):
+    return len(os.listdir("/proc/%d/fd" % pid))
+
+
+def test_fifty_connections_leave_nothing_behind(bench):
+    bench.born()
+    mine = descriptors(os.getpid())
+    theirs = descriptors(bench.children.spawner_pid) if ROOT else 0
+    for number in range(50):
+        bench.start(TWO)
+        if number % 3 == 0:
+            bench.children.drop(TWO)
+        else:
+            bench.until(lambda: TWO in bench.children.pids())
+            if number % 3 == 1:
+                os.kill(bench.children.pids()[TWO], signal.SIGKILL)
+        bench.far.pop(TWO).close()
+        bench.until(lambda: len(psutil.Process().children()) == 2)
+        bench.until(lambda: TWO not in bench.children._by_uuid)
+    assert descriptors(os.getpid()) == mine
+    if ROOT:
+        assert descriptors(bench.children.spawner_pid) == theirs
+    assert not bench.children._reaped_early
+    assert not bench.children._abandoned
+    assert bench.children.spawners == 1
+    assert bench.loop.defects == 0
+
+
+def test_a_hundred_at_once(bench):
+    for number in range(100):
+        bench.start(uuid_of(number))
+    bench.until(lambda: len(bench.children.pids()) == 100)
+    assert sorted(bench.started) == [uuid_of(number) for number in range(100)]
+    titles = {uuid: "guestServer: " + uuid for uuid in bench.children.pids()}
+    for uuid, pid in bench.children.pids().items():
+        wait_for(lambda uuid=uuid, pid=pid: title(pid) == titles[uuid], "its own title")
