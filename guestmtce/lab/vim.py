@@ -54,8 +54,7 @@ class Vim:
         class Handler(_Handler):
             vim = stand_in
 
-        http.server.HTTPServer.allow_reuse_address = True
-        self._server = http.server.HTTPServer((self._address, self.port), Handler)
+        self._server = _Server((self._address, self.port), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -109,6 +108,13 @@ class Vim:
 def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
     state = "enabled" if reporting else "disabled"
     return {"uuid": uuid, "hostname": hostname, "services": [{"service": "heartbeat", "state": state}]}
+
+
+class _Server(http.server.HTTPServer):
+    allow_reuse_address = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that gave up waiting is no event."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
