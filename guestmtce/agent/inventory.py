@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 FAILED = "failed"
 UNHEALTHY = "unhealthy"
 
+# Audits without a word of an instance before its server is told of it again. An old one stops heartbeating
+# for it, so one lost answer is no reason.
+UNANSWERED_MAX = 2
+
 # What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
 # one void: a start voids an illness, a beat a loss, anything an answer.
 START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
@@ -129,9 +133,9 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "answered", "heard", "heartbeating", "hostname", "known", "lost", "lost_in",
+        "adopted", "heard", "heartbeating", "hostname", "known", "lost", "lost_in",
         "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
-        "suspend_notice_secs", "uuid", "vote_secs",
+        "suspend_notice_secs", "unanswered", "uuid", "vote_secs",
     )  # fmt: skip
 
     def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
@@ -140,7 +144,7 @@ class Instance:
         self.reporting = reporting
         self.adopted = adopted
         self.heartbeating = False
-        self.answered = True  # its server spoke of it since the last audit
+        self.unanswered = 0  # audits since its server spoke of it
         self.known = False  # its server has told what follows
         self.lost = False  # a loss waits until that is known
         self.lost_in: Optional[Origin] = None
@@ -354,7 +358,7 @@ class Inventory:
             host.answered = True
         if host is None or instance is None:
             return host is not None
-        instance.answered = True
+        instance.unanswered = 0
         if instance.overtaken(ANYTHING, origin):
             return True
         changed = instance.heartbeating != info.heartbeating
@@ -454,9 +458,9 @@ class Inventory:
                 )
             instances = self._instances_of(host)
             for instance in instances:
-                if not instance.answered:  # its server may not know it
+                if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it
                     self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
-                instance.answered = False
+                instance.unanswered += 1
             host.answered = not instances  # a server without instances has nothing to say
             if host.reporting is None:
                 self._effects.append(AskVim(host.uuid, host.name, False))
