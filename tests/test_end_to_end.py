@@ -241,7 +241,10 @@ def test_pidof_finds_the_daemon_and_nothing_else(cloud):
     assert len(cloud.children()) == GUESTS
     for name, daemon in (("guestServer", cloud.hosts[0].server), ("guestAgent", cloud.agent)):
         printed = subprocess.run(["pidof", name], stdout=subprocess.PIPE, check=True).stdout.split()
-        assert [int(pid) for pid in printed] == [daemon.popen.pid]
+        family = {one.pid for one in psutil.Process(daemon.popen.pid).children(recursive=True)}
+        assert len(family) >= (GUESTS if name == "guestServer" else 0)
+        # Other tests may run daemons of their own meanwhile.
+        assert daemon.popen.pid in map(int, printed) and not family & set(map(int, printed))
 
 
 def test_a_clean_stop_leaves_no_process_and_no_pid_file(cloud):
