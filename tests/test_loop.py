@@ -280,3 +280,14 @@ def test_stop_ends_run_after_the_round(loop):
     loop.after(60, lambda: served.append("later"))
     loop.run()
     assert served == ["the same round"]
+
+
+def test_standing_still_is_told_with_its_length(loop, caplog):
+    called = []
+    loop.after(0, lambda: called.append("in time"))
+    turn(loop, lambda: called)
+    assert loop.stalls == 0
+    loop.at(time.monotonic() - 2.5, lambda: called.append("late"))
+    turn(loop, lambda: len(called) == 2)
+    assert loop.stalls == 1
+    assert "stood still for 2.5 s" in caplog.text
