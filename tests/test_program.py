@@ -10,25 +10,13 @@ import sys
 
 import psutil
 import pytest
+from children_driver import gone, title
 
 from guestmtce.lab.cluster import free_ports, wait_for
 
 NAMES = ["guestServer", "guestAgent"]
 MODULES = {"guestServer": "guestmtce.server.master", "guestAgent": "guestmtce.agent.main"}
 LOCALHOST = "127.0.0.1"
-
-
-def gone(pid):
-    """Ended; a zombie that pid 1 has not reaped yet counts as ended."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def title(pid):
-    with open("/proc/%d/cmdline" % pid, "rb") as file:
-        return file.read().rstrip(b"\0 ").decode()
 
 
 class Daemon:
