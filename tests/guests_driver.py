@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from guestmtce.server import guest as row
 from guestmtce.server import guests as g
 from guestmtce.server import reports
@@ -14,6 +17,9 @@ PATH = "/q/cgcs.heartbeat.%s.sock" % UUID
 NOW = 123456.789
 INIT = channel.Init(1804289383, "guest", 1000, 8, 9, 11, 13, 120, "reboot")
 SETTINGS = ServerSettings(hostname="host-0")
+MISSING, REFUSED, BUSY = (
+    OSError(number, os.strerror(number)) for number in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)
+)
 
 
 class Bench:

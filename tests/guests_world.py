@@ -5,12 +5,13 @@ from __future__ import annotations
 import collections
 import itertools
 
-from guests_driver import INIT, PATH, SETTINGS, UUID, Bench
+from guests_driver import BUSY, INIT, MISSING, PATH, REFUSED, SETTINGS, UUID, Bench
 from hypothesis import strategies as st
 
 from guestmtce.server import guest as row
 from guestmtce.server import guests as g
 from guestmtce.server import reports
+from guestmtce.server.questions import VOTES_MAX
 from guestmtce.wire import channel, datagram
 
 NOTICE, VOTE = channel.NOTICE, channel.VOTE
@@ -24,7 +25,7 @@ STEPS = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.001, 0.02, 0.5, 1.5, 5, 30, 100])),
     st.tuples(st.just("found"), st.sampled_from(PATHS), st.integers(1, 2), st.booleans()),
     st.tuples(st.just("gone"), st.sampled_from(PATHS)),
-    st.tuples(st.just("child"), st.sampled_from(["started", "refused", "missing"])),
+    st.tuples(st.just("child"), st.sampled_from(["started", REFUSED, MISSING, BUSY])),
     st.tuples(st.just("end"), st.sampled_from([row.PEER_CLOSED, row.GAVE_UP, row.DIED])),
     st.tuples(st.just("report"), st.sampled_from(REPORTS)),
     st.tuples(st.just("report"), st.sampled_from([reports.Running(), reports.Lost(2)])),
@@ -52,7 +53,7 @@ class World(Bench):
     def __init__(self):
         super().__init__()
         self.numbers = itertools.count(1)
-        self.table.number = self.numbers.__next__
+        self.table.outbox.number = self.numbers.__next__
         self.asked = collections.Counter()
         self.given = set()
         self.child = self.pid = self.spoke = False
@@ -94,7 +95,7 @@ class World(Bench):
         return [row.ILLNESS] * (path == self.guest.path)
 
     def over_child(self, how):
-        return [row.ILLNESS] * (how == "missing" and self.child and not self.pid and not self.spoke)
+        return [row.ILLNESS] * (how is MISSING and self.child and not self.pid and not self.spoke)
 
     def over_end(self, why):
         return [row.ILLNESS] * (self.child and why == row.PEER_CLOSED)
@@ -124,7 +125,7 @@ class World(Bench):
 
     def over_restart(self, age):
         guest, memory = self.guest, self.memory
-        lives = memory is not None and memory.owes_answer and age <= SETTINGS.memory_valid
+        lives = memory is not None and memory.heartbeating and age <= SETTINGS.memory_valid
         over = [] if guest.reporting and self.host else list(FAILURES)
         if lives != guest.heartbeating:
             self.belief = None
@@ -171,7 +172,7 @@ class World(Bench):
             return False
         self.cmds[tell.number] = tell.cmd
         if tell.cmd == datagram.VOTE_NOTIFY:
-            self.votes = [*self.votes, tell.number][-g.VOTES_MAX :] if self.known else []
+            self.votes = [*self.votes, tell.number][-VOTES_MAX:] if self.known else []
             key = (tell.event.event_type, tell.event.notification_type)
             self.asked[key] -= 1
             assert self.asked[key] >= 0, "an answer to nothing"
@@ -226,7 +227,7 @@ class World(Bench):
                 self.table.connected(UUID, self.now)
             elif not self.spoke:
                 self.child = False
-                self.table.connect_failed(UUID, how == "missing", how, self.now)
+                self.table.connect_failed(UUID, how, self.now)
 
     def do_end(self, why):
         if self.child:
@@ -271,7 +272,7 @@ class World(Bench):
         self.child = self.pid = False
         self.given, self.out = set(), {}
         self.table = g.Guests(SETTINGS)
-        self.table.number = self.numbers.__next__
+        self.table.outbox.number = self.numbers.__next__
         self.table.recall_host(self.host)
         self.now += age
         if self.memory is not None:

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from guests_driver import INIT, NOW, OTHER, PATH, SETTINGS, UUID, Bench, connected, heartbeating
+from guests_driver import (
+    INIT,
+    MISSING,
+    NOW,
+    OTHER,
+    PATH,
+    REFUSED,
+    SETTINGS,
+    UUID,
+    Bench,
+    connected,
+    heartbeating,
+)
 
 from guestmtce.server import guest as row
 from guestmtce.server import reports
@@ -39,7 +51,7 @@ def test_a_replaced_or_fresh_file_is_connected_anew(path, ident, fresh):
     bench = heartbeating()
     bench.found(path, ident, fresh)
     effects = bench.take()
-    assert type(effects[0]) is row.Drop
+    assert type(effects[1]) is row.Drop
     # The new guest owes nothing: it never answered us.
     assert effects[-1] == row.Connect(UUID, path, reports.Resume(INIT, False, 0.0))
 
@@ -47,7 +59,7 @@ def test_a_replaced_or_fresh_file_is_connected_anew(path, ident, fresh):
 def test_a_deleted_channel_stops_the_guest_after_the_grace_without_a_loss():
     bench = heartbeating(reporting=True)
     bench.gone()
-    assert bench.take_kinds()[0] == "Drop"
+    assert bench.take_kinds()[:2] == ["Save", "Drop"]
     bench.run(1.99)
     assert bench.told() == []
     bench.run(0.02)
@@ -86,7 +98,7 @@ def test_only_the_provisioned_outlive_their_channel(how, provisioned):
     if how == "gone":
         bench.gone()
     else:
-        bench.table.connect_failed(UUID, True, "no such file", bench.now)
+        bench.table.connect_failed(UUID, MISSING, bench.now)
     bench.run(0.01)
     assert (UUID in bench.table.table) is provisioned
     assert ("Forget" in bench.take_kinds()) is not provisioned
@@ -104,18 +116,18 @@ def test_an_unprovisioned_guest_is_forgotten_when_its_stopped_is_confirmed():
     assert bench.told() == [datagram.STOPPED]
     assert [info.heartbeating for info in bench.infos()] == [False]
     bench.confirm()
-    assert bench.take_kinds() == ["Save", "Drop", "Forget"]
+    assert bench.take_kinds() == ["Forget", "Drop"]
     assert bench.infos() == []
 
 
 def test_gone_and_failures_of_strangers_are_nothing():
     bench = Bench()
     bench.gone()
-    bench.table.connect_failed(UUID, False, "refused", NOW)
+    bench.table.connect_failed(UUID, REFUSED, NOW)
     bench.table.command(datagram.DeleteInstance(UUID), NOW)
     assert bench.take() == []
     bench = heartbeating()
-    bench.table.connect_failed(UUID, True, "late", NOW)
+    bench.table.connect_failed(UUID, MISSING, NOW)
     assert (bench.guest.link, bench.take()) == (row.CONNECTED, [])
 
 
@@ -137,7 +149,7 @@ def delays(bench, end, count):
 
 
 def refuse(bench):
-    return lambda: bench.table.connect_failed(UUID, False, "refused", bench.now)
+    return lambda: bench.table.connect_failed(UUID, REFUSED, bench.now)
 
 
 def test_failing_connections_back_off_from_10_ms_to_60_s():
@@ -349,7 +361,7 @@ def test_an_unknown_instance_is_added_and_looked_for(reporting):
     bench = Bench()
     bench.set(reporting)
     effects = bench.take()
-    assert effects[0].memory == Memory(UUID, True, reporting, None, False, -row.NEVER, None, (), ())
+    assert effects[0].memory == Memory(UUID, True, reporting, None, False, False, -row.NEVER, None, (), ())
     assert [type(effect).__name__ for effect in effects] == ["Save", "Look"]
     assert bench.infos()[0].reporting is reporting
     bench.set(reporting)
@@ -369,7 +381,7 @@ def test_a_set_instance_does_not_wait_for_the_back_off():
 def test_a_deleted_instance_is_forgotten_without_a_word_until_it_is_found_again():
     bench = heartbeating(reporting=True)
     bench.table.command(datagram.DeleteInstance(UUID), bench.now)
-    assert bench.take_kinds() == ["Drop", "Forget"]
+    assert bench.take_kinds() == ["Forget", "Drop"]
     bench.run(100)
     assert (bench.take(), bench.infos()) == ([], [])
     bench.found()

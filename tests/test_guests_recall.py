@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from guests_driver import ENDS, INIT, NOW, SETTINGS, Bench, heartbeating, ill, lost, recalled
+from guests_driver import (
+    BUSY,
+    ENDS,
+    INIT,
+    NOW,
+    REFUSED,
+    SETTINGS,
+    UUID,
+    Bench,
+    connected,
+    heartbeating,
+    ill,
+    lost,
+    recalled,
+)
 
 from guestmtce.server import guest as row
 from guestmtce.server import reports
@@ -167,3 +181,74 @@ def test_the_host_reporting_is_remembered_once_it_changes():
     for reporting in (True, False, False, True):
         bench.table.command(datagram.SetHost("h", reporting), NOW)
     assert bench.take() == [row.SaveHost(False), row.SaveHost(True)]
+
+
+def test_a_stop_that_guest_agent_has_confirmed_is_not_undone_by_a_restart():
+    bench = heartbeating(reporting=True)
+    bench.end(row.DIED)  # it still owes an answer
+    bench.run(SETTINGS.stopped_grace)
+    bench.confirm()
+    again = restarted(bench)
+    assert not again.guest.heartbeating
+    assert again.guest.owes_answer
+
+
+def test_a_guest_whose_end_was_not_told_before_the_restart_stops_after_it():
+    bench = heartbeating(reporting=True)
+    bench.end(row.PEER_CLOSED)  # nobody has heard of it: it has its time to come back
+    again = restarted(bench)
+    assert (again.guest.heartbeating, again.guest.owes_answer) == (True, False)
+    again.run(SETTINGS.stopped_grace)
+    assert again.told() == [datagram.STOPPED]
+
+
+# --- a machine that accepts no connection ------------------------------------------------------
+
+
+def turned_away(bench, seconds, why=BUSY):
+    """Nobody accepts us for this long; what is told."""
+    until, told = bench.now + seconds, []
+    while bench.now < until:
+        if bench.guest.link == row.CONNECTING:
+            bench.table.connect_failed(UUID, why, bench.now)
+        told += bench.told()
+        bench.run(0.01)
+    return told
+
+
+def refound(bench):
+    bench.report(reports.Silence(0.0))  # is saved
+    again = restarted(bench)
+    again.found()
+    again.take()
+    return again
+
+
+def test_a_guest_that_heartbeated_and_accepts_us_no_more_is_lost():
+    told = turned_away(refound(heartbeating(reporting=True)), 30)
+    assert told == [datagram.STOPPED, datagram.LOSS]
+
+
+@pytest.mark.parametrize(
+    ("bench", "why", "seconds"),
+    [
+        (heartbeating(reporting=True), BUSY, SETTINGS.guest_patience - 0.5),  # not yet
+        (heartbeating(reporting=True), REFUSED, 100),  # nobody listens: it was shut down
+        (connected(reporting=True), BUSY, 100),  # it never heartbeated
+    ],
+)
+def test_who_accepts_us_no_more_is_not_lost_without_reason(bench, why, seconds):
+    assert datagram.LOSS not in turned_away(refound(bench), seconds, why)
+
+
+def test_time_in_which_this_host_stood_still_is_no_refusal():
+    bench = refound(heartbeating(reporting=True))
+    turned_away(bench, 0.05)
+    bench.now += 100
+    assert datagram.LOSS not in turned_away(bench, 1)
+
+
+def test_what_is_told_is_remembered_first():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Lost(2))
+    assert bench.take_kinds() == ["Save", "Tell", "Tell"]

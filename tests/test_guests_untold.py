@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guestmtce.server import guest as row
-from guestmtce.server import guests as g
 from guestmtce.server import reports
+from guestmtce.server.questions import VOTES_MAX
 from guestmtce.wire import datagram
 
 
@@ -31,7 +31,7 @@ def test_what_is_told_stays_untold_until_it_is_confirmed():
     assert (loss.cmd, loss.key, stopped.cmd, stopped.key) == (
         datagram.LOSS, (UUID, row.FAILURE), datagram.STOPPED, (UUID, row.STATE),
     )  # fmt: skip
-    assert loss.number < stopped.number
+    assert stopped.number < loss.number  # one that ran in between has stopped after its loss
     assert untold(bench) == {row.FAILURE: datagram.LOSS, row.STATE: datagram.STOPPED}
     bench.confirm(row.FAILURE)
     assert untold(bench) == {row.STATE: datagram.STOPPED}
@@ -63,7 +63,7 @@ def test_confirmations_of_what_is_not_untold_change_nothing():
 
 def test_outcomes_are_kept_each_for_itself_but_not_without_end():
     bench = heartbeating()
-    for _ in range(g.VOTES_MAX + 2):
+    for _ in range(VOTES_MAX + 2):
         bench.ask("dance")
     tells, dropped = [], []
     for effect in bench.take():
@@ -72,7 +72,7 @@ def test_outcomes_are_kept_each_for_itself_but_not_without_end():
     assert dropped == [tell.key for tell in tells[:2]]
     assert [(UUID, kind) for kind in bench.guest.untold] == [tell.key for tell in tells[2:]]
     bench.table.told(tells[5].key)
-    assert len(bench.guest.untold) == g.VOTES_MAX - 1
+    assert len(bench.guest.untold) == VOTES_MAX - 1
 
 
 # --- what is over is withdrawn ---------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_deleted_instance_takes_all_of_it_along():
     keys = [(UUID, kind) for kind in bench.guest.untold]
     bench.take()
     bench.table.command(datagram.DeleteInstance(UUID), bench.now)
-    assert bench.take() == [*map(row.Untell, keys), row.Drop(UUID), row.Forget(UUID)]
+    assert bench.take() == [row.Forget(UUID), *map(row.Untell, keys), row.Drop(UUID)]
     assert len(keys) == 3
 
 

@@ -25,7 +25,7 @@ UNTOLD = (
     ("vote 3", 2, datagram.VOTE_NOTIFY, datagram.event_body(VOTE)),
 )
 QUESTIONS = ((1, "revocable", "stop", 77.5), (2, "irrevocable", "pause", 78.0))
-MEMORY = Memory(UUID, True, False, INIT, True, 1234.5, (1, 2), UNTOLD, QUESTIONS)
+MEMORY = Memory(UUID, True, False, INIT, True, True, 1234.5, (1, 2), UNTOLD, QUESTIONS)
 NEVER = -float("inf")
 
 
@@ -54,7 +54,7 @@ def values_of(memory):
     [
         MEMORY,
         MEMORY._replace(init=None, ident=None, silence_until=NEVER),
-        Memory(UUID, False, True, INIT, False, 0.0),
+        Memory(UUID, False, True, INIT, False, False, 0.0),
     ],
 )
 def test_what_is_saved_is_loaded_by_the_next_daemon(store, tmp_path, memory):

@@ -123,8 +123,8 @@ class Guest:
     __slots__ = (
         "backoff", "deaths", "heartbeating", "hold_until", "ident", "ill_told_at", "init", "last_note",
         "late", "link", "linked_at", "links", "losses", "misses", "owes_answer", "path", "provisioned",
-        "questions", "reporting", "retry_at", "running", "silence_until", "stopped_due", "told", "untold",
-        "uuid", "withdrawn",
+        "questions", "reporting", "retry_at", "running", "silence_until", "stopped_due", "told",
+        "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float) -> None:
@@ -137,6 +137,7 @@ class Guest:
         self.retry_at = NEVER
         self.backoff = backoff
         self.linked_at = -NEVER
+        self.turned_away = 0.0  # s; for how long it has refused every connection
         self.init: Optional[channel.Init] = None
         self.heartbeating = False
         self.running = False  # the present child says so; only such a child is given questions
@@ -158,6 +159,7 @@ class Guest:
             provisioned=self.provisioned,
             reporting=self.reporting,
             init=self.init,
+            heartbeating=self.heartbeating,
             owes_answer=self.owes_answer,
             silence_until=self.silence_until,
             ident=self.ident,

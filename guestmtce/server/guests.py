@@ -12,20 +12,20 @@ is what we know: it did heartbeat, and nothing has explained its silence since. 
 alone: if the guest resumes within `stopped_grace`, nobody hears of it. Only the session can find that a
 guest which owes an answer gives none, and that is a loss.
 
-What guestAgent must hear is kept in the row (`untold`) until it has confirmed it, and dropped when it stops
-being true: a failure is over when the guest heartbeats again, or when nobody wants it reported. Failures
-that are remembered from before a restart are held back until a living guest would have shown itself.
+What guestAgent must hear (`outbox`) is dropped when it stops being true: a failure is over when the guest
+heartbeats again, or when nobody wants it reported. Failures that are remembered from before a restart are
+held back until a living guest would have shown itself.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
-import itertools
 import logging
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from guestmtce.daemon.log import Throttle, printable
-from guestmtce.server import pipe, reports
+from guestmtce.server import reports
 from guestmtce.server.guest import (
     ABSENT,
     CONNECTED,
@@ -40,26 +40,19 @@ from guestmtce.server.guest import (
     Connect,
     Drop,
     Effect,
-    Forget,
     Guest,
     Key,
     Look,
-    Put,
-    Question,
-    Save,
     SaveHost,
-    Tell,
-    Untell,
     Untold,
 )
-from guestmtce.server.session import SILENCING
+from guestmtce.server.outbox import Outbox
+from guestmtce.server.questions import Questions
 from guestmtce.server.settings import ServerSettings
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
 
 log = logging.getLogger(__name__)
-
-VOTES_MAX = 16  # outcomes of questions kept for guestAgent, per guest
 
 
 class Guests:
@@ -69,16 +62,14 @@ class Guests:
         self.table: Dict[str, Guest] = {}
         self.host_reporting = True
         self._settings = settings
-        self._effects: List[Effect] = []
+        self.outbox = Outbox()
         self._due: List[Tuple[float, str]] = []
-        self._questions = itertools.count(1)
-        self.number: Callable[[], int] = itertools.count(1).__next__  # names what is told
+        self._questions = Questions(settings, self.outbox)
         self._throttle = Throttle(log)
 
     def take_effects(self) -> List[Effect]:
         """What is to be done now, in order."""
-        effects, self._effects = self._effects, []
-        return effects
+        return self.outbox.take()
 
     @property
     def next_due(self) -> float:
@@ -99,25 +90,22 @@ class Guests:
         guest.ident = memory.ident
         guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
         self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
-        if memory.owes_answer and 0 <= now - alive_at <= self._settings.memory_valid:
-            guest.heartbeating = guest.owes_answer = True
+        if 0 <= now - alive_at <= self._settings.memory_valid:
+            guest.heartbeating, guest.owes_answer = memory.heartbeating, memory.owes_answer
         for kind, number, cmd, body in memory.untold:
             self._recall_untold(guest, kind, Untold(number, cmd, datagram.event_of(cmd, body)), now)
         self._unreport(guest)
         self._schedule_stopped(guest, now)
-        for _, notification_type, event_type, deadline in memory.questions:
-            if deadline <= now + channel.SECS_MAX:
-                question = Question(notification_type, event_type, deadline, False)
-                guest.questions[self._next_question()] = question
-                self._schedule(guest, deadline + self._settings.question_grace)
+        self._questions.recall(guest, memory.questions, now)
+        for question in guest.questions.values():
+            self._schedule(guest, self._questions.due(question))
         if guest.memory() != memory:
-            self._save(guest)  # what is not believed now is not to be believed after the next restart
+            self.outbox.save(guest)  # what is not believed now is not to be believed after the next restart
 
     def _recall_untold(self, guest: Guest, kind: str, one: Untold, now: float) -> None:
         if kind in (FAILURE, ILLNESS):
             guest.untold[kind] = one._replace(held=True)
-            patience = max(2 * _interval(guest), self._settings.guest_patience)
-            guest.hold_until = now + patience + self._settings.stopped_grace
+            guest.hold_until = now + self._patience(guest) + self._settings.stopped_grace
             self._schedule(guest, guest.hold_until)
             return
         if kind == STATE:
@@ -128,9 +116,9 @@ class Guests:
             elif isinstance(one.event, datagram.InstanceInfo):
                 guest.told = one.event._replace(reporting=False)
         else:
-            kind = "vote %d" % self._next_question()  # questions are counted anew
+            kind = "vote %d" % self._questions.next_number()  # they are counted anew
         guest.untold[kind] = one
-        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind)))
+        self.outbox.tell_again(guest, kind)
 
     def recall_host(self, reporting: bool) -> None:
         """Take up what was remembered of the host."""
@@ -142,24 +130,8 @@ class Guests:
         """guestAgent has confirmed what was told under this key."""
         guest = self.table.get(key[0])
         if guest is not None and guest.untold.pop(key[1], None) is not None:
-            self._save(guest)
+            self.outbox.save(guest)
             self._forget_if_over(guest)
-
-    def _tell(self, guest: Guest, kind: str, cmd: int, event: datagram.Event, now: float) -> None:
-        number = self.number()
-        guest.untold[kind] = Untold(number, cmd, event)
-        self._effects.append(Tell(cmd, event, number, (guest.uuid, kind)))
-        self._save(guest)
-
-    def _untell(self, guest: Guest, kind: str, why: str) -> None:
-        if guest.untold.pop(kind, None) is not None:
-            self._effects.append(Untell((guest.uuid, kind)))
-            if kind == ILLNESS:
-                guest.ill_told_at = -NEVER  # nobody knows of it: whoever finds it ill anew tells that
-            if kind in (FAILURE, ILLNESS):
-                guest.withdrawn += 1
-                log.warning("%s: an untold %s is over: %s", guest.uuid, kind, why)
-            self._save(guest)
 
     # --- channels ----------------------------------------------------------------------------------
 
@@ -174,7 +146,7 @@ class Guests:
             guest.owes_answer = False
             guest.silence_until = -NEVER
             for kind in (FAILURE, ILLNESS):
-                self._untell(guest, kind, "the instance was created anew")
+                self.outbox.untell(guest, kind, "the instance was created anew")
         guest.path, guest.ident = path, ident
         guest.backoff = self._settings.reconnect_first
         self._retry(guest, now, now)
@@ -184,7 +156,7 @@ class Guests:
         guest = self.table.get(uuid)
         if guest is not None and guest.path == path:
             self._unlink(guest, now)
-            self._effects.append(Look(uuid))  # it may be there under its other name
+            self.outbox.add(Look(uuid))  # it may be there under its other name
 
     def connected(self, uuid: str, now: float) -> None:
         """A child serves the guest."""
@@ -192,17 +164,29 @@ class Guests:
         guest.link = CONNECTED
         guest.linked_at = now
         guest.links += 1
+        guest.turned_away = 0.0
 
-    def connect_failed(self, uuid: str, missing: bool, why: str, now: float) -> None:
-        """No connection could be made. `missing`: there is no such socket."""
+    def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
+        """No connection could be made."""
         guest = self.table.get(uuid)
         if guest is None or guest.link != CONNECTING:
             return
-        if missing:
+        if error.errno == errno.ENOENT:
             self._unlink(guest, now)
         else:
-            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, why)
+            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, error.strerror or error)
+            if error.errno == errno.EAGAIN and guest.owes_answer:
+                self._turned_away(guest, now)
             self._back_off(guest, now)
+
+    def _turned_away(self, guest: Guest, now: float) -> None:
+        """A guest that heartbeated, and whose machine does not even accept us any more, is as lost as a mute.
+
+        Only the waits that we planned count: if this host stood still, the guest's may have, too.
+        """
+        if guest.turned_away > self._patience(guest):
+            self._lost(guest, reports.Lost(0), now)
+        guest.turned_away += guest.backoff
 
     def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
         """The guest's child has ended: PEER_CLOSED, GAVE_UP or DIED."""
@@ -211,18 +195,18 @@ class Guests:
         if why == DIED:
             guest.deaths += 1
         guest.running = False
-        guest.questions = {n: question._replace(given=False) for n, question in guest.questions.items()}
+        self._questions.take_back(guest)
         if why == PEER_CLOSED:
             guest.owes_answer = False
-            self._untell(guest, ILLNESS, "the guest is gone")
-            self._settle_all(guest, "the guest is gone", now)
+            self.outbox.untell(guest, ILLNESS, "the guest is gone")
+            self._questions.agree_all(guest, "the guest is gone", now)
         self._schedule_stopped(guest, now)
         if guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
             self._back_off(guest, now)
         else:
             guest.backoff = self._settings.reconnect_first
             self._retry(guest, now, now)
-        self._save(guest)
+        self.outbox.save(guest)
 
     # --- reports of children -----------------------------------------------------------------------
 
@@ -236,26 +220,25 @@ class Guests:
         guest.silence_until = guest.ill_told_at = -NEVER
         log.info("%s: init of %s, every %d ms, %s", guest.uuid, printable(report.init.name),
                  report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
-        self._save(guest)
+        self.outbox.save(guest)
 
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
         guest.running = guest.heartbeating = guest.owes_answer = True
         guest.stopped_due = NEVER
-        self._untell(guest, FAILURE, "the guest heartbeats again")
-        self._untell(guest, ILLNESS, "the guest heartbeats anew")
+        self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
+        self.outbox.untell(guest, ILLNESS, "the guest heartbeats anew")
         info = self.info(guest)
         if guest.told != info._replace(reporting=False):
             guest.told = info._replace(reporting=False)
             log.info("%s: heartbeating", guest.uuid)
-            self._tell(guest, STATE, datagram.RUNNING, info, now)
-        for number in sorted(guest.questions):
-            self._put(guest, number, now)
-        self._save(guest)
+            self.outbox.tell(guest, STATE, datagram.RUNNING, info)
+        self._questions.put_all(guest, now)
+        self.outbox.save(guest)
 
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
         guest.running = guest.owes_answer = False
-        self._untell(guest, ILLNESS, "the guest has exited")
-        self._stop(guest, now)
+        self.outbox.untell(guest, ILLNESS, "the guest has exited")
+        self._stop(guest)
 
     def _quiet(self, guest: Guest, report: reports.Quiet, now: float) -> None:
         log.info("%s: quiet, as announced", guest.uuid)
@@ -263,9 +246,9 @@ class Guests:
         guest.stopped_due = NEVER
         guest.told = None
         if STATE in guest.untold and guest.untold[STATE].cmd == datagram.RUNNING:
-            self._untell(guest, STATE, "")
-        self._untell(guest, ILLNESS, "the guest went quiet")
-        self._save(guest)
+            self.outbox.untell(guest, STATE, "")
+        self.outbox.untell(guest, ILLNESS, "the guest went quiet")
+        self.outbox.save(guest)
 
     def _lost(self, guest: Guest, report: reports.Lost, now: float) -> None:
         if now < guest.silence_until:
@@ -274,13 +257,16 @@ class Guests:
             return
         guest.losses += 1
         guest.running = guest.owes_answer = False
+        # The stop is named before the loss, though told after it: whoever hears of a stop that was named
+        # after a loss knows that the guest ran again in between.
+        stopped = self.outbox.number()
         reporting = guest.reporting and self.host_reporting
         log.warning("%s: heartbeat lost%s", guest.uuid, "" if reporting else " (reporting is disabled)")
         if reporting:
             info = self.info(guest)._replace(heartbeating=False)
-            self._tell(guest, FAILURE, datagram.LOSS, info, now)
-        self._untell(guest, ILLNESS, "the guest is lost")
-        self._stop(guest, now)
+            self.outbox.tell(guest, FAILURE, datagram.LOSS, info)
+        self.outbox.untell(guest, ILLNESS, "the guest is lost")
+        self._stop(guest, stopped)
 
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
@@ -288,12 +274,12 @@ class Guests:
         guest.ill_told_at = now
         log.warning("%s: ill, wants %s: %s", guest.uuid, report.action, printable(report.log_msg))
         info = self.info(guest)._replace(repair_action=report.action)
-        self._tell(guest, ILLNESS, datagram.ILLHEALTH, info, now)
+        self.outbox.tell(guest, ILLNESS, datagram.ILLHEALTH, info)
 
     def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
         log.info("%s: healthy again", guest.uuid)
         guest.ill_told_at = -NEVER
-        self._untell(guest, ILLNESS, "the guest is healthy again")
+        self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
 
     def _missed(self, guest: Guest, report: reports.Missed, now: float) -> None:
         guest.misses += 1
@@ -302,10 +288,10 @@ class Guests:
     def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
         seconds = min(report.seconds, self._settings.expected_silence)
         guest.silence_until = now + seconds if seconds else -NEVER
-        self._save(guest)
+        self.outbox.save(guest)
 
     def _answered(self, guest: Guest, report: reports.Answered, now: float) -> None:
-        self._settle(guest, report.number, report.vote, report.reason, now)
+        self._questions.settle(guest, report.number, report.vote, report.reason)
 
     def _late(self, guest: Guest, report: reports.Late, now: float) -> None:
         guest.late += 1
@@ -332,7 +318,7 @@ class Guests:
             if self.host_reporting != command.reporting:
                 log.info("reporting of this host: %s", datagram.state_word(command.reporting))
                 self.host_reporting = command.reporting
-                self._effects.append(SaveHost(command.reporting))
+                self.outbox.add(SaveHost(command.reporting))
             for guest in self.table.values():
                 self._unreport(guest)
         elif isinstance(command, datagram.Ask):
@@ -365,9 +351,9 @@ class Guests:
             guest.provisioned, guest.reporting = True, command.reporting
             log.info("%s: reporting %s", guest.uuid, datagram.state_word(command.reporting))
             self._unreport(guest)
-            self._save(guest)
+            self.outbox.save(guest)
         if guest.link == ABSENT:
-            self._effects.append(Look(guest.uuid))
+            self.outbox.add(Look(guest.uuid))
         elif guest.link == RETRYING:
             self._retry(guest, now, now)
 
@@ -375,95 +361,36 @@ class Guests:
         """Where reporting is disabled nobody wants to hear of failures, those of before either."""
         if not (guest.reporting and self.host_reporting):
             for kind in (FAILURE, ILLNESS):
-                self._untell(guest, kind, "reporting was disabled")
+                self.outbox.untell(guest, kind, "reporting was disabled")
 
     def _delete(self, uuid: str) -> None:
         guest = self.table.pop(uuid, None)
         if guest is not None:
             log.info("%s: deleted", uuid)
-            self._effects += [Untell((uuid, kind)) for kind in guest.untold]
-            self._effects += [Drop(uuid), Forget(uuid)]
-
-    # --- votes and notices -------------------------------------------------------------------------
+            self.outbox.forget(guest)
+            self.outbox.add(Drop(uuid))
 
     def _ask(self, command: datagram.Ask, now: float) -> None:
         guest = self.table.get(command.uuid)
-        refusal = ""
         if guest is None:
-            refusal = "unknown instance"
+            self._questions.refuse(None, command, "unknown instance")
         elif command.event not in channel.EVENT_TYPES:
-            refusal = "unknown event type %s" % printable(command.event)
-        if guest is None or refusal:
-            self._throttle.warning("ask", "%s: question refused: %s", command.uuid, refusal)
-            question = Question(command.notification_type, command.event, now, False)
-            self._tell_vote(guest, command.uuid, self._next_question(), question, "error", refusal, now)
-            return
-        init = guest.init or channel.DEFAULT_INIT
-        seconds = channel.timeout_secs(init, command.notification_type, command.event)
-        for older, question in sorted(guest.questions.items()):
-            if not question.given:  # of one that it has, the child tells the end
-                self._agree(guest, older, "overtaken by a new question", now)
-        number = self._next_question()
-        guest.questions[number] = Question(command.notification_type, command.event, now + seconds, False)
-        self._schedule(guest, now + seconds + self._settings.question_grace)
-        log.info("%s: asking %s %s, %d s", guest.uuid, command.notification_type, command.event, seconds)
+            self._questions.refuse(guest, command, "unknown event type %s" % printable(command.event))
+        else:
+            number = self._questions.open(guest, command, now)
+            self._schedule(guest, self._questions.due(guest.questions[number]))
+            self._put_or_agree(guest, number, now)
+            self.outbox.save(guest)
+
+    def _put_or_agree(self, guest: Guest, number: int, now: float) -> None:
+        question = guest.questions[number]
         if guest.running:
-            self._put(guest, number, now)
-        elif command.notification_type == channel.NOTICE and command.event == "resume" and guest.path:
-            self._effects.append(Drop(guest.uuid))
+            self._questions.put(guest, number, now)
+        elif (question.notification_type, question.event_type) == (channel.NOTICE, "resume") and guest.path:
+            self.outbox.add(Drop(guest.uuid))
             self._retry(guest, now, now)
         elif not guest.heartbeating:
-            self._agree(guest, number, "the guest is not heartbeating", now)
-        self._save(guest)
-
-    def _next_question(self) -> int:
-        return next(self._questions) & channel.INT32_MAX
-
-    def _put(self, guest: Guest, number: int, now: float) -> None:
-        """Give the child a question, once, with the time that is left. It waits for one that is running."""
-        question = guest.questions[number]
-        left = round((question.deadline - now) * 1000)
-        if guest.running and not question.given and left > 0:
-            guest.questions[number] = question._replace(given=True)
-            ask = pipe.Ask(number, question.notification_type, question.event_type, left)
-            self._effects.append(Put(guest.uuid, ask))
-
-    def _settle(self, guest: Guest, number: int, vote: str, reason: str, now: float) -> None:
-        question = guest.questions.pop(number, None)
-        if question is not None:
-            self._tell_vote(guest, guest.uuid, number, question, vote, reason, now)
-
-    def _agree(self, guest: Guest, number: int, reason: str, now: float) -> None:
-        """Silent agreement to a question of which the child may know nothing, nor of what follows from it."""
-        question = guest.questions[number]
-        if question.notification_type == channel.NOTICE and question.event_type in SILENCING:
-            guest.silence_until = now + self._settings.expected_silence
-        self._settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason, now)
-
-    def _settle_all(self, guest: Guest, reason: str, now: float) -> None:
-        for number in sorted(guest.questions):
-            self._agree(guest, number, reason, now)
-
-    def _tell_vote(
-        self,
-        guest: Optional[Guest],
-        uuid: str,
-        number: int,
-        question: Question,
-        vote: str,
-        reason: str,
-        now: float,
-    ) -> None:
-        asked, event_type = question.notification_type, question.event_type
-        log.info("%s: %s %s: %s %s", uuid, asked, printable(event_type), vote, printable(reason))
-        result = datagram.VoteResult(self._settings.hostname, uuid, asked, event_type, vote, reason)
-        key = "vote %d" % number
-        if guest is not None:
-            for older in [kind for kind in guest.untold if kind.startswith("vote")][: 1 - VOTES_MAX]:
-                self._untell(guest, older, "")
-            self._tell(guest, key, datagram.VOTE_NOTIFY, result, now)
-        else:
-            self._effects.append(Tell(datagram.VOTE_NOTIFY, result, self.number(), (uuid, key)))
+            self._questions.agree(guest, number, "the guest is not heartbeating", now)
 
     # --- links and time ----------------------------------------------------------------------------
 
@@ -481,18 +408,16 @@ class Guests:
         if guest.link == RETRYING and guest.retry_at <= now:
             guest.link = CONNECTING
             assert guest.path is not None
-            self._effects.append(Connect(guest.uuid, guest.path, self._resume(guest, now)))
+            self.outbox.add(Connect(guest.uuid, guest.path, self._resume(guest, now)))
         if guest.stopped_due <= now:
-            self._tell_stopped(guest, now)
+            self._tell_stopped(guest)
         if guest.hold_until <= now:
             guest.hold_until = NEVER
             for kind, one in guest.untold.items():
                 if one.held:
                     guest.untold[kind] = one._replace(held=False)
-                    self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind)))
-        for number, question in sorted(guest.questions.items()):
-            if question.deadline + self._settings.question_grace <= now:
-                self._agree(guest, number, "no answer in time", now)
+                    self.outbox.tell_again(guest, kind)
+        self._questions.agree_overdue(guest, now)
         self._forget_if_over(guest)
 
     def _forget_if_over(self, guest: Guest) -> None:
@@ -500,6 +425,10 @@ class Guests:
         known = guest.provisioned or guest.heartbeating or guest.untold
         if guest.link == ABSENT and not known:
             self._delete(guest.uuid)
+
+    def _patience(self, guest: Guest) -> float:
+        interval = (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
+        return max(2 * interval, self._settings.guest_patience)
 
     def _resume(self, guest: Guest, now: float) -> Optional[reports.Resume]:
         if guest.init is None:
@@ -520,14 +449,14 @@ class Guests:
 
     def _unlink(self, guest: Guest, now: float) -> None:
         """The channel is gone, and with it the guest that was behind it."""
-        self._effects.append(Drop(guest.uuid))
+        self.outbox.add(Drop(guest.uuid))
         guest.link, guest.path = ABSENT, None
         guest.running = guest.owes_answer = False
-        self._untell(guest, ILLNESS, "the guest is gone")
-        self._settle_all(guest, "the guest is gone", now)
+        self.outbox.untell(guest, ILLNESS, "the guest is gone")
+        self._questions.agree_all(guest, "the guest is gone", now)
         guest.silence_until = -NEVER
         self._schedule_stopped(guest, now)
-        self._save(guest)
+        self.outbox.save(guest)
         self._schedule(guest, now)
 
     def _schedule_stopped(self, guest: Guest, now: float) -> None:
@@ -535,30 +464,19 @@ class Guests:
             guest.stopped_due = now + self._settings.stopped_grace
             self._schedule(guest, guest.stopped_due)
 
-    def _stop(self, guest: Guest, now: float) -> None:
+    def _stop(self, guest: Guest, number: Optional[int] = None) -> None:
         """It does not heartbeat any more; who knows that already is not told twice."""
         if guest.heartbeating:
-            self._tell_stopped(guest, now)
+            self._tell_stopped(guest, number)
         else:
-            self._save(guest)
+            self.outbox.save(guest)
 
-    def _tell_stopped(self, guest: Guest, now: float) -> None:
+    def _tell_stopped(self, guest: Guest, number: Optional[int] = None) -> None:
         guest.stopped_due = NEVER
         guest.told = None
         guest.heartbeating = False
         log.info("%s: stopped heartbeating", guest.uuid)
-        self._tell(guest, STATE, datagram.STOPPED, self.info(guest), now)
-
-    def _save(self, guest: Guest) -> None:
-        if not (self._effects and isinstance(self._effects[-1], Save) and
-                self._effects[-1].memory.uuid == guest.uuid):  # fmt: skip
-            self._effects.append(Save(guest.memory()))
-        else:
-            self._effects[-1] = Save(guest.memory())
-
-
-def _interval(guest: Guest) -> float:
-    return (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
+        self.outbox.tell(guest, STATE, datagram.STOPPED, self.info(guest), number)
 
 
 _REPORTED: Dict[Any, Callable[[Guests, Guest, Any, float], None]] = {

@@ -6,7 +6,6 @@ the table wants comes out as effects, which are carried out here, one short meth
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
@@ -83,10 +82,10 @@ class Master(program.Service[ServerSettings]):
 
     def _start(self) -> None:
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        self._guests.number = Numbers(self._store.reserve).take
+        self._guests.outbox.number = Numbers(self._store.reserve).take
         handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of)
         self._link = AgentLink(
-            self._loop, self._settings, self._store.sender(), self._guests.number, handlers
+            self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers
         )
         self._children.open()
         self._recall()
@@ -141,7 +140,7 @@ class Master(program.Service[ServerSettings]):
 
     def _told(self, key: guest.Key) -> None:
         self._guests.told(key)
-        # Not from within: an older memory, saved after this one, would undo it.
+        # Not from within what is just being carried out.
         self._loop.after(0, self._carry_out)
 
     def _tick(self) -> None:
@@ -172,9 +171,7 @@ class Master(program.Service[ServerSettings]):
             self._children.start(effect.uuid, channel, effect.resume)
         except OSError as error:
             channel.close()
-            missing = error.errno == errno.ENOENT
-            why = error.strerror or str(error)
-            self._guests.connect_failed(effect.uuid, missing, why, time.monotonic())
+            self._guests.connect_failed(effect.uuid, error, time.monotonic())
 
     def _drop(self, effect: guest.Drop) -> None:
         self._children.drop(effect.uuid)
@@ -194,7 +191,7 @@ class Master(program.Service[ServerSettings]):
             self._link.untell(effect.key)
 
     def _save(self, effect: guest.Save) -> None:
-        if self._store is not None and effect.memory.uuid in self._guests.table:
+        if self._store is not None:
             self._store.save(effect.memory)
 
     def _save_host(self, effect: guest.SaveHost) -> None:

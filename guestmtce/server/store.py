@@ -35,6 +35,7 @@ class Memory(NamedTuple):
     provisioned: bool
     reporting: bool
     init: Optional[channel.Init]
+    heartbeating: bool
     owes_answer: bool
     silence_until: float
     ident: Optional[Tuple[int, ...]] = None
@@ -146,6 +147,7 @@ class Store:
                 provisioned=values["provisioned"] is True,
                 reporting=values["reporting"] is True,
                 init=init,
+                heartbeating=values["heartbeating"] is True,
                 owes_answer=values["owes_answer"] is True,
                 silence_until=float(values["silence_until"]),
                 ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,

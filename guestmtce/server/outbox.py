@@ -1,0 +1,89 @@
+"""What the guests' table wants done: its effects in order, and the rows that have changed.
+
+What guestAgent must hear is kept in the guest's row (`untold`) until it has been confirmed, and dropped when
+it stops being true. Rows are remembered before anything of them is told: a daemon that dies in between tells
+again what it remembers under the number that it had, and guestAgent knows it by that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Callable, Dict, List, Optional
+
+from guestmtce.server.guest import (
+    FAILURE,
+    ILLNESS,
+    NEVER,
+    Effect,
+    Forget,
+    Guest,
+    Key,
+    Save,
+    Tell,
+    Untell,
+    Untold,
+)
+from guestmtce.wire import datagram
+
+log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """See the module's text. `number` names what is told."""
+
+    def __init__(self) -> None:
+        self.number: Callable[[], int] = itertools.count(1).__next__
+        self._effects: List[Effect] = []
+        self._changed: Dict[str, Optional[Guest]] = {}  # None: to be forgotten
+
+    def take(self) -> List[Effect]:
+        """What is to be done now, in order."""
+        remember: List[Effect] = [
+            Forget(uuid) if guest is None else Save(guest.memory()) for uuid, guest in self._changed.items()
+        ]
+        effects, self._effects, self._changed = self._effects, [], {}
+        return remember + effects
+
+    def add(self, effect: Effect) -> None:
+        """This is to be done."""
+        self._effects.append(effect)
+
+    def save(self, guest: Guest) -> None:
+        """The row is to be remembered as it will be when the effects are taken."""
+        self._changed[guest.uuid] = guest
+
+    def forget(self, guest: Guest) -> None:
+        """Nothing of the row is to be remembered or told."""
+        for kind in guest.untold:
+            self._effects.append(Untell((guest.uuid, kind)))
+        self._changed[guest.uuid] = None
+
+    def tell(
+        self, guest: Guest, kind: str, cmd: int, event: datagram.Event, number: Optional[int] = None
+    ) -> None:
+        """guestAgent is to hear this, until it has it; a newer one of the same kind takes its place."""
+        guest.untold[kind] = Untold(number or self.number(), cmd, event)
+        self.tell_again(guest, kind)
+        self.save(guest)
+
+    def tell_again(self, guest: Guest, kind: str) -> None:
+        """guestAgent is to hear this of the row, under the number that it has."""
+        one = guest.untold[kind]
+        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind)))
+
+    def tell_once(self, cmd: int, event: datagram.Event, key: Key) -> None:
+        """guestAgent is to hear this of an instance that we do not know."""
+        self._effects.append(Tell(cmd, event, self.number(), key))
+
+    def untell(self, guest: Guest, kind: str, why: str) -> None:
+        """This is no longer true."""
+        if guest.untold.pop(kind, None) is None:
+            return
+        self._effects.append(Untell((guest.uuid, kind)))
+        if kind == ILLNESS:
+            guest.ill_told_at = -NEVER  # nobody knows of it: whoever finds it ill anew tells that
+        if kind in (FAILURE, ILLNESS):
+            guest.withdrawn += 1
+            log.warning("%s: an untold %s is over: %s", guest.uuid, kind, why)
+        self.save(guest)
