@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from guestmtce.agent.inventory import Inventory, Origin, Send
+from guestmtce.agent.inventory import Inventory
+from guestmtce.agent.rows import Origin, Send
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord, InstanceInfo
 from guestmtce.wire.vim import Named

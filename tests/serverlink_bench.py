@@ -3,7 +3,7 @@
 import socket
 import threading
 
-from guestmtce.agent.inventory import Send
+from guestmtce.agent.rows import Send
 from guestmtce.agent.serverlink import ServerLink
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.peers import Speaker

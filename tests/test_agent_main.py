@@ -1,6 +1,7 @@
 """The whole guestAgent between a VIM, an mtcAgent and guestServers: what is told, once, and confirmed."""
 
 import socket
+import tempfile
 import time
 
 import pytest
@@ -47,7 +48,14 @@ class World:
         self.mtc = MtcAgent(hosts, LOCAL, event_port, command_port)
         self.mtc.start()
         self.loop = Loop()
-        values = {"audit_first": 60.0, "audit_period": 60.0, "mtc_ask_period": RETRY, **settings}
+        self.run_dir = tempfile.TemporaryDirectory()
+        values = {
+            "run_dir": self.run_dir.name,
+            "audit_first": 60.0,
+            "audit_period": 60.0,
+            "mtc_ask_period": RETRY,
+            **settings,
+        }
         self.agent = Agent(self.loop, AgentSettings(
             bind=LOCAL, rx_port=self.agent_port, server_port=self.server_port, http_port=http_port,
             vim_url=self.vim.url, mtc_address=LOCAL, mtc_cmd_port=command_port, mtc_event_port=event_port,
@@ -100,6 +108,7 @@ class World:
         self.mtc.stop()
         for one in self._sockets:
             one.close()
+        self.run_dir.cleanup()
 
 
 @pytest.fixture
@@ -153,16 +162,16 @@ def test_while_the_vim_is_away_nothing_is_confirmed_and_then_all_is_told_once(wo
     one, server = started(world)
     one.vim.stop()
     for _ in range(3):
-        told(server, LOSS, 2)
+        told(server, LOSS, 4)
         told(server, vote(), 3)
-        told(server, (datagram.STOPPED, INFO._replace(heartbeating=False)), 4)
+        told(server, (datagram.STOPPED, INFO._replace(heartbeating=False)), 2)
         one.quiet()
     assert confirmed(server) == [1]
     one.vim.start()
     one.until(lambda: {2, 3, 4} <= set(confirmed(server)), "all is confirmed")
     kinds = [entry["body"]["event-type"] for entry in one.vim.events()]
     assert kinds == ["service", "alarm", "action", "service"]
-    for number, message in ((2, LOSS), (3, vote())):  # the confirmations were lost
+    for number, message in ((4, LOSS), (3, vote())):  # the confirmations were lost
         told(server, message, number)
         one.until(lambda: confirmed(server).count(number) == 2, "it is confirmed again")  # noqa: B023
     one.quiet()

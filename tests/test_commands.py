@@ -8,7 +8,8 @@ import time
 import pytest
 
 from guestmtce.agent.commands import Commands
-from guestmtce.agent.inventory import Inventory, Send
+from guestmtce.agent.inventory import Inventory
+from guestmtce.agent.rows import Send
 from guestmtce.lab.cluster import free_ports
 from guestmtce.lab.vim import Client
 from guestmtce.wire import channel, datagram

@@ -6,16 +6,7 @@ from hypothesis import strategies as st
 
 from guestmtce.agent import events
 from guestmtce.agent.events import ALARM, QUESTION, SERVICE, Outbox
-from guestmtce.agent.inventory import (
-    AskVim,
-    Drop,
-    DropHost,
-    Send,
-    TellAction,
-    TellAlarm,
-    TellService,
-    Withdraw,
-)
+from guestmtce.agent.rows import AskVim, Drop, DropHost, Send, TellAction, TellAlarm, TellService, Withdraw
 
 FIRST, MOST = 0.5, 10.0
 NOW = 1000.0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from guestmtce.agent import events
 from guestmtce.agent.events import ALARM, Outbox
-from guestmtce.agent.inventory import AskVim, Drop, Origin, TellAction, TellAlarm, TellService, Withdraw
+from guestmtce.agent.rows import AskVim, Drop, Origin, TellAction, TellAlarm, TellService, Withdraw
 
 FIRST, MOST = 0.5, 10.0
 NOW = 1000.0

@@ -25,12 +25,12 @@ from inventory_facts import (
     send,
 )
 
-from guestmtce.agent.inventory import (
+from guestmtce.agent.inventory import Inventory
+from guestmtce.agent.rows import (
     AskMtc,
     AskVim,
     Drop,
     DropHost,
-    Inventory,
     Send,
     TellAlarm,
     TellService,

@@ -20,7 +20,7 @@ from inventory_facts import (
     send,
 )
 
-from guestmtce.agent.inventory import AskMtc, Drop, Send, TellAction, TellAlarm, TellService, Withdraw
+from guestmtce.agent.rows import AskMtc, Drop, Send, TellAction, TellAlarm, TellService, Withdraw
 from guestmtce.wire import channel, datagram, vim
 from guestmtce.wire.datagram import DeleteInstance, Query, SetHost, SetInstance
 from guestmtce.wire.vim import Listed, Named
@@ -150,13 +150,15 @@ def alarms(made):
 
 TELLS_MORE = {
     "answer": lambda made: made.server_answer(info(heartbeating=False, action="migrate"), origin(6)),
-    "stopped": lambda made: made.server_state(info(heartbeating=False, action="migrate"), origin(6)),
+    "stopped": lambda made: made.server_state(info(heartbeating=False, action="migrate"), origin(4)),
+    "old stopped": lambda made: made.server_state(info(heartbeating=False, action="migrate")),
     "old answer": lambda made: made.server_answer(info(heartbeating=False, action="migrate")),
 }
 
 
-@pytest.mark.parametrize("name", TELLS_MORE)
-@pytest.mark.parametrize("number", [None, 5])
+@pytest.mark.parametrize(
+    ("name", "number"), [*((name, 5) for name in TELLS_MORE), ("old answer", None), ("old stopped", None)]
+)
 def test_a_loss_waits_until_the_repair_action_is_known_and_is_told_once(name, number):
     made, of_loss = unheard(), number and origin(number)
     for _ in range(2):
@@ -236,10 +238,36 @@ def test_before_the_list_an_unknown_instance_is_adopted_with_the_servers_reporti
     effects = made.take_effects()
     assert of(Send, effects) == []
     assert made.reply(U) == vim.services_reply(U, A.hostname, reporting, True, 601)
-    made.server_loss(loss())
-    assert kinds(made.take_effects()) == ([TellAlarm] if reporting else [])
     made.vim_instances(A.hostname, None)  # the VIM is down
     assert made.take_effects() == [] and U in made.instances
+
+
+@pytest.mark.parametrize("number", [None, 5])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_loss_of_an_adopted_instance_waits_for_the_list(number, listed):
+    """It may live elsewhere by now."""
+    made, of_loss = inventory(listed=False), number and origin(number)
+    assert made.server_loss(info(), of_loss) is (number is None)
+    made.server_state(info(heartbeating=False), number and origin(4))
+    assert alarms(made) == []
+    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)] if listed else [])
+    assert alarms(made) == ([("reboot", of_loss)] if listed else [])
+    if number:  # it is repeated until it is confirmed
+        assert made.server_loss(info(), of_loss)
+        assert alarms(made) == []
+
+
+def test_a_vim_without_a_list_is_told_of_a_loss_all_the_same():
+    made = inventory(listed=False)
+    assert not made.server_loss(info(), origin(5))
+    assert not made.server_ill(info(action="stop"), origin(6))
+    made.audit()
+    made.vim_instances(A.hostname, None)
+    assert alarms(made) == []
+    made.audit()
+    assert alarms(made) == [("reboot", origin(5))]
+    assert made.server_ill(info(action="stop"), origin(6))
+    assert alarms(made) == [("stop", origin(6))]
 
 
 LISTS = {
@@ -299,7 +327,8 @@ def test_before_the_list_no_server_is_told_to_forget_what_another_has_too(name):
     effects = made.take_effects()
     assert of(Send, effects) == [] and made.instances[U].hostname == B.hostname
     told = {"running": TellService, "answer": TellService, "loss": TellAlarm, "ill": TellAlarm}[name]
-    assert [effect.body["hostname"] for effect in of(told, effects)] == [B.hostname]
+    heard = [effect.body["hostname"] for effect in of(told, effects)]
+    assert heard == ([] if name == "loss" else [B.hostname])
     made.instances[U].heartbeating = True
     EVENTS[name](made, A, U)
     assert made.take_effects() == [] and made.instances[U].hostname == B.hostname

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from guestmtce.agent.events import Outbox
-from guestmtce.agent.inventory import AskVim, Origin, TellAction, TellAlarm, TellService
+from guestmtce.agent.rows import AskVim, Origin, TellAction, TellAlarm, TellService
 from guestmtce.agent.vimlink import VimLink
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim

@@ -16,7 +16,7 @@ import itertools
 import logging
 from typing import Any, Deque, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from guestmtce.agent import inventory
+from guestmtce.agent import rows
 from guestmtce.wire import vim
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ REFUSALS_MAX = 64
 DOWN_RETRY_MAX = 4.0  # s between two attempts at a VIM that does not listen
 ACTIONS_MAX = 16  # outcomes kept per instance
 
-Tells = Union[inventory.TellService, inventory.TellAlarm, inventory.TellAction]
+Tells = Union[rows.TellService, rows.TellAlarm, rows.TellAction]
 Key = Tuple[int, str, str]  # kind, uuid, and what tells one of its kind and uuid from another
 
 
@@ -42,7 +42,7 @@ class Item(NamedTuple):
     method: str
     path: str
     body: Dict[str, Any]
-    origin: Optional[inventory.Origin] = None
+    origin: Optional[rows.Origin] = None
 
     @property
     def key(self) -> Key:
@@ -60,7 +60,7 @@ class Outbox:
         self._refusals: Dict[Key, Tuple[int, float]] = {}  # how many, and not to be offered again before
         self._questions: Deque[Item] = collections.deque()
         self._held: Dict[Tuple[int, ...], int] = {}  # sender and number, whatever the address
-        self._settled: List[inventory.Origin] = []
+        self._settled: List[rows.Origin] = []
         self._order = itertools.count()
         self._delay = 0.0  # present back-off from a VIM that cannot be reached
         self._not_before = -float("inf")
@@ -70,24 +70,24 @@ class Outbox:
 
     # --- what is to be told ------------------------------------------------------------------------
 
-    def take(self, effect: inventory.Effect) -> None:
+    def take(self, effect: rows.Effect) -> None:
         """An effect of the inventory that concerns the VIM."""
-        if isinstance(effect, inventory.TellService):
+        if isinstance(effect, rows.TellService):
             self._keep(SERVICE, effect.uuid, "", effect)
-        elif isinstance(effect, inventory.TellAlarm):
+        elif isinstance(effect, rows.TellAlarm):
             self._keep(ALARM, effect.uuid, effect.state, effect)
-        elif isinstance(effect, inventory.TellAction):
+        elif isinstance(effect, rows.TellAction):
             self._keep(ACTION, effect.uuid, str(next(self._order)), effect)
             self._limit_actions(effect.uuid)
-        elif isinstance(effect, inventory.Withdraw):
+        elif isinstance(effect, rows.Withdraw):
             for key in [(ALARM, effect.uuid, state) for state in effect.states]:
                 if self._remove(key):
                     self.withdrawn += 1
                     log.warning("%s: an untold failure (%s) is over: %s", effect.uuid, key[2], effect.why)
-        elif isinstance(effect, inventory.Drop):
+        elif isinstance(effect, rows.Drop):
             for key in [key for key in self._items if key[1] == effect.uuid]:
                 self._remove(key)
-        elif isinstance(effect, inventory.AskVim):
+        elif isinstance(effect, rows.AskVim):
             self._question(effect)
 
     def _keep(self, kind: int, uuid: str, what: str, effect: Tells) -> None:
@@ -104,7 +104,7 @@ class Outbox:
             log.error("%s: too many untold outcomes, the oldest is dropped", uuid)
             self._remove(key)
 
-    def _question(self, effect: inventory.AskVim) -> None:
+    def _question(self, effect: rows.AskVim) -> None:
         if effect.instances:
             path, body = vim.EVENT_PATH + "instances/?host_uuid=" + effect.uuid, {}
         else:
@@ -124,12 +124,12 @@ class Outbox:
 
     # --- what guestServers wait for ----------------------------------------------------------------
 
-    def take_settled(self) -> List[inventory.Origin]:
+    def take_settled(self) -> List[rows.Origin]:
         """The origins of what the VIM has now, or is not to hear any more."""
         settled, self._settled = self._settled, []
         return settled
 
-    def holds(self, origin: inventory.Origin) -> bool:
+    def holds(self, origin: rows.Origin) -> bool:
         """Whether what came from there still waits."""
         return origin[1:] in self._held
 

@@ -12,176 +12,42 @@ forget it.
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
+from guestmtce.agent.rows import (
+    ANYTHING,
+    BEAT,
+    FAILED,
+    START,
+    STATE,
+    UNHEALTHY,
+    AskMtc,
+    AskVim,
+    Drop,
+    DropHost,
+    Effect,
+    Host,
+    Instance,
+    Origin,
+    Send,
+    TellAction,
+    TellAlarm,
+    TellService,
+    Withdraw,
+)
 from guestmtce.daemon.log import Throttle
-from guestmtce.wire import channel, datagram, extension, vim
+from guestmtce.wire import channel, datagram, vim
 from guestmtce.wire.vim import Failure, Named
 
 log = logging.getLogger(__name__)
 
 
-FAILED = "failed"
-UNHEALTHY = "unhealthy"
-
 # Audits without a word of an instance before its server is told of it again. An old one stops heartbeating
 # for it, so one lost answer is no reason.
 UNANSWERED_MAX = 2
-
-# What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
-# one void: a start voids an illness, a beat a loss, anything an answer.
-START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
-
-
-# --- effects ---------------------------------------------------------------------------------------
-
-
-class Send(NamedTuple):
-    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`."""
-
-    hostname: str
-    ip: str
-    cmd: int
-    command: datagram.Command
-    seconds: float = 0.0
-
-
-class Origin(NamedTuple):
-    """The datagram in which a guestServer told us something, and waits for our confirmation."""
-
-    ip: str
-    sender: int
-    number: int
-
-
-class TellService(NamedTuple):
-    """The VIM must hear the state of this instance; it replaces what was not told yet."""
-
-    uuid: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-
-
-class TellAlarm(NamedTuple):
-    """The VIM must hear of this failure; `state` is `failed` or `unhealthy`."""
-
-    uuid: str
-    state: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-
-
-class TellAction(NamedTuple):
-    """The VIM must hear the outcome of this vote or notice."""
-
-    uuid: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-
-
-class Withdraw(NamedTuple):
-    """Failures of this instance that were not told yet are no longer true, because of `why`."""
-
-    uuid: str
-    why: str
-    states: Tuple[str, ...] = (FAILED, UNHEALTHY)
-
-
-class Drop(NamedTuple):
-    """Nothing about this instance is to be told any more."""
-
-    uuid: str
-
-
-class DropHost(NamedTuple):
-    """Nothing more is to be said to the guestServer at `ip`; what was said before is said once."""
-
-    ip: str
-
-
-class AskMtc(NamedTuple):
-    """Ask mtcAgent for the hosts."""
-
-
-class AskVim(NamedTuple):
-    """Ask the VIM for this host's state (`instances` false) or its instances."""
-
-    uuid: str
-    hostname: str
-    instances: bool
-
-
-Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHost, AskMtc, AskVim]
-
-
-class Host:
-    """A compute host. `reporting` is None until the VIM has said."""
-
-    __slots__ = ("answered", "ip", "listed", "misses", "name", "reporting", "uuid")
-
-    def __init__(self, name: str, uuid: str, ip: str) -> None:
-        self.name = name
-        self.uuid = uuid
-        self.ip = ip
-        self.reporting: Optional[bool] = None
-        self.listed = False  # the VIM's list of its instances has arrived
-        self.answered = True  # since the last audit
-        self.misses = 0  # audits it did not answer
-
-
-class Instance:
-    """An instance and what its guestServer last said of it. Timeouts in s."""
-
-    __slots__ = (
-        "adopted", "heard", "heartbeating", "hostname", "known", "lost", "lost_in",
-        "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
-        "suspend_notice_secs", "unanswered", "uuid", "vote_secs",
-    )  # fmt: skip
-
-    def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
-        self.uuid = uuid
-        self.hostname = hostname
-        self.reporting = reporting
-        self.adopted = adopted
-        self.heartbeating = False
-        self.unanswered = 0  # audits since its server spoke of it
-        self.known = False  # its server has told what follows
-        self.lost = False  # a loss waits until that is known
-        self.lost_in: Optional[Origin] = None
-        self.heard: Dict[str, Origin] = {}  # the newest datagram that showed a start, a beat, …
-        defaults = channel.DEFAULT_INIT
-        self.repair_action = defaults.corrective_action
-        self.restart_secs = defaults.restart_secs
-        self.shutdown_notice_secs = defaults.shutdown_notice_secs
-        self.suspend_notice_secs = defaults.suspend_notice_secs
-        self.resume_notice_secs = defaults.resume_notice_secs
-        self.vote_secs = defaults.vote_secs
-
-    def take(self, info: datagram.InstanceInfo) -> None:
-        """Believe the guestServer, but for `reporting`, which is the VIM's."""
-        self.known = True
-        self.heartbeating = info.heartbeating
-        self.repair_action = info.repair_action
-        self.restart_secs = info.restart_to
-        self.shutdown_notice_secs = info.shutdown_to
-        self.suspend_notice_secs = info.suspend_to
-        self.resume_notice_secs = info.resume_to
-        self.vote_secs = info.vote_to
-
-    def overtaken(self, about: str, origin: Optional[Origin]) -> bool:
-        """Whether this datagram of the same sender, or a newer one about the same, has come already."""
-        newest = self.heard.get(about)
-        return (
-            origin is not None
-            and newest is not None
-            and newest.sender == origin.sender
-            and not extension.newer(origin.number, newest.number)
-        )
-
-    def hear(self, origin: Optional[Origin], *about: str) -> None:
-        """Note the newest datagram."""
-        if origin is not None:
-            self.heard.update((one, origin) for one in about if not self.overtaken(one, origin))
+# Audits for which a failure of an adopted instance waits for the VIM's list, which says whose it is. A VIM
+# that gives none is told all the same.
+UNLISTED_MAX = 2
 
 
 class Inventory:
@@ -324,6 +190,7 @@ class Inventory:
                 self._move(instance, host)
             else:
                 self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, entry.reporting))
+                self._tell_waiting(host, instance)
 
     # --- the guestServers' events ------------------------------------------------------------------
     # Each returns whether it could be understood; if not, the server is to say it again.
@@ -344,6 +211,10 @@ class Inventory:
         if info.heartbeating:
             instance.hear(origin, START, BEAT)
             self._alive(instance, (FAILED, UNHEALTHY), origin)
+        elif origin is not None:
+            # A stop is named before the loss that it comes with: it ran again after one that is older.
+            instance.hear(origin, BEAT)
+            self._alive(instance, (FAILED,), origin)
         if not instance.overtaken(STATE, origin):
             instance.hear(origin, STATE, ANYTHING)
             instance.take(info)
@@ -380,6 +251,8 @@ class Inventory:
         host, instance = self._subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
         if host is None or instance is None:
             return host is not None
+        if origin is not None and self._unclaimed(host, instance):
+            return False
         if instance.overtaken(START, origin) or instance.overtaken(UNHEALTHY, origin):
             return True
         instance.hear(origin, UNHEALTHY, ANYTHING, *((BEAT,) if info.heartbeating else ()))
@@ -397,8 +270,8 @@ class Inventory:
     ) -> bool:
         """LOSS: the guest has stopped answering. Ours tells its whole state, an old server only who it is.
 
-        It is not understood as long as the repair action is not known: nobody may take it off the server's
-        hands before the VIM can be told. A server that does not repeat it is asked.
+        It is not understood as long as the repair action is not known, or whose the instance is: nobody may
+        take it off the server's hands before the VIM can be told. A server that does not repeat it is asked.
         """
         # A server reports a loss only while reporting is enabled.
         host, instance = self._subject(event.hostname, event.uuid, True, True)
@@ -412,11 +285,10 @@ class Inventory:
             heartbeating = instance.heartbeating
             instance.take(event._replace(heartbeating=heartbeating))
         instance.lost, instance.lost_in = True, origin
-        if instance.known:
-            self._tell_waiting(host, instance)
-        else:
+        if not instance.known:
             self._to(host, datagram.QRY_INST, datagram.Query())
-        return instance.known or origin is None
+        self._tell_waiting(host, instance)
+        return not instance.lost or origin is None
 
     def server_vote(self, event: datagram.VoteResult, origin: Optional[Origin] = None) -> bool:
         """VOTE_NOTIFY: the answer to a vote or notice."""
@@ -451,24 +323,32 @@ class Inventory:
     def audit(self) -> None:
         """Ask the VIM what is still unknown, and every guestServer for its state (spec 2, "Audit")."""
         for host in self.hosts.values():
-            if not host.answered:
-                host.misses += 1
-                self._throttle.warning(
-                    host.name, "guestServer on %s does not answer (%d audits)", host.name, host.misses
-                )
-            instances = self._instances_of(host)
-            for instance in instances:
-                if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it
-                    self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
-                instance.unanswered += 1
-            host.answered = not instances  # a server without instances has nothing to say
-            if host.reporting is None:
-                self._effects.append(AskVim(host.uuid, host.name, False))
-            if not host.listed:
-                self._effects.append(AskVim(host.uuid, host.name, True))
+            self._count_silence(host)
+            self._ask_vim(host)
             if host.reporting is not None:  # no answer carries it: a lost one is not seen
                 self._to(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, host.reporting))
             self._to(host, datagram.QRY_INST, datagram.Query())
+
+    def _count_silence(self, host: Host) -> None:
+        if not host.answered:
+            host.misses += 1
+            text = "guestServer on %s does not answer (%d audits)"
+            self._throttle.warning(host.name, text, host.name, host.misses)
+        instances = self._instances_of(host)
+        for instance in instances:
+            if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it
+                self._to(host, datagram.ADD_INST, datagram.SetInstance(instance.uuid, instance.reporting))
+            instance.unanswered += 1
+        host.answered = not instances  # a server without instances has nothing to say
+
+    def _ask_vim(self, host: Host) -> None:
+        if host.reporting is None:
+            self._effects.append(AskVim(host.uuid, host.name, False))
+        if not host.listed:
+            host.unlisted += 1
+            self._effects.append(AskVim(host.uuid, host.name, True))
+            for instance in self._instances_of(host):
+                self._tell_waiting(host, instance)
 
     # --- helpers -----------------------------------------------------------------------------------
 
@@ -594,8 +474,12 @@ class Inventory:
         body = vim.service_event(one.uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
         self._effects.append(TellService(one.uuid, body, origin))
 
+    def _unclaimed(self, host: Host, instance: Instance) -> bool:
+        """Whether the VIM may still say that the instance is not, or no more, this host's."""
+        return instance.adopted and not host.listed and host.unlisted < UNLISTED_MAX
+
     def _tell_waiting(self, host: Host, instance: Instance) -> None:
-        if instance.lost:
+        if instance.lost and instance.known and not self._unclaimed(host, instance):
             instance.lost = False
             self._tell_alarm(host, instance, FAILED, instance.repair_action, instance.lost_in)
 

@@ -15,10 +15,12 @@ from guestmtce.agent import events
 from guestmtce.agent import settings as settings_module
 from guestmtce.agent.audit import Audit
 from guestmtce.agent.commands import Commands
-from guestmtce.agent.inventory import AskMtc, DropHost, Inventory, Origin, Send
+from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.mtclink import MtcLink
+from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send
 from guestmtce.agent.serverlink import Heard, ServerLink
 from guestmtce.agent.settings import NAME, AgentSettings
+from guestmtce.agent.told import Told
 from guestmtce.agent.vimlink import VimLink
 from guestmtce.daemon import program
 from guestmtce.daemon.log import Throttle
@@ -40,6 +42,7 @@ class Agent(program.Service[AgentSettings]):
         self._lock = threading.Lock()
         self._inventory = Inventory()
         self._outbox = events.Outbox(settings.vim_retry_first, settings.vim_retry_max)
+        self._told = Told(settings.run_dir, NAME)
         self._seen: Dict[str, Seen] = {}  # by host: a crowd on one must not push out another's
         self._vim = VimLink(
             settings.vim_base,
@@ -48,6 +51,7 @@ class Agent(program.Service[AgentSettings]):
             self._outbox,
             self._vim_replied,
             self._confirm,
+            self._told.add,
         )
         self._audit = Audit(loop, settings, self._apply)
         self._servers: Optional[ServerLink] = None
@@ -146,8 +150,8 @@ class Agent(program.Service[AgentSettings]):
 
     def _take_once(self, heard: Heard, origin: Origin) -> None:
         """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it."""
-        seen = self._seen.get(heard.event.hostname)
-        if seen is None or (origin.sender, origin.number) not in seen:
+        seen = self._seen.get(heard.event.hostname, ())
+        if (origin.sender, origin.number) not in seen and origin not in self._told:
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.setdefault(heard.event.hostname, Seen()).add(origin.sender, origin.number)

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional
 
-from guestmtce.agent.inventory import Origin, Send
+from guestmtce.agent.rows import Origin, Send
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.peers import Speaker, new_nonce

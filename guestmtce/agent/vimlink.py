@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 
 import requests
 
-from guestmtce.agent import events
+from guestmtce.agent import events, rows
 from guestmtce.daemon.log import Throttle
 from guestmtce.wire import vim
 
@@ -38,7 +38,8 @@ class Down(Unreached):
 class VimLink:
     """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
 
-    `on_settled` is called under the lock, whenever the outbox may have settled something.
+    `on_settled` is called under the lock, whenever the outbox may have settled something, and before it
+    `on_told`, without the lock, with the origin of what the VIM has now.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class VimLink:
         outbox: events.Outbox,
         on_reply: Callable[[events.Item, Any], None],
         on_settled: Callable[[], None] = lambda: None,
+        on_told: Callable[[rows.Origin], None] = lambda _: None,
     ) -> None:
         self.reachable = True
         self._base = base
@@ -56,6 +58,7 @@ class VimLink:
         self._outbox = outbox
         self._on_reply = on_reply
         self._on_settled = on_settled
+        self._on_told = on_told
         self._more = threading.Condition(lock)
         self._stopping = False
         self._throttle = Throttle(log)
@@ -105,11 +108,14 @@ class VimLink:
         try:
             reply = self._call(item)
             self.reachable = True
+            self._remember(item)
             self._note(self._outbox.delivered, item)
         except Refused as refusal:
             self.reachable = True
             level = logging.WARNING if item.kind == events.ALARM else logging.DEBUG
             log.log(level, "%s %s: %s", item.method, item.path, refusal)
+            if item.kind != events.ALARM:
+                self._remember(item)
             self._note(self._outbox.refused, item, time.monotonic())
         except Unreached as error:
             self.reachable = False
@@ -117,6 +123,10 @@ class VimLink:
             self._note(self._outbox.unreached, item, time.monotonic(), isinstance(error, Down))
         if item.kind == events.QUESTION:
             self._on_reply(item, reply)
+
+    def _remember(self, item: events.Item) -> None:
+        if item.origin is not None:
+            self._on_told(item.origin)
 
     def _note(self, outcome: Callable[..., None], *values: Any) -> None:
         with self._more:

@@ -1,9 +1,9 @@
 """One seeded life among faults, and the check of what the VIM was told against what really happened.
 
 Two hosts, twenty guests, everything tenfold faster than life. A lossy line between guestServers and
-guestAgent; guests hang, recover and restart; the VIM is down, slow, resets or hangs; processes are killed
-or stopped. Then the faults end (guests that hang go on hanging), and when all has been quiet for a while
-the record is compared with the truth.
+guestAgent; guests hang, recover, restart, go and come back, and are deleted and made anew; the VIM is down,
+slow, resets or hangs; processes are killed or stopped. Then the faults end (guests that hang go on hanging),
+and when all has been quiet for a while the record is compared with the truth.
 
 By hand: python tests/faults/fault_run.py SEED …
 """
@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import time
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, Host, TimedOut, wait_for
 from guestmtce.lab.proxy import Proxy
@@ -49,7 +49,10 @@ class Truth:
 
     def __init__(self) -> None:
         self.hung: Dict[str, List[Tuple[float, Optional[float]]]] = {}
-        self.doubtful: List[Tuple[float, float]] = []  # when the VIM may have been told twice
+        self.back: Dict[str, List[float]] = {}  # when each was switched on
+        self.gone: Set[str] = set()
+        self.troubled: List[Tuple[float, float]] = []  # when the VIM may have heard what it did not confirm
+        self.kills: List[float] = []  # of the agent
         self.log: List[str] = []
 
     def note(self, text: str) -> None:
@@ -70,31 +73,81 @@ class Life:
         return self.cluster.hosts[self.cluster.uuids.index(uuid) // GUESTS]
 
     def hanging(self, uuid: str) -> bool:
+        """It does, or did when it was switched off."""
         return bool(self.truth.hung.get(uuid)) and self.truth.hung[uuid][-1][1] is None
+
+    def beats(self, uuid: str) -> bool:
+        """It would, if it were let."""
+        return not self.hanging(uuid) and uuid not in self.truth.gone
+
+    def _over(self, uuid: str) -> None:
+        if self.hanging(uuid):
+            begin, _ = self.truth.hung[uuid].pop()
+            self.truth.hung[uuid].append((begin, time.monotonic()))
 
     # --- the faults ---
 
     def hang(self) -> None:
         uuid = self.random.choice(self.cluster.uuids)
-        if not self.hanging(uuid):
+        if self.beats(uuid):
             self.truth.note("hang " + uuid[-2:])
             self.truth.hung.setdefault(uuid, []).append((time.monotonic(), None))
             self.host_of(uuid).guests.say(uuid, "hang")
 
     def recover(self) -> None:
-        hanging = [uuid for uuid in self.cluster.uuids if self.hanging(uuid)]
+        gone = self.truth.gone
+        hanging = [uuid for uuid in self.cluster.uuids if self.hanging(uuid) and uuid not in gone]
         if hanging:
             uuid = self.random.choice(hanging)
             self.truth.note("recover " + uuid[-2:])
             self.host_of(uuid).guests.say(uuid, "healthy")
-            begin, _ = self.truth.hung[uuid].pop()
-            self.truth.hung[uuid].append((begin, time.monotonic()))
+            self._over(uuid)
 
     def restart_guest(self) -> None:
         uuid = self.random.choice(self.cluster.uuids)
-        if not self.hanging(uuid):
+        if self.beats(uuid):
             self.truth.note("restart " + uuid[-2:])
             self.host_of(uuid).guests.say(uuid, "restart")
+
+    def go(self) -> None:
+        """A machine ends, with or without its socket. If it hung, that may be told, and need not be."""
+        uuid = self.random.choice(self.cluster.uuids)
+        if uuid not in self.truth.gone:
+            word = self.random.choice(("off", "crash"))
+            self.truth.note("%s %s" % (word, uuid[-2:]))
+            self.host_of(uuid).guests.say(uuid, word)
+            self.truth.gone.add(uuid)
+
+    def come(self) -> None:
+        """A machine that ended starts again."""
+        if self.truth.gone:
+            self._switch_on(self.random.choice(sorted(self.truth.gone)))
+
+    def make_anew(self) -> None:
+        """The VIM deletes an instance, and makes it again."""
+        uuid = self.random.choice(self.cluster.uuids)
+        host, client = self.host_of(uuid), self.cluster.client
+        self.truth.note("make anew " + uuid[-2:])
+        if uuid not in self.truth.gone:
+            host.guests.say(uuid, "off")
+        self._order(lambda: client.delete(uuid)[0])
+        self._over(uuid)
+        time.sleep(self.random.random() * 0.2)
+        self._switch_on(uuid)
+        time.sleep(self.random.random() * 0.2)
+        self._order(lambda: client.create(uuid, host.name)[0])
+        self._order(lambda: client.set(uuid, host.name, "enabled")[0])
+
+    def _switch_on(self, uuid: str) -> None:
+        self.truth.note("on " + uuid[-2:])
+        self.host_of(uuid).guests.say(uuid, "on")
+        self._over(uuid)
+        self.truth.gone.discard(uuid)
+        self.truth.back.setdefault(uuid, []).append(time.monotonic())
+
+    def _order(self, command: Callable[[], int]) -> None:
+        """The VIM repeats what an agent that has just started does not understand yet."""
+        wait_for(lambda: command() in (200, 204), "the agent obeys", step=0.05)
 
     def kill_child(self) -> None:
         children = self.cluster.children(self.random.choice(self.cluster.hosts))
@@ -112,12 +165,10 @@ class Life:
 
     def kill_agent(self) -> None:
         self.truth.note("kill agent")
-        began = time.monotonic()
+        self.truth.kills.append(time.monotonic())
         self.cluster.agent.kill()
         time.sleep(self.random.random() * 0.3)
         self.cluster.start_agent()
-        # What the VIM had heard and no server knew of is told again.
-        self.truth.doubtful.append((began - VIM_TIMEOUT, time.monotonic() + 2.0))
 
     def stop_something(self) -> None:
         host = self.random.choice(self.cluster.hosts)
@@ -148,11 +199,12 @@ class Life:
             setattr(vim, trouble, True)
             time.sleep(self.random.random() * 0.8)
             setattr(vim, trouble, False)
-        self.truth.doubtful.append((began - VIM_TIMEOUT, time.monotonic() + 3 * VIM_TIMEOUT))
+        self.truth.troubled.append((began - VIM_TIMEOUT, time.monotonic() + 3 * VIM_TIMEOUT))
 
     def live(self) -> None:
         """Faults for a while."""
         faults = [self.hang] * 6 + [self.recover] * 4 + [self.restart_guest] * 2 + [self.kill_child] * 2
+        faults += [self.go, self.go, self.come, self.come, self.make_anew]
         faults += [self.kill_server, self.kill_agent, self.stop_something, self.trouble_vim, self.trouble_vim]
         until = time.monotonic() + FAULTS_FOR
         while time.monotonic() < until:
@@ -170,8 +222,11 @@ def disagreements(life: Life) -> List[str]:
     if "waiting 0" not in cluster.agent.health()["events"]:
         found.append("the agent has something to tell")
     for host in cluster.hosts:
-        for uuid, row in host.server.dump("guest").items():
-            wanted = "disabled" if life.hanging(uuid) else "enabled"
+        rows = host.server.dump("guest")
+        if len(rows) != GUESTS:
+            found.append("%s knows %d guests" % (host.name, len(rows)))
+        for uuid, row in rows.items():
+            wanted = "enabled" if life.beats(uuid) else "disabled"
             if (row["heartbeating"], row["untold"], row["reporting"]) != (wanted, "nothing", "enabled"):
                 found.append("server %s %r, wanted %s" % (uuid[-2:], row, wanted))
             agent = told.get(uuid, {})
@@ -201,26 +256,28 @@ class Quiet:
 
 def complaints(life: Life, ended: float) -> List[str]:
     """Failures that were lost, told twice, or not true."""
-    found = []
+    found, truth = [], life.truth
     for uuid in life.cluster.uuids:
         alarms = [event["at"] for event in life.cluster.vim.events("alarm", uuid)]
-        before: Optional[float] = None
-        for begin, end in life.truth.hung.get(uuid, []):
+        seen_from = truth.back.get(uuid, [])
+        for begin, end in truth.hung.get(uuid, []):
             mine = [at for at in alarms if begin < at <= (end or ended) + ON_ITS_WAY]
             alarms = [at for at in alarms if at not in mine]
-            if end is None and not mine and not (before and begin - before < RECOVERY):
+            was_seen = not any(0 <= begin - since < RECOVERY for since in seen_from)
+            if end is None and not mine and was_seen and uuid not in truth.gone:
                 found.append("LOST: %s hung at %.3f and was never told" % (uuid[-2:], begin))
-            before = end
-            surplus = mine[1:]
-            if any(not _doubtful(life.truth, at) for at in surplus):
+            seen_from = [*seen_from, end or ended]
+            if any(not _unconfirmed(truth, at) for at in mine[:-1]):
                 found.append("TWICE: %s hung at %.3f, told at %r" % (uuid[-2:], begin, mine))
         if alarms:
-            found.append("FALSE: %s told at %r, hung %r" % (uuid[-2:], alarms, life.truth.hung.get(uuid)))
+            found.append("FALSE: %s told at %r, hung %r" % (uuid[-2:], alarms, truth.hung.get(uuid)))
     return found
 
 
-def _doubtful(truth: Truth, at: float) -> bool:
-    return any(begin <= at <= end for begin, end in truth.doubtful)
+def _unconfirmed(truth: Truth, at: float) -> bool:
+    """Whether the agent may not know that the VIM heard this: no answer came, or it was killed too soon."""
+    troubled = any(begin <= at <= end for begin, end in truth.troubled)
+    return troubled or any(at <= kill <= at + VIM_TIMEOUT for kill in truth.kills)
 
 
 def run(seed: int) -> None:

@@ -1,0 +1,167 @@
+"""Hosts and instances as guestAgent knows them, and what the inventory may want done."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+
+from guestmtce.wire import channel, datagram, extension
+
+FAILED = "failed"
+UNHEALTHY = "unhealthy"
+
+
+# What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
+# one void: a start voids an illness, a beat a loss, anything an answer.
+START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+class Send(NamedTuple):
+    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`."""
+
+    hostname: str
+    ip: str
+    cmd: int
+    command: datagram.Command
+    seconds: float = 0.0
+
+
+class Origin(NamedTuple):
+    """The datagram in which a guestServer told us something, and waits for our confirmation."""
+
+    ip: str
+    sender: int
+    number: int
+
+
+class TellService(NamedTuple):
+    """The VIM must hear the state of this instance; it replaces what was not told yet."""
+
+    uuid: str
+    body: Dict[str, Any]
+    origin: Optional[Origin] = None
+
+
+class TellAlarm(NamedTuple):
+    """The VIM must hear of this failure; `state` is `failed` or `unhealthy`."""
+
+    uuid: str
+    state: str
+    body: Dict[str, Any]
+    origin: Optional[Origin] = None
+
+
+class TellAction(NamedTuple):
+    """The VIM must hear the outcome of this vote or notice."""
+
+    uuid: str
+    body: Dict[str, Any]
+    origin: Optional[Origin] = None
+
+
+class Withdraw(NamedTuple):
+    """Failures of this instance that were not told yet are no longer true, because of `why`."""
+
+    uuid: str
+    why: str
+    states: Tuple[str, ...] = (FAILED, UNHEALTHY)
+
+
+class Drop(NamedTuple):
+    """Nothing about this instance is to be told any more."""
+
+    uuid: str
+
+
+class DropHost(NamedTuple):
+    """Nothing more is to be said to the guestServer at `ip`; what was said before is said once."""
+
+    ip: str
+
+
+class AskMtc(NamedTuple):
+    """Ask mtcAgent for the hosts."""
+
+
+class AskVim(NamedTuple):
+    """Ask the VIM for this host's state (`instances` false) or its instances."""
+
+    uuid: str
+    hostname: str
+    instances: bool
+
+
+Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHost, AskMtc, AskVim]
+
+
+class Host:
+    """A compute host. `reporting` is None until the VIM has said."""
+
+    __slots__ = ("answered", "ip", "listed", "misses", "name", "reporting", "unlisted", "uuid")
+
+    def __init__(self, name: str, uuid: str, ip: str) -> None:
+        self.name = name
+        self.uuid = uuid
+        self.ip = ip
+        self.reporting: Optional[bool] = None
+        self.listed = False  # the VIM's list of its instances has arrived
+        self.unlisted = 0  # audits without it
+        self.answered = True  # since the last audit
+        self.misses = 0  # audits it did not answer
+
+
+class Instance:
+    """An instance and what its guestServer last said of it. Timeouts in s."""
+
+    __slots__ = (
+        "adopted", "heard", "heartbeating", "hostname", "known", "lost", "lost_in",
+        "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
+        "suspend_notice_secs", "unanswered", "uuid", "vote_secs",
+    )  # fmt: skip
+
+    def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
+        self.uuid = uuid
+        self.hostname = hostname
+        self.reporting = reporting
+        self.adopted = adopted
+        self.heartbeating = False
+        self.unanswered = 0  # audits since its server spoke of it
+        self.known = False  # its server has told what follows
+        self.lost = False  # a loss waits until that is known
+        self.lost_in: Optional[Origin] = None
+        self.heard: Dict[str, Origin] = {}  # the newest datagram that showed a start, a beat, …
+        defaults = channel.DEFAULT_INIT
+        self.repair_action = defaults.corrective_action
+        self.restart_secs = defaults.restart_secs
+        self.shutdown_notice_secs = defaults.shutdown_notice_secs
+        self.suspend_notice_secs = defaults.suspend_notice_secs
+        self.resume_notice_secs = defaults.resume_notice_secs
+        self.vote_secs = defaults.vote_secs
+
+    def take(self, info: datagram.InstanceInfo) -> None:
+        """Believe the guestServer, but for `reporting`, which is the VIM's."""
+        self.known = True
+        self.heartbeating = info.heartbeating
+        self.repair_action = info.repair_action
+        self.restart_secs = info.restart_to
+        self.shutdown_notice_secs = info.shutdown_to
+        self.suspend_notice_secs = info.suspend_to
+        self.resume_notice_secs = info.resume_to
+        self.vote_secs = info.vote_to
+
+    def overtaken(self, about: str, origin: Optional[Origin]) -> bool:
+        """Whether this datagram of the same sender, or a newer one about the same, has come already."""
+        newest = self.heard.get(about)
+        return (
+            origin is not None
+            and newest is not None
+            and newest.sender == origin.sender
+            and not extension.newer(origin.number, newest.number)
+        )
+
+    def hear(self, origin: Optional[Origin], *about: str) -> None:
+        """Note the newest datagram."""
+        if origin is not None:
+            self.heard.update((one, origin) for one in about if not self.overtaken(one, origin))
