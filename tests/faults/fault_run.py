@@ -51,6 +51,7 @@ class Truth:
         self.hung: Dict[str, List[Tuple[float, Optional[float]]]] = {}
         self.back: Dict[str, List[float]] = {}  # when each was switched on
         self.gone: Set[str] = set()
+        self.made: Dict[str, float] = {}  # when the VIM made it anew
         self.troubled: List[Tuple[float, float]] = []  # when the VIM may have heard what it did not confirm
         self.kills: List[float] = []  # of the agent
         self.log: List[str] = []
@@ -135,6 +136,7 @@ class Life:
         time.sleep(self.random.random() * 0.2)
         self._switch_on(uuid)
         time.sleep(self.random.random() * 0.2)
+        self.truth.made[uuid] = time.monotonic()
         self._order(lambda: client.create(uuid, host.name)[0])
         self._order(lambda: client.set(uuid, host.name, "enabled")[0])
 
@@ -232,13 +234,19 @@ def disagreements(life: Life) -> List[str]:
             agent = told.get(uuid, {})
             if agent.get("heartbeating") != wanted or agent.get("host") != host.name:
                 found.append("agent %s %r, wanted %s" % (uuid[-2:], agent, wanted))
-            services = cluster.vim.events("service", uuid)
-            last = services[-1]["body"]["event-data"]["services"][0]["status"] if services else "none"
+            last = _last_state(life, uuid)
             if last != wanted:
                 found.append("vim %s %s, wanted %s" % (uuid[-2:], last, wanted))
     if len(told) != GUESTS * HOSTS:
         found.append("the agent knows %d instances" % len(told))
     return found
+
+
+def _last_state(life: Life, uuid: str) -> str:
+    """What the VIM heard last of the instance; of a new one it knows that it does not heartbeat yet."""
+    made = life.truth.made.get(uuid, 0.0)
+    services = [event for event in life.cluster.vim.events("service", uuid) if event["at"] > made]
+    return services[-1]["body"]["event-data"]["services"][0]["status"] if services else "disabled"
 
 
 class Quiet:
