@@ -18,6 +18,7 @@ from guests_driver import (
 )
 
 from guestmtce.server import guest as row
+from guestmtce.server import guests as g
 from guestmtce.server import reports
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
@@ -408,3 +409,55 @@ def test_the_info_takes_the_guests_own_words():
     info = bench.infos()[0]
     assert info[4:] == ("stop", 5, 2, 3, 4, 1)
     assert info.hostname == "host-0"
+
+
+# --- children that die ---------------------------------------------------------------------------
+
+
+def die(bench, times, apart=1.5):
+    """Its children die so often, `apart` s after their start; what is told meanwhile."""
+    told = []
+    for _ in range(times):
+        bench.connect()
+        bench.report(reports.Running())
+        bench.run(apart)
+        bench.end(row.DIED)
+        bench.run(0.02)
+        told += bench.told()
+    return told
+
+
+def retrying(reporting=True):
+    bench = heartbeating(reporting=reporting)
+    bench.run(2)
+    bench.end(row.GAVE_UP)
+    return bench
+
+
+def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
+    bench = retrying()
+    assert die(bench, SETTINGS.child_deaths_max) == []
+    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+    die(bench, 1)
+    assert bench.guest.failing
+    bench.set(True)  # nobody wakes it
+    bench.run(SETTINGS.child_rest - 1)
+    assert bench.told() == [datagram.STOPPED] and bench.guest.link == row.RETRYING
+    bench.run(2)
+    bench.connect()
+    bench.report(reports.Running())
+    assert not bench.guest.failing and bench.told() == [datagram.RUNNING]
+
+
+def test_deaths_far_between_are_no_reason_to_rest():
+    bench = retrying()
+    die(bench, 3 * SETTINGS.child_deaths_max, apart=g.DEATHS_WINDOW / SETTINGS.child_deaths_max + 0.1)
+    assert not bench.guest.failing
+
+
+def test_a_machine_that_is_made_anew_does_not_rest():
+    bench = retrying()
+    die(bench, SETTINGS.child_deaths_max + 1)
+    assert bench.guest.failing
+    bench.found(ident=2, fresh=True)
+    assert not bench.guest.failing and bench.guest.link == row.CONNECTING

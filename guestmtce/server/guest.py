@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.server import pipe, reports
 from guestmtce.server.store import Memory
@@ -121,10 +121,10 @@ class Guest:
     """One row. Counters are for the health report."""
 
     __slots__ = (
-        "backoff", "deaths", "heartbeating", "hold_until", "ident", "ill_told_at", "init", "last_note",
-        "late", "link", "linked_at", "links", "losses", "misses", "owes_answer", "path", "provisioned",
-        "questions", "reporting", "retry_at", "running", "silence_until", "stopped_due", "told",
-        "turned_away", "untold", "uuid", "withdrawn",
+        "backoff", "deaths", "deaths_at", "failing", "heartbeating", "hold_until", "ident", "ill_told_at",
+        "init", "last_note", "late", "link", "linked_at", "links", "losses", "misses", "owes_answer",
+        "path", "provisioned", "questions", "reporting", "retry_at", "running", "silence_until",
+        "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float) -> None:
@@ -137,6 +137,8 @@ class Guest:
         self.retry_at = NEVER
         self.backoff = backoff
         self.linked_at = -NEVER
+        self.deaths_at: List[float] = []  # of its children, within the last minute
+        self.failing = False  # too many of them: it rests
         self.turned_away = 0.0  # s; for how long it has refused every connection
         self.init: Optional[channel.Init] = None
         self.heartbeating = False

@@ -54,6 +54,8 @@ from guestmtce.wire import channel, datagram
 
 log = logging.getLogger(__name__)
 
+DEATHS_WINDOW = 60.0  # s in which the deaths of a guest's children are counted
+
 
 class Guests:
     """The table. See the module's text."""
@@ -143,7 +145,8 @@ class Guests:
                 return  # ours already, or its other name (spec 1 knows two)
             self._unlink(guest, now)
         if fresh or guest.ident not in (None, ident):  # made anew, perhaps while we did not run
-            guest.owes_answer = False
+            guest.owes_answer = guest.failing = False
+            guest.deaths_at = []
             guest.silence_until = -NEVER
             for kind in (FAILURE, ILLNESS):
                 self.outbox.untell(guest, kind, "the instance was created anew")
@@ -192,8 +195,6 @@ class Guests:
         """The guest's child has ended: PEER_CLOSED, GAVE_UP or DIED."""
         guest = self.table[uuid]
         log.log(logging.WARNING if why == DIED else logging.INFO, "%s: %s%s", uuid, why, detail)
-        if why == DIED:
-            guest.deaths += 1
         guest.running = False
         self._questions.take_back(guest)
         if why == PEER_CLOSED:
@@ -201,12 +202,24 @@ class Guests:
             self.outbox.untell(guest, ILLNESS, "the guest is gone")
             self._questions.agree_all(guest, "the guest is gone", now)
         self._schedule_stopped(guest, now)
-        if guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
+        if why == DIED and self._dies_too_often(guest, now):
+            self._retry(guest, now + self._settings.child_rest, now)
+        elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
             self._back_off(guest, now)
         else:
             guest.backoff = self._settings.reconnect_first
             self._retry(guest, now, now)
         self.outbox.save(guest)
+
+    def _dies_too_often(self, guest: Guest, now: float) -> bool:
+        """Whether its children are to rest: forking them without end would cost the other guests."""
+        guest.deaths += 1
+        guest.deaths_at = [at for at in guest.deaths_at if now - at < DEATHS_WINDOW] + [now]
+        guest.failing = len(guest.deaths_at) > self._settings.child_deaths_max
+        if guest.failing:
+            text = "%s: %d of its children died within %d s: no other for %d s"
+            log.error(text, guest.uuid, len(guest.deaths_at), DEATHS_WINDOW, self._settings.child_rest)
+        return guest.failing
 
     # --- reports of children -----------------------------------------------------------------------
 
@@ -224,6 +237,7 @@ class Guests:
 
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
         guest.running = guest.heartbeating = guest.owes_answer = True
+        guest.failing = False
         guest.stopped_due = NEVER
         self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
         self.outbox.untell(guest, ILLNESS, "the guest heartbeats anew")
@@ -354,7 +368,7 @@ class Guests:
             self.outbox.save(guest)
         if guest.link == ABSENT:
             self.outbox.add(Look(guest.uuid))
-        elif guest.link == RETRYING:
+        elif guest.link == RETRYING and not guest.failing:
             self._retry(guest, now, now)
 
     def _unreport(self, guest: Guest) -> None:
@@ -387,6 +401,7 @@ class Guests:
         if guest.running:
             self._questions.put(guest, number, now)
         elif (question.notification_type, question.event_type) == (channel.NOTICE, "resume") and guest.path:
+            guest.failing = False
             self.outbox.add(Drop(guest.uuid))
             self._retry(guest, now, now)
         elif not guest.heartbeating:

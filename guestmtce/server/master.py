@@ -223,6 +223,7 @@ class Master(program.Service[ServerSettings]):
             *lines,
             "counts " + " ".join(sums),
             "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
+            "failing %d" % sum(row.failing for row in table),
             "broken-rules %d" % children.rule_breakers,
             "loop defects %d wake-ups %d stalls %d"
             % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
@@ -249,6 +250,7 @@ def _guest_line(row: guest.Guest, pid: int) -> str:
         "losses": row.losses,
         "late": row.late,
         "withdrawn": row.withdrawn,
+        "failing": "yes" if row.failing else "no",
         "untold": ",".join(kind.replace(" ", "-") for kind in row.untold) or "nothing",
     }
     return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))

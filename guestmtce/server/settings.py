@@ -47,6 +47,8 @@ class ServerSettings(DaemonSettings):
     start_delay: float = setting(1.0, "timeouts.start_delay", 0, 3600)
 
     idle_reconnect: float = setting(120.0, "timers.idle_reconnect", SHORTEST, DAY)
+    child_deaths_max: int = setting(5, "supervision.child_deaths_max", 1, 1000)
+
     guest_patience: float = setting(5.0, "timers.guest_patience", SHORTEST, DAY)
     expected_silence: float = setting(60.0, "timers.expected_silence", SHORTEST, DAY)
     ill_repeat: float = setting(55.0, "timers.ill_repeat", SHORTEST, DAY)
@@ -62,6 +64,7 @@ class ServerSettings(DaemonSettings):
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
     answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
+    child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
     spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)
     memory_valid: float = setting(30.0, "timers.memory_valid", SHORTEST, DAY)
