@@ -165,6 +165,12 @@ class Children:
             self._by_pid.pop(dropped.pid)
             dropped.kill()
 
+    def replace(self, uuid: str) -> None:
+        """Kill the guest's child; its end is told like any other."""
+        culprit = self._by_uuid.get(uuid)
+        if culprit is not None:
+            culprit.kill()
+
     def pids(self) -> Dict[str, int]:
         """The pid of every guest's child."""
         return {uuid: one.pid for uuid, one in self._by_uuid.items() if one.pid is not None}

@@ -441,6 +441,13 @@ class Guests:
         if guest.link == ABSENT and not known:
             self._delete(guest.uuid)
 
+    def child_patience(self, uuid: str) -> float:
+        """Within how many seconds the guest's child must have woken up and gone to sleep again."""
+        guest = self.table.get(uuid)
+        if guest is None or not guest.running or guest.init is None:
+            return self._settings.idle_reconnect + self._settings.child_patience
+        return 2 * guest.init.heartbeat_interval_ms / 1000 + self._settings.child_patience
+
     def _patience(self, guest: Guest) -> float:
         interval = (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
         return max(2 * interval, self._settings.guest_patience)

@@ -24,6 +24,7 @@ from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
 from guestmtce.server.children import Children, Handlers
 from guestmtce.server.guests import Guests
+from guestmtce.server.liveness import Liveness
 from guestmtce.server.reports import Report
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, ServerSettings
 from guestmtce.server.store import Store
@@ -42,6 +43,7 @@ class Master(program.Service[ServerSettings]):
         self._store: Optional[Store] = None
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
+        self._liveness = Liveness(loop, self._children_pids, self._guests.child_patience, self._child_stuck)
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended)
         self._children = Children(
@@ -90,6 +92,7 @@ class Master(program.Service[ServerSettings]):
         self._children.open()
         self._recall()
         self._mark_alive()
+        self._liveness.start()
         self._channels.start()
         self._link.start()
         self._carry_out()
@@ -129,6 +132,13 @@ class Master(program.Service[ServerSettings]):
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
         self._guests.child_ended(uuid, why, detail, time.monotonic())
         self._carry_out()
+
+    def _children_pids(self) -> Dict[str, int]:
+        return self._children.pids()
+
+    def _child_stuck(self, uuid: str) -> None:
+        log.error("%s: its child has not woken up for too long: replacing it", uuid)
+        self._children.replace(uuid)
 
     def _command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
@@ -224,7 +234,7 @@ class Master(program.Service[ServerSettings]):
             "counts " + " ".join(sums),
             "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
             "failing %d" % sum(row.failing for row in table),
-            "broken-rules %d" % children.rule_breakers,
+            "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
             % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
         ]

@@ -64,6 +64,7 @@ class ServerSettings(DaemonSettings):
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
     answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
+    child_patience: float = setting(10.0, "timers.child_patience", SHORTEST, DAY)
     child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
     spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)

@@ -16,8 +16,8 @@ FAST = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopp
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]
 
 
-def cloud(guests, interval_ms=100, **more):
-    return Cluster(guests, 1, interval_ms, FAST, AGENT, ["--scale", "0.1", "--secs", "1"], **more)
+def cloud(guests, interval_ms=100, server=()):
+    return Cluster(guests, 1, interval_ms, [*FAST, *server], AGENT, ["--scale", "0.1", "--secs", "1"])
 
 
 def ready(cluster):
@@ -249,3 +249,17 @@ def _refused(agent, counter):
         return [line for line in lines if line.startswith("strangers")][0].split()[1]
     line = [line for line in lines if line.startswith("datagrams of guestServers")][0].split()
     return line[line.index("refused") + 1]
+
+
+def test_a_child_that_is_stuck_is_replaced_and_its_guest_goes_on():
+    with cloud(3, server=["timers.child_patience=0.5"]) as cluster:
+        ready(cluster)
+        host, uuid = cluster.hosts[0], cluster.uuids[1]
+        os.kill(cluster.children()[uuid].pid, signal.SIGSTOP)
+        wait_for(lambda: host.guests.status()[uuid]["links"] == 2, "it is replaced", 20)
+        now = time.monotonic()
+        wait_for(lambda: host.guests.status()[uuid]["last_beat"] > now, "its guest is challenged")
+        assert "stuck 1" in host.server.health()["broken-rules"]
+        assert alarmed(cluster) == []
+        links = {facts["links"] for one, facts in host.guests.status().items() if one != uuid}
+        assert links == {1}
