@@ -461,3 +461,37 @@ def test_a_machine_that_is_made_anew_does_not_rest():
     assert bench.guest.failing
     bench.found(ident=2, fresh=True)
     assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+
+
+# --- a host without time -------------------------------------------------------------------------
+
+
+def missed_and_lost(apart):
+    bench = heartbeating(reporting=True)
+    bench.run(2)
+    bench.report(reports.Missed(1))
+    bench.run(apart)
+    bench.report(reports.Missed(2), reports.Lost(2))  # the second miss is the loss
+    return bench
+
+
+def test_a_loss_that_comes_with_its_first_miss_is_asked_after_once_more():
+    bench = missed_and_lost(0.49)
+    assert [type(effect).__name__ for effect in bench.take()] == ["Drop", "Connect"]
+    bench.connect()
+    bench.run(5)
+    bench.report(reports.Lost(0))
+    assert bench.told() == [datagram.STOPPED, datagram.LOSS]
+
+
+def test_a_guest_that_answers_when_it_is_asked_once_more_is_not_lost():
+    bench = missed_and_lost(0.0)
+    bench.take()
+    bench.connect()
+    bench.report(reports.Running())
+    bench.run(100)
+    assert bench.told() == [] and bench.guest.losses == 0
+
+
+def test_a_loss_an_interval_after_its_first_miss_is_one():
+    assert missed_and_lost(0.51).told() == [datagram.LOSS, datagram.STOPPED]

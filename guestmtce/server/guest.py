@@ -122,9 +122,9 @@ class Guest:
 
     __slots__ = (
         "backoff", "deaths", "deaths_at", "failing", "heartbeating", "hold_until", "ident", "ill_told_at",
-        "init", "last_note", "late", "link", "linked_at", "links", "losses", "misses", "owes_answer",
-        "path", "provisioned", "questions", "reporting", "retry_at", "running", "silence_until",
-        "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
+        "init", "last_note", "late", "link", "linked_at", "links", "losses", "missed_at", "missed_before",
+        "misses", "owes_answer", "path", "provisioned", "questions", "reporting", "retry_at", "running",
+        "silence_until", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float) -> None:
@@ -145,6 +145,7 @@ class Guest:
         self.running = False  # the present child says so; only such a child is given questions
         self.owes_answer = False
         self.silence_until = -NEVER
+        self.missed_at = self.missed_before = -NEVER  # the last miss, and the one before it
         self.stopped_due = NEVER
         self.hold_until = NEVER  # failures remembered from before a restart are told then, if still true
         self.ill_told_at = -NEVER

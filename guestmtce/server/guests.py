@@ -269,6 +269,9 @@ class Guests:
             # A notice was agreed to that the child never heard of.
             self._quiet(guest, reports.Quiet(), now)
             return
+        if now - guest.missed_before < self._interval(guest) / 2:
+            self._ask_again(guest, now)
+            return
         guest.losses += 1
         guest.running = guest.owes_answer = False
         # The stop is named before the loss, though told after it: whoever hears of a stop that was named
@@ -281,6 +284,18 @@ class Guests:
             self.outbox.tell(guest, FAILURE, datagram.LOSS, info)
         self.outbox.untell(guest, ILLNESS, "the guest is lost")
         self._stop(guest, stopped)
+
+    def _ask_again(self, guest: Guest, now: float) -> None:
+        """We heard of two misses at once, an interval apart: this host had no time for us.
+
+        Then it may have had none for the guest either. It gets a new connection, and its patience to answer.
+        """
+        log.warning("%s: heartbeat lost on a host that is overloaded: asking once more", guest.uuid)
+        guest.running = False
+        self._questions.take_back(guest)
+        self._schedule_stopped(guest, now)
+        self.outbox.add(Drop(guest.uuid))
+        self._retry(guest, now, now)
 
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
@@ -297,6 +312,7 @@ class Guests:
 
     def _missed(self, guest: Guest, report: reports.Missed, now: float) -> None:
         guest.misses += 1
+        guest.missed_before, guest.missed_at = guest.missed_at, now
         log.info("%s: missed %d in a row", guest.uuid, report.in_a_row)
 
     def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
@@ -446,11 +462,13 @@ class Guests:
         guest = self.table.get(uuid)
         if guest is None or not guest.running or guest.init is None:
             return self._settings.idle_reconnect + self._settings.child_patience
-        return 2 * guest.init.heartbeat_interval_ms / 1000 + self._settings.child_patience
+        return 2 * self._interval(guest) + self._settings.child_patience
 
     def _patience(self, guest: Guest) -> float:
-        interval = (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
-        return max(2 * interval, self._settings.guest_patience)
+        return max(2 * self._interval(guest), self._settings.guest_patience)
+
+    def _interval(self, guest: Guest) -> float:
+        return (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
 
     def _resume(self, guest: Guest, now: float) -> Optional[reports.Resume]:
         if guest.init is None:
