@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from guestmtce.lab import demo, guests, mtcagent, vim
+from guestmtce.lab import crowd, demo, guests, mtcagent, vim
 from guestmtce.wire.datagram import HostRecord
 
 
@@ -48,7 +48,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given = _parser().parse_args(arguments)
     if given.word == "guests":
         options = guests.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
-        return guests.run(options, given.count, given.first)
+        return crowd.run(options, given.count, given.first)
     if given.word == "vim":
         return vim.run(given.port, given.record)
     if given.word == "mtcagent":

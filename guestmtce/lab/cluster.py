@@ -117,7 +117,7 @@ class Process:
 
 
 class GuestsProcess(Process):
-    """The guests of one host; see `guestmtce.lab.guests` for the words."""
+    """The guests of one host; see `guestmtce.lab.crowd` for the words."""
 
     def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:
         self.folder = folder
@@ -248,19 +248,27 @@ class Cluster:
 
     def start(self) -> None:
         """Start everything; returns when the agent serves and the servers have found it."""
+        self.start_neighbours()
+        for host in self.hosts:
+            self.start_guests(host)
+            self.start_server(host)
+        self.start_agent()
+
+    def start_neighbours(self) -> None:
+        """Start the VIM and the mtcAgent."""
         self.vim.start()
         records = [host.record for host in self.hosts]
         self.mtc = MtcAgent(records, AGENT_ADDRESS, self.mtc_event_port, self.mtc_command_port)
         self.mtc.start()
-        for host in self.hosts:
-            first = host.number * self.guest_count + 1
-            options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
-            folder = os.path.join(self.folder, "qemu-%d" % host.number)
-            output = os.path.join(self.folder, "guests-%d.log" % host.number)
-            host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
-            self._processes.append(host.guests)
-            self.start_server(host)
-        self.start_agent()
+
+    def start_guests(self, host: Host) -> None:
+        """Start the guests of a host; returns when all their sockets are there."""
+        first = host.number * self.guest_count + 1
+        options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
+        folder = os.path.join(self.folder, "qemu-%d" % host.number)
+        output = os.path.join(self.folder, "guests-%d.log" % host.number)
+        host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
+        self._processes.append(host.guests)
 
     def start_server(self, host: Host) -> Daemon:
         """Start (again) the guestServer of a host."""

@@ -1,9 +1,9 @@
-"""Simulated guests behind UNIX sockets: QEMU's end and the guest in one, many in one process.
+"""A simulated guest behind a UNIX socket: QEMU's end and the guest in one.
 
 A guest here behaves like the deployed client (spec 1, "What real guests and real QEMU do"): it repeats
 `init` until it is acknowledged, answers challenges, goes back to `init` when challenges stop, and does not
 notice when the host's side is closed and opened again. What it does beside that is switchable while it
-runs; `COMMANDS` lists the words.
+runs, by the words at the end; `guestmtce.lab.crowd` has many guests in one process.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import json
 import os
 import select
 import socket
-import sys
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.lab.measure import Histogram
 from guestmtce.wire import channel
 
 INIT_PERIOD = 5.0  # s
@@ -24,6 +24,9 @@ PATIENCE = 5.0  # s without a challenge, at least
 FLOOD_CHUNK = 64 * 1024  # bytes
 HANG_UP_POLL = 0.02  # s
 FIRST_INVOCATION = 1804289383  # every real guest starts with this one
+READ_SIZE = 65536  # bytes
+# How a challenge of guestServer begins. One that comes alone is taken apart without the JSON parser.
+PLAIN_CHALLENGE = channel.build_challenge(0, 0).partition(b"0,")[0]
 
 
 def uuid_of(number: int) -> str:
@@ -42,16 +45,41 @@ class Options:
         self.scale = scale  # of the guest's own timers, to run faster than life
 
 
+def _answer_format(action: str) -> bytes:
+    """A healthy answer, with its sequence and its number to be put in."""
+    text = channel.build(channel.ChallengeResponse(0, channel.HEALTHY, action, ""), 0).replace(b"%", b"%%")
+    return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
+
+
+class Record:
+    """What the guests of a process saw together since `reset`.
+
+    `late` is how much more than the interval lay between the reading of a challenge and of the one before
+    it on the same connection. guestServer makes a challenge due one interval after it *sent* the last one,
+    whenever that was, so nothing adds up: this is how late the guest saw its challenge, less the time that
+    the challenge before was on its way.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget."""
+        self.answers = 0
+        self.late = Histogram()
+
+
 class Guest:
     """One guest. Times are s on the machine's monotonic clock."""
 
-    def __init__(self, loop: Loop, number: int, options: Options) -> None:
+    def __init__(self, loop: Loop, number: int, options: Options, record: Record) -> None:
         self.uuid = uuid_of(number)
         self.path = os.path.join(options.folder, "cgcs.heartbeat.%s.sock" % self.uuid)
         self.facts: Dict[str, Any] = {
             "uuid": self.uuid, "mode": "healthy", "state": "enabling", "inits": 0, "answers": 0, "nacks": 0,
             "links": 0, "last_beat": 0.0, "last_challenge": 0.0, "unanswered_since": 0.0, "asked": [],
         }  # fmt: skip
+        self._record = record
         self._loop = loop
         self._number = number
         self._options = options
@@ -59,10 +87,13 @@ class Guest:
         self._invocation = FIRST_INVOCATION - 1
         self._answer = (channel.HEALTHY, options.action, "")
         self._vote: Dict[str, Any] = {"result": "accept", "reason": "", "delay": 0.0}
-        self._lines = channel.LineBuffer()
+        self._plain_answer = _answer_format(options.action)
+        self._new_link(0.0)
         self._conn: Optional[socket.socket] = None
         self._listener: Optional[socket.socket] = None
         self._init_timer: Optional[Timer] = None
+        self._patience_timer: Optional[Timer] = None
+        self._patient_until = 0.0
         self._flood_left = 0
 
     # --- QEMU's part -------------------------------------------------------------------------------
@@ -100,13 +131,20 @@ class Guest:
         self._conn.setblocking(False)
         self._loop.unwatch(self._listener)
         self.facts["links"] += 1
-        self._lines = channel.LineBuffer()
+        self._new_link(time.monotonic())
         if self.facts["mode"] != "hanging":
             self._loop.watch(self._conn, self._read)
         else:
             self._watch_hang_up()
         if self.facts["state"] == "enabling":
             self._send_init()
+
+    def _new_link(self, now: float) -> None:
+        """Nothing was said on this connection yet; `linked_at`, `first_…` are about it alone."""
+        self._lines = channel.LineBuffer()
+        self._between_lines = True
+        self._challenged_at = 0.0
+        self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
     def _hang_up(self) -> None:
         if self._conn is not None:
@@ -119,19 +157,35 @@ class Guest:
     def _read(self) -> None:
         assert self._conn is not None
         try:
-            data = self._conn.recv(65536)
+            data = self._conn.recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
             self._hang_up()
-            return
+        elif not self._take_plain_challenge(data):
+            self._between_lines = data.endswith(b"\n")
+            self._take_lines(data)
+
+    def _take_lines(self, data: bytes) -> None:
         for line in self._lines.feed(data):
             try:
                 self._take(channel.parse(line, channel.FROM_HOST))
             except (channel.NotAMessage, channel.Refused):
                 self.facts["bad_lines"] = self.facts.get("bad_lines", 0) + 1
+
+    def _take_plain_challenge(self, data: bytes) -> bool:
+        """The one thing that happens all the time: a challenge to a healthy guest. False: it is not that."""
+        if not (self._between_lines and self.facts["mode"] == "healthy" and self.facts["state"] == "enabled"):
+            return False
+        if not data.startswith(PLAIN_CHALLENGE) or data.find(b"\n", 1) != len(data) - 1:
+            return False
+        self._challenged()
+        self._expect_challenge()
+        self._sequence += 1
+        self._answered(self._plain_answer % (self._sequence, int(data[data.rindex(b":") + 1 : -2])))
+        return True
 
     def _write(self, data: bytes) -> int:
         try:
@@ -163,6 +217,7 @@ class Guest:
         self.facts["invocation"] = self._invocation
         if self._conn is not None:
             self.facts["inits"] += 1
+            self.facts["first_init"] = self.facts["first_init"] or time.monotonic()
         secs = self._options.secs
         name = "lab-%d" % self._number
         self._send(channel.Init(self._invocation, name, self._options.interval_ms, secs, secs, secs, secs,
@@ -170,14 +225,24 @@ class Guest:
         self._init_timer = self._loop.after(INIT_PERIOD * self._options.scale, self._send_init)
 
     def _cancel_init(self) -> None:
-        if self._init_timer is not None:
-            self._init_timer.cancel()
-            self._init_timer = None
+        for timer in (self._init_timer, self._patience_timer):
+            if timer is not None:
+                timer.cancel()
+        self._init_timer = self._patience_timer = None
 
     def _expect_challenge(self) -> None:
-        self._cancel_init()
         wait = max(2 * self._options.interval_ms / 1000, PATIENCE * self._options.scale)
-        self._init_timer = self._loop.after(wait, self._send_init)
+        self._patient_until = time.monotonic() + wait
+        if self._patience_timer is None:
+            self._cancel_init()
+            self._patience_timer = self._loop.at(self._patient_until, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        """Unless it was prolonged meanwhile: a timer that runs out is cheaper than one per challenge."""
+        if time.monotonic() < self._patient_until:
+            self._patience_timer = self._loop.at(self._patient_until, self._lose_patience)
+        else:
+            self._send_init()
 
     def _take(self, message: channel.Message) -> None:
         if isinstance(message, channel.InitAck):
@@ -185,7 +250,7 @@ class Guest:
                 self.facts["state"] = "enabled"
                 self._expect_challenge()
         elif isinstance(message, channel.Challenge):
-            self.facts["last_challenge"] = time.monotonic()
+            self._challenged()
             if self.facts["state"] == "enabled":
                 self._expect_challenge()
                 self._beat(message.heartbeat_challenge)
@@ -197,17 +262,32 @@ class Guest:
             self.facts["nacks"] += 1
             self.facts["nack"] = message.log_msg
 
+    def _challenged(self) -> None:
+        now = time.monotonic()
+        if self._challenged_at:
+            self._record.late.add(now - self._challenged_at - self._options.interval_ms / 1000)
+        else:
+            self.facts["first_challenge"] = now
+        self._challenged_at = self.facts["last_challenge"] = now
+
     def _beat(self, number: int) -> None:
         answer = channel.ChallengeResponse(number, *self._answer)
         if self.facts["mode"] == "mute":
-            self.facts["unanswered_since"] = self.facts["unanswered_since"] or time.monotonic()
-        elif self.facts["mode"] == "half":
-            half = channel.build(answer, self._sequence)
-            self._write(half[: len(half) // 2])
+            self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
+            return
+        self._sequence += 1
+        text = channel.build(answer, self._sequence)
+        if self.facts["mode"] == "half":
+            self._write(text[: len(text) // 2])
         else:
-            self._send(answer)
-            self.facts["answers"] += 1
-            self.facts["last_beat"] = time.monotonic()
+            self._answered(text)
+
+    def _answered(self, text: bytes) -> None:
+        self._write(text)
+        self._record.answers += 1
+        self.facts["answers"] += 1
+        self.facts["last_beat"] = time.monotonic()
+        self.facts["first_beat"] = self.facts["first_beat"] or self.facts["last_beat"]
 
     def _send_vote(self, question: channel.ActionNotify) -> None:
         if self.facts["mode"] != "hanging":
@@ -313,79 +393,3 @@ class Guest:
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":
             self._loop.after(0 if taken else 0.002, self._flood)
-
-
-COMMANDS = (
-    "healthy", "mute", "hang", "ill", "vote", "restart", "reset", "bye", "flood", "half", "send", "off",
-    "crash", "on",
-)  # fmt: skip
-
-
-class Guests:
-    """N guests and the words that switch them: `WHO WORD [ARGUMENT …]`, WHO a number, a uuid or `all`."""
-
-    def __init__(self, loop: Loop, options: Options, count: int, first: int = 1) -> None:
-        self.guests = {number: Guest(loop, number, options) for number in range(first, first + count)}
-
-    def power_on(self) -> None:
-        """All of them."""
-        for guest in self.guests.values():
-            guest.power_on()
-
-    def power_off(self) -> None:
-        """All of them."""
-        for guest in self.guests.values():
-            guest.power_off()
-
-    def obey(self, line: str) -> Any:
-        """Do what `line` says; returns the answer. Raises ValueError for what nobody understands."""
-        words = line.split()
-        if words == ["status"]:
-            return [guest.facts for guest in self.guests.values()]
-        if len(words) < 2 or words[1] not in COMMANDS:
-            raise ValueError("WHO WORD expected, or status; the words: " + " ".join(COMMANDS))
-        for guest in self._who(words[0]):
-            word: Callable[..., None] = getattr(guest, words[1])
-            word(*words[2:])
-        return "ok"
-
-    def _who(self, who: str) -> List[Guest]:
-        chosen = [guest for number, guest in self.guests.items() if who in ("all", str(number), guest.uuid)]
-        if not chosen:
-            raise ValueError("no guest %s" % who)
-        return chosen
-
-
-def run(options: Options, count: int, first: int) -> int:
-    """The command `guestmtce lab guests`: obey lines from standard input until it ends."""
-    loop = Loop()
-    guests = Guests(loop, options, count, first)
-    os.makedirs(options.folder, exist_ok=True)
-    guests.power_on()
-    rest = b""
-
-    def read() -> None:
-        nonlocal rest
-        data = os.read(0, 65536)
-        if not data:
-            loop.stop()
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            try:
-                answer = guests.obey(line.decode())
-            except (ValueError, TypeError) as error:
-                answer = {"error": str(error)}
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
-
-    for number in (2, 15):
-        loop.on_signal(number, loop.stop)
-    loop.watch(0, read)
-    sys.stdout.write(json.dumps("ready") + "\n")
-    sys.stdout.flush()
-    try:
-        loop.run()
-    finally:
-        guests.power_off()
-        loop.close()
-    return 0

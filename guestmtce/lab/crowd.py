@@ -1,0 +1,126 @@
+"""N simulated guests in one process, and the words that switch and measure them.
+
+A line on standard input is `WHO WORD [ARGUMENT …]`, WHO being a number, a uuid or `all`; or one of
+`status`, `stats`, `stats reset`, `clock`. Every line is answered by one line of JSON. Times are s on the
+machine's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any, Callable, Dict, List
+
+from guestmtce.daemon.loop import Loop
+from guestmtce.lab.guests import Guest, Options, Record
+
+COMMANDS = (
+    "healthy", "mute", "hang", "ill", "vote", "restart", "reset", "bye", "flood", "half", "send", "off",
+    "crash", "on",
+)  # fmt: skip
+
+
+class Crowd:
+    """The guests `first` … `first + count - 1`. See the module's text."""
+
+    def __init__(self, loop: Loop, options: Options, count: int, first: int = 1) -> None:
+        self.record = Record()
+        numbers = range(first, first + count)
+        self.guests = {number: Guest(loop, number, options, self.record) for number in numbers}
+        self._by_name = {str(number): guest for number, guest in self.guests.items()}
+        self._by_name.update({guest.uuid: guest for guest in self.guests.values()})
+
+    def power_on(self) -> None:
+        """All of them."""
+        for guest in self.guests.values():
+            guest.power_on()
+
+    def power_off(self) -> None:
+        """All of them."""
+        for guest in self.guests.values():
+            guest.power_off()
+
+    def obey(self, line: str) -> Any:
+        """Do what `line` says; returns the answer. Raises ValueError for what nobody understands."""
+        words = line.split()
+        if " ".join(words) in self._answers:
+            return self._answers[" ".join(words)](self)
+        if words[1:] == ["status"]:
+            return [guest.facts for guest in self._who(words[0])]
+        if len(words) < 2 or words[1] not in COMMANDS:
+            raise ValueError("WHO WORD expected, or status; the words: " + " ".join(COMMANDS))
+        for guest in self._who(words[0]):
+            word: Callable[..., None] = getattr(guest, words[1])
+            word(*words[2:])
+        return "ok"
+
+    def _who(self, who: str) -> List[Guest]:
+        if who == "all":
+            return list(self.guests.values())
+        if who not in self._by_name:
+            raise ValueError("no guest %s" % who)
+        return [self._by_name[who]]
+
+    def _status(self) -> List[Dict[str, Any]]:
+        return [guest.facts for guest in self.guests.values()]
+
+    def _stats(self) -> Dict[str, Any]:
+        beating = sum(guest.facts["first_beat"] > 0 for guest in self.guests.values())
+        late = self.record.late
+        return {"answers": self.record.answers, "beating": beating, "late": late.steps, "max": late.largest}
+
+    def _reset_stats(self) -> str:
+        self.record.reset()
+        return "ok"
+
+    _answers: Dict[str, Callable[[Crowd], Any]] = {
+        "status": _status,
+        "stats": _stats,
+        "stats reset": _reset_stats,
+        "clock": lambda _: time.monotonic(),
+    }
+
+
+def _raise_descriptor_limit() -> None:
+    """A guest is two descriptors, its listener and its connection: take what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(options: Options, count: int, first: int) -> int:
+    """The command `guestmtce lab guests`: obey lines from standard input until it ends."""
+    _raise_descriptor_limit()
+    loop = Loop()
+    guests = Crowd(loop, options, count, first)
+    os.makedirs(options.folder, exist_ok=True)
+    guests.power_on()
+    rest = b""
+
+    def read() -> None:
+        nonlocal rest
+        data = os.read(0, 65536)
+        if not data:
+            loop.stop()
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            try:
+                answer = guests.obey(line.decode())
+            except (ValueError, TypeError) as error:
+                answer = {"error": str(error)}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+    for number in (2, 15):
+        loop.on_signal(number, loop.stop)
+    loop.watch(0, read)
+    sys.stdout.write(json.dumps("ready") + "\n")
+    sys.stdout.flush()
+    try:
+        loop.run()
+    finally:
+        guests.power_off()
+        loop.close()
+    return 0
