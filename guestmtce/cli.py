@@ -1,4 +1,4 @@
-"""The command `guestmtce`: the demo and the lab."""
+"""The command `guestmtce`: the demo, the bench and the lab."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from guestmtce.lab import crowd, demo, guests, mtcagent, vim
+from guestmtce.lab import bench, crowd, demo, guests, mtcagent, vim
 from guestmtce.wire.datagram import HostRecord
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="guestmtce", description="guest heartbeat: demo and laboratory")
+    parser = argparse.ArgumentParser(
+        prog="guestmtce", description="guest heartbeat: demo, bench and laboratory"
+    )
     words = parser.add_subparsers(dest="word", required=True)
     words.add_parser("demo", help="a whole cloud on this machine, for under a minute")
+    _add_bench(words.add_parser("bench", help="how much, how fast and how lasting, with real daemons"))
     lab = words.add_parser("lab", help="a stand-in for a neighbour of the daemons")
     stand_ins = lab.add_subparsers(dest="word", required=True)
     _add_guests(stand_ins.add_parser("guests", help="simulated guests; stdin takes `WHO WORD …` lines"))
@@ -26,6 +29,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--command-port", type=int, default=2108, help="guestAgent's")
     one.add_argument("--host", metavar="NAME,UUID,IP", action="append", default=[], type=_host)
     return parser
+
+
+def _add_bench(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--guests", type=int, default=200, help="how many (default: %(default)s)")
+    one.add_argument("--interval-ms", type=int, default=1000, help="of heartbeats (default: %(default)s)")
+    one.add_argument("--seconds", type=float, default=10.0, help="measured (default: %(default)s)")
+    one.add_argument("--kill", type=int, metavar="N", help="kill N guests' processes (default: all, or 100)")
+    one.add_argument("--fail", type=int, metavar="N", help="hang N guests (default: a tenth, or 100)")
+    one.add_argument("--cycles", type=int, default=0, help="make sockets anew and kill so often: leaks show")
+    one.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_guests(one: argparse.ArgumentParser) -> None:
@@ -43,12 +56,24 @@ def _host(text: str) -> HostRecord:
     return HostRecord(name, uuid, ip)
 
 
+def _bench(given: argparse.Namespace) -> int:
+    try:
+        amounts = (given.guests, given.interval_ms, given.seconds, given.kill, given.fail, given.cycles)
+        plan = bench.make_plan(*amounts)
+    except ValueError as error:
+        print("guestmtce bench: %s" % error, file=sys.stderr)
+        return bench.UNUSABLE
+    return bench.run(plan, given.json)
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     given = _parser().parse_args(arguments)
     if given.word == "guests":
         options = guests.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
         return crowd.run(options, given.count, given.first)
+    if given.word == "bench":
+        return _bench(given)
     if given.word == "vim":
         return vim.run(given.port, given.record)
     if given.word == "mtcagent":

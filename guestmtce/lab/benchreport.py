@@ -1,0 +1,134 @@
+"""The figures of the bench, judged and put into words. Units are in the names of the figures."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Tuple
+
+Figures = Dict[str, Any]
+
+LABEL_WIDTH = 24
+
+
+# --- judging ---------------------------------------------------------------------------------------
+
+
+def troubles(figures: Figures) -> List[str]:
+    """What should not have happened, in words; nothing for a good run."""
+    counts = {
+        "misses": figures["heartbeats"]["misses"],
+        "losses": figures["heartbeats"]["losses"],
+        "reconnects": figures["heartbeats"]["reconnects"],
+    }
+    hung, killed = figures.get("detection"), figures.get("reconnect")
+    if hung:
+        counts["hung guests that the VIM was not told of"] = hung["hung"] - hung["told"]
+        counts["alarms about guests that did not hang"] = hung["told_of_others"]
+    if killed:
+        counts["misses and reconnects of guests whose process was not killed"] = killed["others_touched"]
+        counts["alarms about guests whose process was killed"] = killed["alarms"]
+    return ["%d %s" % (count, what) for what, count in counts.items() if count]
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def table(figures: Figures) -> str:
+    """Everything that was measured, for a reader."""
+    lines = _head(figures)
+    for name, words in _PARTS:
+        if name in figures:
+            part = figures[name]
+            lines += [(name, part["left_out"])] if "left_out" in part else words(part)
+    lines += [("TROUBLE", trouble) for trouble in figures["troubles"]]
+    lines += [] if figures["troubles"] else [("judgement", "nothing was missed")]
+    return "\n".join("%-*s%s" % (LABEL_WIDTH, *line) for line in lines)
+
+
+Lines = List[Tuple[str, str]]
+
+
+def _head(figures: Figures) -> Lines:
+    plan, machine = figures["plan"], figures["machine"]
+    return [
+        ("guests", "%(guests)d, every %(interval_ms)d ms, measured for %(seconds)g s" % plan),
+        ("machine", "%(cores)d cores, Linux %(kernel)s, Python %(python)s" % machine),
+    ]
+
+
+def _start(part: Figures) -> Lines:
+    lines = [("start-up", "guestServer serves after %.2f s" % part["serving_s"])]
+    if "heartbeating_all_s" in part:
+        lines.append(("", "all challenged after %(first_challenge_all_s).2f s" % part))
+        lines.append(("", "all heartbeat after %(heartbeating_all_s).2f s" % part))
+        lines.append(("", "from a guest's init to its heartbeat: " + _spread(part["init_to_heartbeat_ms"])))
+    return lines
+
+
+def _heartbeats(part: Figures) -> Lines:
+    counts = "%(misses)d misses, %(reconnects)d reconnects, %(losses)d losses, %(late)d late wake-ups"
+    cpu = part["cpu_us_per_heartbeat"]
+    shares = [cpu["children"], cpu["master"], cpu["guests"]]
+    master = "%(master_percent_of_a_core).2f %% of a core, %(master_wake_ups_per_s).1f wake-ups a second"
+    return [
+        ("heartbeats", "%(heartbeats)d in %(seconds).1f s" % part),
+        ("", counts % part),
+        ("lateness of challenges", _spread(part["lateness_ms"])),
+        ("", "too small by what the guests were late to read: " + _spread(part["guests_delay_ms"])),
+        ("CPU per heartbeat", "children %s, master %s, the lab's guests %s" % tuple(map(_us, shares))),
+        ("CPU of the master", master % part),
+    ]
+
+
+def _memory(part: Figures) -> Lines:
+    lines: Lines = []
+    if "child_kb" in part:
+        child = part["child_kb"]
+        text = "USS %(uss_mean).0f kB mean, %(uss_max)d max; PSS %(pss_mean).0f mean, %(pss_max)d max"
+        lines.append(("memory of a child", (text + " (%(sampled)d looked at)") % child))
+    for name in ("master", "spawner"):
+        lines.append(("memory of the " + name, "USS %(uss)d kB, PSS %(pss)d" % part[name + "_kb"]))
+    if "total_pss_kb" in part:
+        lines.append(("memory in all", "%.0f kB (PSS)" % part["total_pss_kb"]))
+    return lines
+
+
+def _detection(part: Figures) -> Lines:
+    return [
+        ("detection", "the VIM was told of %(told)d of %(hung)d hung guests" % part),
+        ("", "later than due: " + _spread(part["overhead_ms"])),
+    ]
+
+
+def _reconnect(part: Figures) -> Lines:
+    untouched = "%(others_touched)d misses and reconnects of others, %(alarms)d alarms"
+    return [
+        ("reconnect", "%(killed)d processes killed within %(within_s).3f s" % part),
+        ("", "next challenge after " + _spread(part["challenge_ms"])),
+        ("", "next heartbeat after " + _spread(part["heartbeat_ms"])),
+        ("", untouched % part),
+    ]
+
+
+def _leaks(part: Figures) -> Lines:
+    text = "%(descriptors)d descriptors, %(zombies)d zombies, USS %(uss_kb)d kB, RSS %(rss_kb)d kB"
+    return [("after %(cycles)d cycles" % reading, text % reading) for reading in part["readings"]]
+
+
+def _spread(spread: Figures) -> str:
+    if spread["max"] is None:
+        return "nothing to measure"
+    return "p50 %(p50).2f ms, p99 %(p99).2f ms, max %(max).2f ms" % spread
+
+
+def _us(value: Any) -> str:
+    return "-" if value is None else "%.1f µs" % value
+
+
+_PARTS: Tuple[Tuple[str, Callable[[Figures], Lines]], ...] = (
+    ("start", _start),
+    ("heartbeats", _heartbeats),
+    ("memory", _memory),
+    ("detection", _detection),
+    ("reconnect", _reconnect),
+    ("leaks", _leaks),
+)
