@@ -14,7 +14,7 @@ import pytest
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import confine, reports
+from guestmtce.server import confine, reports, sandbox
 from guestmtce.server.children import Child, Children, Handlers
 from guestmtce.wire import channel
 
@@ -22,6 +22,10 @@ ONE, TWO = uuid_of(1), uuid_of(2)
 ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
 IDENTITY = confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid) if ROOT else None
+try:
+    HAS_FILTER = bool(sandbox.seccomp_step())
+except sandbox.Missing:
+    HAS_FILTER = False
 GUEST = channel.DEFAULT_INIT._replace(invocation_id=1804289383, name="guest", heartbeat_interval_ms=400)
 
 
@@ -38,15 +42,22 @@ def title(pid):
         return file.read().rstrip(b"\0 ").decode()
 
 
-def confined(pid):
+def status(pid):
+    """/proc/<pid>/status, name → text."""
     with open("/proc/%d/status" % pid) as file:
-        return "NoNewPrivs:\t1" in file.read()
+        return {name: text.strip() for name, text in (line.split(":", 1) for line in file)}
+
+
+def confined(pid):
+    """Whether it has taken the last step that this kernel knows."""
+    facts = status(pid)
+    return facts["NoNewPrivs"] == "1" and (not HAS_FILTER or facts["Seccomp"] == "2")
 
 
 class Bench:
     """A master's loop and children; the far ends of the guests' sockets; what the handlers heard."""
 
-    def __init__(self, settings=None, identity=IDENTITY, spawn_timeout=5.0):
+    def __init__(self, settings=None, identity=IDENTITY, spawn_timeout=5.0, uids=None):
         self.loop = Loop()
         self.started, self.reports, self.ends = [], [], []
         self.far = {}
@@ -56,6 +67,7 @@ class Bench:
             identity,
             spawn_timeout,
             Handlers(self.started.append, self._reported, self._ended),
+            uids,
         )
         self.children.open()
 

@@ -146,7 +146,10 @@ FAILURES = {
     "no address": (None, ["--bind", "no.such.host.invalid"], ["no.such.host.invalid"]),
 }
 FAILURES_OF_AGENT = {"the TCP port is taken": ((socket.SOCK_STREAM, "http"), [], ["127.0.0.1"])}
-FAILURES_OF_SERVER = {"no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"])}
+FAILURES_OF_SERVER = {
+    "no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"]),
+    "a bad range of uids": (None, ["--child-uids", "9-5"], ["--child-uids 9-5", "A <= B"]),
+}
 
 
 @pytest.mark.parametrize("name", [*FAILURES, *FAILURES_OF_AGENT, *FAILURES_OF_SERVER])

@@ -383,5 +383,5 @@ def test_log_lines_of_a_kind_are_limited_and_counted():
 
 @pytest.mark.parametrize(("raw", "number"), [(b"\xff" * 4, channel.INT32_MAX), (b"\x00\x00\x00\x80", 0)])
 def test_the_challenges_of_a_child_fit_the_guest(monkeypatch, raw, number):
-    monkeypatch.setattr(child.os, "urandom", lambda size: raw[:size])
+    monkeypatch.setattr(child, "random_bytes", lambda size: raw[:size])
     assert child.random_challenge() == number

@@ -117,16 +117,9 @@ def test_a_killed_child_and_a_killed_master_at_life_speed():
 # --- the demo --------------------------------------------------------------------------------------
 
 
-def processes_of(folder):
-    """Those whose stderr is a file in the folder; one that only waits to be reaped has none."""
-    found = []
-    for pid in psutil.pids():
-        try:
-            if os.readlink("/proc/%d/fd/2" % pid).startswith(folder):
-                found.append(pid)
-        except OSError:
-            pass
-    return found
+def living(processes):
+    """Those that still run; one that only waits to be reaped does not."""
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
@@ -147,10 +140,14 @@ def start_demo(folder):
 
 def test_the_demo_shows_everything_and_leaves_nothing(folder):
     demo = start_demo(folder)
-    printed = demo.communicate(timeout=60)[0].decode()
-    assert demo.returncode == 0, printed
+    printed, family = "", set()
+    for line in demo.stdout:
+        printed += line.decode()
+        family.update(psutil.Process(demo.pid).children(recursive=True))
+    assert demo.wait(60) == 0, printed
     assert "no process and no file is left" in printed
-    assert processes_of(folder) == []
+    assert len(family) > 20
+    assert living(family) == []
     assert os.listdir(folder) == []
 
 
@@ -158,10 +155,11 @@ def test_an_interrupted_demo_leaves_nothing(folder):
     demo = start_demo(folder)
     for line in demo.stdout:
         if b"A guest hangs" in line:
-            assert len(processes_of(folder)) > 20
+            family = psutil.Process(demo.pid).children(recursive=True)
+            assert len(family) > 20
             break
     demo.send_signal(signal.SIGINT)
     demo.communicate(timeout=20)
     assert demo.returncode == 130
-    assert processes_of(folder) == []
+    assert living(family) == []
     assert os.listdir(folder) == []

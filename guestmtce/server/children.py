@@ -14,13 +14,14 @@ import signal
 import socket
 import sys
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import setproctitle
 
 import guestmtce
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.server import child, confine, guest, pipe, reports, spawner
+from guestmtce.server.uids import Uids
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,19 @@ REPORTS_BURST = 200
 class Child:
     """One process. `pid` is None until the spawner reports it; until then `channel` is kept open."""
 
-    __slots__ = ("channel", "credit", "credit_at", "doomed", "pid", "pipe", "reaped", "serial", "uuid")
+    __slots__ = ("channel", "credit", "credit_at", "doomed", "pid", "pipe", "reaped", "serial", "uid", "uuid")
 
-    def __init__(self, uuid: str, serial: int, channel: socket.socket, results: socket.socket) -> None:
+    def __init__(
+        self,
+        uuid: str,
+        serial: int,
+        channel: socket.socket,
+        results: socket.socket,
+        uid: Optional[int] = None,
+    ) -> None:
         self.uuid = uuid
         self.serial = serial
+        self.uid = uid
         self.pid: Optional[int] = None
         self.channel: Optional[socket.socket] = channel
         self.pipe = results
@@ -74,7 +83,10 @@ class Handlers(NamedTuple):
 
 
 class Children:
-    """See the module's text. `identity` is the user that children become, None to keep the present one."""
+    """See the module's text. `identity` is the user that children become, None to keep the present one.
+
+    With `uids` each child has a uid of its own instead of the identity's.
+    """
 
     def __init__(
         self,
@@ -83,18 +95,22 @@ class Children:
         identity: Optional[confine.Identity],
         spawn_timeout: float,
         handlers: Handlers,
+        uids: Optional[Uids] = None,
     ) -> None:
         self.rule_breakers = 0
         self.spawners = 0
+        self.confinement: Dict[str, str] = {}  # a means → "yes", or "no (why)"
         self._loop = loop
         self._settings = settings
         self._identity = identity
         self._spawn_timeout = spawn_timeout
         self._handlers = handlers
+        self._uids = uids if identity is not None else None
         self._by_uuid: Dict[str, Child] = {}
         self._by_pid: Dict[int, Child] = {}
         self._awaited: Dict[int, Child] = {}  # serial → asked for, pid not reported
-        self._abandoned: Dict[int, bool] = {}  # serial → dropped before its pid was reported
+        self._abandoned: Dict[int, Optional[int]] = {}  # serial → uid, dropped before its pid was reported
+        self._uid_of: Dict[int, int] = {}  # pid → uid, not reaped
         self._reaped_early: Dict[int, int] = {}  # pid → status, reaped before it was reported
         self._serial = 0
         self._spawner_pid = 0
@@ -121,21 +137,26 @@ class Children:
 
     def start(self, uuid: str, channel: socket.socket, resume: Optional[reports.Resume]) -> None:
         """Have a child forked that serves `channel`, which is closed here. Raises OSError if that fails."""
-        if self._control is None:
+        try:
+            if self._control is None:
+                raise OSError("there is no spawner at the moment")
+            uid = self._uids.take() if self._uids is not None else None
+        except OSError:
             channel.close()
-            raise OSError("there is no spawner at the moment")
+            raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
             self._serial += 1
-            request = json.dumps([self._serial, uuid, spawner.dump_resume(resume)]).encode("ascii")
+            request = json.dumps([self._serial, uuid, uid, spawner.dump_resume(resume)]).encode("ascii")
             try:
                 socket.send_fds(self._control, [request], [channel.fileno(), theirs.fileno()])
             except OSError:
                 channel.close()
                 ours.close()
+                self._free(uid)
                 raise
-        newborn = Child(uuid, self._serial, channel, ours)
+        newborn = Child(uuid, self._serial, channel, ours, uid)
         if not self._awaited:
             self._spawner_heard = time.monotonic()
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
@@ -160,7 +181,7 @@ class Children:
         self._let_go(dropped)
         if dropped.pid is None:
             self._awaited.pop(dropped.serial)
-            self._abandoned[dropped.serial] = True
+            self._abandoned[dropped.serial] = dropped.uid
         else:
             self._by_pid.pop(dropped.pid)
             dropped.kill()
@@ -205,10 +226,18 @@ class Children:
             self._control = None
         if self._spawner_pid:
             _kill(self._spawner_pid)
+        self._rest_uids()
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
             if waiting.serial in self._awaited:  # an end may have dropped another
                 self._end(waiting, guest.DIED, ": the spawner failed")
+
+    def _rest_uids(self) -> None:
+        """Whether what the spawner was asked for lives, and as which pid, will not be heard."""
+        assumed = [*self._abandoned.values(), *(one.uid for one in self._awaited.values())]
+        for uid in assumed:
+            if self._uids is not None and uid is not None:
+                self._uids.give_back_later(uid)
 
     def _spawner_stuck(self) -> None:
         """It is while it answers nothing, not while many wait."""
@@ -247,25 +276,44 @@ class Children:
             self._control = None
             return
         serial, pid = json.loads(packet)
+        if serial == spawner.GREETING:
+            self._greeted(pid)
+            return
         self._spawner_heard = time.monotonic()
         born = self._awaited.pop(serial, None)
         if not self._awaited and self._spawn_timer is not None:
             self._spawn_timer.cancel()
             self._spawn_timer = None
         if born is None:
-            self._abandoned.pop(serial, None)
+            uid = self._abandoned.pop(serial, None)
             if self._reaped_early.pop(pid, None) is None:
+                self._note_uid(pid, uid)
                 _kill(pid)
+            else:
+                self._free(uid)
         else:
             self._born(born, pid)
         if not self._awaited and not self._abandoned:
             self._reaped_early.clear()
+
+    def _greeted(self, words: Any) -> None:
+        """The spawner says what children are confined with; what is missing is logged, once."""
+        words = {str(name): str(word) for name, word in dict(words).items()}
+        if words != self.confinement:
+            self.confinement = words
+            missing = ["%s %s" % pair for pair in words.items() if pair[1] != "yes"]
+            if missing:
+                log.warning("children are confined without: %s", ", ".join(missing))
 
     def _born(self, born: Child, pid: int) -> None:
         born.pid = pid
         self._by_pid[pid] = born
         status = self._reaped_early.pop(pid, None)
         born.reaped = status is not None
+        if born.reaped:
+            self._free(born.uid)
+        else:
+            self._note_uid(pid, born.uid)
         if born.channel is not None:
             # QEMU would not see the child's end of the connection while we hold a copy.
             born.channel.close()
@@ -317,12 +365,21 @@ class Children:
                 return
             if pid == 0:
                 return
+            self._free(self._uid_of.pop(pid, None))
             if pid == self._spawner_pid:
                 self._spawner_ended()
             elif pid in self._by_pid:
                 self._ended(self._by_pid[pid], status)
             elif self._awaited or self._abandoned:
                 self._reaped_early[pid] = status
+
+    def _note_uid(self, pid: int, uid: Optional[int]) -> None:
+        if uid is not None:
+            self._uid_of[pid] = uid
+
+    def _free(self, uid: Optional[int]) -> None:
+        if self._uids is not None and uid is not None:
+            self._uids.give_back(uid)
 
     def _ended(self, dead: Child, status: int) -> None:
         dead.reaped = True
@@ -336,6 +393,8 @@ class Children:
             pass
         if self._by_uuid.get(dead.uuid) is dead:
             code = os.waitstatus_to_exitcode(status)
+            if code == -signal.SIGSYS:
+                self.rule_breakers += 1
             why = {child.END_PEER_CLOSED: guest.PEER_CLOSED, child.END_RECONNECT: guest.GAVE_UP}.get(code)
             self._end(dead, why or guest.DIED, "" if why else _how(code))
 
@@ -365,6 +424,8 @@ def _any_left() -> bool:
 
 
 def _how(code: int) -> str:
+    if code == -signal.SIGSYS:
+        return ": it made a system call that no honest child makes"
     if code < 0:
         return " of signal %d" % -code
     return {child.END_BOOT_FAILURE: ": it could not start"}.get(code, " with status %d" % code)

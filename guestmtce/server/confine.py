@@ -1,7 +1,12 @@
 """What a child gives up before it reads its guest's first byte.
 
-Every step either works or raises Unconfined, which ends that child. The C library is resolved when
-this module is imported, in the spawner, so that a child only calls.
+In this order: every descriptor but its guest's socket and its pipe, which become 0 and 1; its user and
+groups; the right to gain privileges; every file (Landlock); its life beyond its master's; the eyes of its
+siblings (not dumpable); by limits, open files, processes, core dumps, files written and memory; and last
+the system calls that it has no use for (seccomp). Every step either works or raises Unconfined, which
+ends that child. What this kernel does not have at all is left out, and told to the master.
+
+The C library is resolved and every call made ready in the spawner, so that a child only calls.
 """
 
 from __future__ import annotations
@@ -10,12 +15,33 @@ import ctypes
 import os
 import signal
 import time
-from typing import Iterable, NamedTuple, Optional
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
+
+from guestmtce.server import sandbox
+from guestmtce.server.sandbox import Step
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+
+# asm-generic/resource.h, which x86_64 and arm64 use; the module `resource` would be one more library
+RLIMIT_FSIZE = 1
+RLIMIT_CORE = 4
+RLIMIT_NPROC = 6
+RLIMIT_NOFILE = 7
+RLIMIT_AS = 9
+
+# What a child may need beyond what it shares with the spawner. Measured up to 0.4 MB, with all that a guest
+# can say at once and a master that does not listen; the interpreter's allocator grows by 1 MB at a time.
+MEMORY_HEADROOM = 16 * 2**20  # bytes
+
+# The kernel kills children before the master: more than its memory may be on a host of 4 GB, and less than
+# what a guest's QEMU has on any, for a dead child gives nothing back.
+OOM_ABOVE_MASTER = 50  # thousandths of the host's memory
+OOM_MOST = 1000
+
+RANDOM_AT = 2  # descriptor of /dev/urandom in a child, where the kernel has no getrandom(2)
 
 REPARENT_WAIT = 2.0  # s; measured 0.1–0.7 ms
 REPARENT_POLL = 0.0002  # s
@@ -82,17 +108,143 @@ def await_parent(parent: int, before: int) -> None:
         raise Unconfined("not reparented to the master")
 
 
-def confine(master: int, middle: int, identity: Optional[Identity], keep: Iterable[int]) -> None:
-    """Keep only what one session needs. `middle` forked us and goes, then `master` is our parent.
+class _Limit(ctypes.Structure):
+    """struct rlimit."""
 
-    `identity` is None where the process is not root.
+    _fields_ = (("soft", ctypes.c_ulong), ("hard", ctypes.c_ulong))
+
+
+def limit_step(what: str, number: int, value: int) -> Step:
+    """Set a limit, for good."""
+    return Step(what, _libc.setrlimit, (ctypes.c_int(number), ctypes.byref(_Limit(value, value))))
+
+
+def prctl_step(what: str, option: int, value: int) -> Step:
+    """prctl(2) with one argument."""
+    words = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
+    return Step(what, _libc.prctl, (ctypes.c_int(option), *words))
+
+
+def take(steps: Sequence[Step]) -> None:
+    """Make the calls. Raises Unconfined at the first that fails."""
+    for what, call, arguments in steps:
+        if call(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise Unconfined(number, "%s: %s" % (what, os.strerror(number)))
+
+
+class Confinement:
+    """All that can be made ready before there is a child, in the spawner, of whom `master` is the parent.
+
+    `words` says, for the master, what can be had: a name → "yes", or "no (why)".
     """
-    close_all_but(keep)
-    await_parent(master, middle)
-    if identity is not None:
-        os.setgroups([])
-        os.setresgid(identity.gid, identity.gid, identity.gid)
-        os.setresuid(identity.uid, identity.uid, identity.uid)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_DUMPABLE, 0)
-    die_with(master)
+
+    def __init__(self, master: int) -> None:
+        self.words: Dict[str, str] = {}
+        self._master = master
+        random = _open_random()
+        self._kept = [] if random is None else [random]  # at RANDOM_AT
+        self.random_bytes = os.urandom if random is None else _read_random
+        descriptors = 2 + len(self._kept)
+        self._first = [prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1), *self._landlock()]
+        self._first.append(prctl_step("end with the master", PR_SET_PDEATHSIG, signal.SIGKILL))
+        self._last = [prctl_step("not dumpable", PR_SET_DUMPABLE, 0), *_limits(descriptors)]
+        self._last += self._seccomp()
+        self.words["rlimits"] = "yes"
+        self._highest = max(map(int, os.listdir("/proc/self/fd")))
+
+    def _landlock(self) -> List[Step]:
+        try:
+            ruleset = sandbox.landlock_ruleset()
+        except sandbox.Missing as why:
+            self.words["landlock"] = "no (%s)" % why
+            return []
+        self._kept.append(ruleset)
+        at = 1 + len(self._kept)
+        self.words["landlock"] = "yes"
+        return [sandbox.landlock_step(at), Step("close the ruleset", _libc.close, (ctypes.c_int(at),))]
+
+    def _seccomp(self) -> List[Step]:
+        try:
+            steps = [sandbox.seccomp_step()]
+        except sandbox.Missing as why:
+            self.words["seccomp"] = "no (%s)" % why
+            return []
+        self.words["seccomp"] = "yes"
+        return steps
+
+    def keep_only(self, received: Sequence[int]) -> None:
+        """Of all descriptors: the `received` ones, on 0 the socket, on 1 the pipe, and what `apply` needs.
+
+        The spawner holds 0 to 2 and few more, all known, so what was received is above them.
+        """
+        kept = [*received, *self._kept]
+        for number, descriptor in enumerate(kept):
+            os.dup2(descriptor, number, inheritable=False)
+        os.closerange(len(kept), max(self._highest, *received) + 1)
+
+    def apply(self, middle: int, identity: Optional[Identity]) -> None:
+        """All the rest. `middle` forked us and goes, then the master is our parent.
+
+        `identity` is None where the process is not root. Raises Unconfined, or OSError.
+        """
+        await_parent(self._master, middle)
+        if identity is not None:
+            os.setgroups([])
+            os.setresgid(identity.gid, identity.gid, identity.gid)
+            os.setresuid(identity.uid, identity.uid, identity.uid)
+        take(self._first)
+        if os.getppid() != self._master:
+            raise Unconfined("the parent has gone")
+        take(self._last)
+
+
+def _limits(descriptors: int) -> List[Step]:
+    """As many open files as it has: poll(2) can do with no fewer, and no other can be opened."""
+    return [
+        limit_step("open files", RLIMIT_NOFILE, descriptors),
+        limit_step("processes", RLIMIT_NPROC, 0),
+        limit_step("core dumps", RLIMIT_CORE, 0),
+        limit_step("size of files", RLIMIT_FSIZE, 0),
+        limit_step("memory", RLIMIT_AS, memory_size() + MEMORY_HEADROOM),
+    ]
+
+
+def _open_random() -> Optional[int]:
+    """A descriptor of /dev/urandom where it will be needed: a child can open nothing."""
+    try:
+        os.getrandom(1)
+        return None
+    except (AttributeError, OSError):
+        return os.open("/dev/urandom", os.O_RDONLY)
+
+
+def _read_random(count: int) -> bytes:
+    return os.read(RANDOM_AT, count)
+
+
+def memory_size() -> int:
+    """The address space that this process has, bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def go_before_the_master() -> str:
+    """What this process forks is killed for want of memory before its parent. Returns "yes", or why not."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            score = int(file.read())
+            file.seek(0)
+            file.write(str(min(score + OOM_ABOVE_MASTER, OOM_MOST)))
+        return "yes"
+    except OSError as error:
+        return "no (%s)" % error.strerror
+
+
+def open_standard() -> None:
+    """Descriptors 0 to 2 lead to nothing where they are closed, so that nothing else takes their place."""
+    while True:
+        descriptor = os.open("/dev/null", os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return

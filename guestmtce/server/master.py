@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, confine, guest
+from guestmtce.server import agentlink, confine, guest, uids
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
@@ -46,9 +46,12 @@ class Master(program.Service[ServerSettings]):
         self._liveness = Liveness(loop, self._children_pids, self._guests.child_patience, self._child_stuck)
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended)
+        own_uids = uids.parse(settings.child_uids)
+        identity = _identity(settings.child_user)
         self._children = Children(
-            loop, settings.session(), _identity(settings.child_user), settings.spawn_timeout, handlers
+            loop, settings.session(), identity, settings.spawn_timeout, handlers, own_uids
         )
+        self._child_user = _user_text(settings, identity)
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -229,10 +232,12 @@ class Master(program.Service[ServerSettings]):
         counters = ("misses", "losses", "deaths", "late")
         sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
         children = self._children
+        means = children.confinement.items()
         return [
             *lines,
             "counts " + " ".join(sums),
             "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
+            "confinement %s" % " ".join(["user " + self._child_user, *map("%s %s".__mod__, means)]),
             "failing %d" % sum(row.failing for row in table),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
@@ -293,6 +298,13 @@ def _identity(user: str) -> Optional[confine.Identity]:
     except KeyError:
         raise OSError("--child-user %s: there is no such user" % user) from None
     return confine.Identity(entry.pw_uid, entry.pw_gid)
+
+
+def _user_text(settings: ServerSettings, identity: Optional[confine.Identity]) -> str:
+    """As whom children run, for the health report."""
+    if identity is None:
+        return "no (not root)"
+    return settings.child_uids or settings.child_user
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -38,6 +38,9 @@ class ServerSettings(DaemonSettings):
         False, flag="--no-wait", help="do not wait for the host to be configured and go-enabled"
     )
     child_user: str = setting("nobody", flag="--child-user", help="the user that children become")
+    child_uids: str = setting(
+        "", flag="--child-uids", help="A-B: gives each child a uid of its own, of these; none may be in use"
+    )
 
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestAgent")
     agents: str = setting("", "security.agents", help="more addresses of agents, separated by commas")

@@ -1,9 +1,11 @@
 """The quiet process that forks the children.
 
 Started afresh by the master (`python -I -S -c BOOT …`), it holds the warmed-up child code and nothing
-else, so that a child shares nearly all of its memory for ever. One request, one packet: `[serial, uuid,
-resume]` with the guest's socket and the child's end of the pipe; one answer: `[serial, pid]`. The fork is
-double, and the master is our subreaper: so the master, not this process, becomes the child's parent.
+else, so that a child shares nearly all of its memory for ever. Its first packet is `[0, words]`: what this
+kernel has to confine a child with. Then one request, one packet: `[serial, uuid, uid, resume]` with the
+guest's socket and the child's end of the pipe (uid null: the one user of all children); one answer:
+`[serial, pid]`. The fork is double, and the master is our subreaper: so the master, not this process,
+becomes the child's parent.
 
 Whatever this module imports, every child carries. No module that registers at-fork hooks may be among
 it: threading, random, logging (see `_import_setproctitle`).
@@ -16,11 +18,10 @@ import json
 import os
 import signal
 import socket
-import sys
 from typing import Any, List, Optional
 
 from guestmtce.server import child, confine, pipe
-from guestmtce.server.reports import Resume, Settings
+from guestmtce.server.reports import Note, Resume, Settings
 from guestmtce.wire import channel
 
 # argv: the import path, then main's arguments. -S leaves out site and what it drags in.
@@ -30,6 +31,7 @@ BOOT = (
 )
 TITLE = "guestServer: spawner"
 REQUEST_MAX = 4096  # bytes
+GREETING = 0  # the serial of no request
 WARM_UP_BEATS = 40
 WARM_UP_INTERVAL_MS = 1
 
@@ -54,17 +56,36 @@ def main(arguments: List[str]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
     confine.die_with(int(master))
+    confine.close_all_but([control.fileno()])
+    confine.open_standard()
     title = _import_setproctitle()
     title(TITLE)
     warm_up()
+    confinement = prepare(control, int(master))
     gc.collect()
     gc.freeze()
     gc.disable()
-    serve(control, int(master), identity, settings, title)
+    serve(control, confinement, identity, settings, title)
+
+
+def prepare(control: socket.socket, master: int) -> confine.Confinement:
+    """Find out what a child can be confined with, and tell the master."""
+    confinement = confine.Confinement(master)
+    child.random_bytes = confinement.random_bytes
+    words = {**confinement.words, "oom": confine.go_before_the_master()}
+    try:
+        control.send(json.dumps([GREETING, words]).encode("ascii"))
+    except OSError:
+        pass  # the master has gone, which `serve` notices
+    return confinement
 
 
 def serve(
-    control: socket.socket, master: int, identity: Optional[confine.Identity], settings: Settings, title: Any
+    control: socket.socket,
+    confinement: confine.Confinement,
+    identity: Optional[confine.Identity],
+    settings: Settings,
+    title: Any,
 ) -> None:
     """Fork a child per request until the master goes."""
     while True:
@@ -73,7 +94,7 @@ def serve(
             return
         middle = os.fork()
         if middle == 0:
-            _middle(control, packet, descriptors, master, identity, settings, title)
+            _middle(control, packet, descriptors, confinement, identity, settings, title)
         for descriptor in descriptors:
             os.close(descriptor)
         os.waitpid(middle, 0)
@@ -83,15 +104,16 @@ def _middle(
     control: socket.socket,
     packet: bytes,
     descriptors: List[int],
-    master: int,
+    confinement: confine.Confinement,
     identity: Optional[confine.Identity],
     settings: Settings,
     title: Any,
 ) -> None:
     """Fork once more and go, so that the child becomes the master's. Does not return."""
     status = child.END_BOOT_FAILURE
+    speaks_on = descriptors[1]
     try:
-        serial, uuid, resume = json.loads(packet)
+        serial, uuid, uid, resume = json.loads(packet)
         middle = os.getpid()
         pid = os.fork()
         if pid:
@@ -99,14 +121,24 @@ def _middle(
             status = 0
         else:
             title("guestServer: " + uuid)
-            confine.confine(master, middle, identity, descriptors)
-            guest, results = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            if identity is not None and uid is not None:
+                identity = identity._replace(uid=uid)
+            confinement.keep_only(descriptors)
+            speaks_on = 1
+            confinement.apply(middle, identity)
+            guest, results = socket.socket(fileno=0), socket.socket(fileno=1)
             status = child.END_DEFECT
             status = child.Child(guest, results, settings).run(load_resume(resume))
     except BaseException as error:  # noqa: BLE001 - nothing may run on as a second spawner
-        sys.stderr.write("guestServer: a child failed: %r\n" % (error,))
+        last_words(speaks_on, error)
     finally:
         os._exit(status)
+
+
+def last_words(descriptor: int, error: BaseException) -> None:
+    """Why the child ends, over its pipe: a confined child has no other way to say it."""
+    text = channel.clean("the child failed: %r" % (error,))
+    os.write(descriptor, pipe.encode(Note(text, 0)))
 
 
 def dump_resume(resume: Optional[Resume]) -> Any:

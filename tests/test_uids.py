@@ -1,0 +1,134 @@
+"""Uids from a range: never one that is in use, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from children_driver import NOBODY, ONE, ROOT, TWO, bench, gone, make_bench
+
+from guestmtce.server import confine, uids
+from guestmtce.server.guest import DIED
+
+__all__ = ["bench", "make_bench"]  # fixtures
+
+FIRST = 61200  # of a few that no system gives to anybody
+IDENTITY = confine.Identity(FIRST, NOBODY.pw_gid)
+as_root = pytest.mark.skipif(not ROOT, reason="only root can change its user")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, at the test's will."""
+    now = [1000.0]
+    monkeypatch.setattr(uids.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_each_is_taken_once_and_in_turn():
+    some = uids.Uids(FIRST, FIRST + 2)
+    assert [some.take() for _ in range(3)] == [FIRST, FIRST + 1, FIRST + 2]
+    with pytest.raises(OSError, match="61200-61202: each of these 3 is in use"):
+        some.take()
+    some.give_back(FIRST + 1)
+    assert some.take() == FIRST + 1
+    some.give_back(FIRST)
+    some.give_back(FIRST + 2)
+    assert some.take() == FIRST + 2  # it is its turn
+
+
+def test_one_whose_child_s_fate_is_unknown_rests(clock):
+    some = uids.Uids(FIRST, FIRST)
+    some.give_back_later(some.take())
+    clock[0] += uids.REST - 0.1
+    with pytest.raises(OSError):
+        some.take()
+    clock[0] += 0.2
+    assert some.take() == FIRST
+
+
+@as_root
+def test_one_that_some_process_has_is_passed_over():
+    sleeper = subprocess.Popen(["sleep", "60"], user=FIRST)
+    try:
+        some = uids.Uids(FIRST, FIRST + 1)
+        assert (some.take(), uids.in_use(FIRST), uids.in_use(FIRST + 1)) == (FIRST + 1, True, False)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert some.take() == FIRST
+
+
+def test_our_own_user_is_in_use():
+    assert uids.in_use(os.getuid() or 0)
+
+
+def test_nothing_is_no_range():
+    assert uids.parse("") is None
+
+
+@pytest.mark.parametrize("text", ["1-1", "5000-6999", "1-%d" % uids.UID_MAX])
+def test_a_range_is_taken(text):
+    assert uids.parse(text).text == text
+
+
+@pytest.mark.parametrize(
+    "text", ["0-10", "7-6", "5", "5-", "-5", "a-b", "5-6-7", "1-4294967295", "5000 - 6000", "0x5-0x9", "٣-٤٤"]
+)
+def test_a_bad_range_is_refused_with_what_to_write(text):
+    with pytest.raises(OSError, match="--child-uids .*: two uids A-B expected"):
+        uids.parse(text)
+
+
+# --- children with a uid each ----------------------------------------------------------------------
+
+
+def real_uid(pid):
+    with open("/proc/%d/status" % pid) as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+
+
+@as_root
+def test_every_child_has_its_own(make_bench):
+    bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST + 9))
+    assert [real_uid(bench.born(uuid)) for uuid in (ONE, TWO)] == [FIRST, FIRST + 1]
+
+
+@as_root
+def test_a_uid_is_free_again_when_its_child_has_been_reaped(make_bench):
+    bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST))
+    for _ in range(3):
+        pid = bench.born()
+        assert real_uid(pid) == FIRST
+        with pytest.raises(OSError, match="in use"):
+            bench.start(TWO)
+        assert bench.far[TWO].recv(1) == b""
+        os.kill(pid, 9)
+        bench.until(lambda: bench.ends)
+        bench.ends.clear()
+    pid = bench.born()
+    bench.children.drop(ONE)
+    bench.until(lambda pid=pid: gone(pid) and not bench.children._uid_of)
+    bench.start()
+    bench.children.drop(ONE)  # before its pid is known
+    bench.until(lambda: not bench.children._uids._taken)
+    assert real_uid(bench.born()) == FIRST
+
+
+@as_root
+def test_a_uid_rests_when_the_spawner_took_its_child_s_fate_along(make_bench):
+    bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST + 1), spawn_timeout=0.2)
+    bench.born()
+    os.kill(bench.children.spawner_pid, 19)
+    bench.start(TWO)
+    bench.until(lambda: bench.ends)
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(TWO, DIED)]
+    bench.until(lambda: bench.children.spawners == 2)
+    with pytest.raises(OSError, match="in use"):
+        bench.start(TWO)
+
+
+def test_who_is_not_root_keeps_its_user_and_takes_no_uid(make_bench):
+    bench = make_bench(identity=None, uids=uids.Uids(FIRST, FIRST))
+    assert [real_uid(bench.born(uuid)) for uuid in (ONE, TWO)] == [os.getuid()] * 2
