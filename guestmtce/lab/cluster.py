@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import psutil
 
@@ -207,6 +207,9 @@ class Host:
 class Cluster:
     """See the module's text. A context manager; `settings` are `SECTION.KEY=VALUE` words for both daemons."""
 
+    server_module = "guestmtce.server.master"  # a test may have its own, and more on its command line
+    server_words: Sequence[str] = ()
+
     def __init__(
         self,
         guests: int,
@@ -276,8 +279,9 @@ class Cluster:
         arguments += ["--rx-port", str(self.server_port), "--agent-port", str(self.agent_port)]
         arguments += ["--controller", host.controller, "--hostname", host.name]
         arguments += [word for setting in self._server_settings for word in ("--set", setting)]
+        arguments += self.server_words
         folder = os.path.join(self.folder, host.name)
-        host.server = Daemon("guestServer", "guestmtce.server.master", folder, arguments)
+        host.server = Daemon("guestServer", self.server_module, folder, arguments)
         self._processes.append(host.server)
         self._await_info(host.server)
         return host.server
