@@ -138,6 +138,7 @@ class Impostor:
             bench.children._by_pid[self.pid] = self.child
         else:
             bench.children._awaited[999] = self.child
+            bench.children.spawner._asked.add(999)
         bench.loop.watch(near, lambda: bench.children._read(self.child))
 
     def say(self, *packets):

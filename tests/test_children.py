@@ -38,8 +38,8 @@ def test_a_child_is_the_master_s_own_and_bears_its_guest_s_name(bench):
     pid = bench.born()
     assert psutil.Process(pid).ppid() == os.getpid()
     assert (bench.started, bench.ends) == ([ONE], [])
-    assert title(bench.children.spawner_pid) == "guestServer: spawner"
-    assert sorted(one.pid for one in psutil.Process().children()) == sorted([pid, bench.children.spawner_pid])
+    assert title(bench.children.spawner.pid) == "guestServer: spawner"
+    assert sorted(one.pid for one in psutil.Process().children()) == sorted([pid, bench.children.spawner.pid])
 
 
 def test_the_master_lets_go_of_the_channel_once_the_child_has_it(bench):
@@ -64,7 +64,7 @@ near, far = socket.socketpair()
 children.start(sys.argv[1], near, None)
 while not children.pids():
     loop.run_once()
-print(children.spawner_pid, *children.pids().values(), flush=True)
+print(children.spawner.pid, *children.pids().values(), flush=True)
 sys.stdin.read()
 """
 
@@ -158,7 +158,7 @@ def test_a_dropped_child_is_silent_whenever_it_is_dropped(bench):
     bench.start(TWO)
     bench.children.drop(TWO)  # its pid is not known yet
     bench.children.drop(TWO)
-    bench.until(lambda: [one.pid for one in psutil.Process().children()] == [bench.children.spawner_pid])
+    bench.until(lambda: [one.pid for one in psutil.Process().children()] == [bench.children.spawner.pid])
     assert (bench.reports, bench.ends, bench.started) == (heard, [], [ONE])
     assert not psutil.pid_exists(pid)
     assert bench.far[TWO].recv(1000).strip() == b""

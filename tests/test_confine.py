@@ -65,7 +65,7 @@ def test_of_all_descriptors_the_socket_and_the_pipe_are_left(bench):
 @as_root
 def test_the_spawner_holds_only_what_is_known(bench):
     bench.born()
-    held = opened(bench.children.spawner_pid)
+    held = opened(bench.children.spawner.pid)
     known = [link for number, link in held.items() if number > 2]
     assert {0, 1, 2} <= set(held)
     assert sum(link.startswith("socket:") for link in known) == 1
@@ -123,7 +123,7 @@ def test_a_child_s_limits_leave_room_for_nothing_else(bench):
         assert found[name] == (str(most),) * 2, name
     memory = int(found["Max address space"][1])
     assert found["Max address space"] == (str(memory),) * 2
-    headroom = memory - size(bench.children.spawner_pid, "VmSize")
+    headroom = memory - size(bench.children.spawner.pid, "VmSize")
     assert abs(headroom - confine.MEMORY_HEADROOM) < 2**20
 
 
@@ -131,7 +131,7 @@ def test_a_child_s_limits_leave_room_for_nothing_else(bench):
 def test_a_child_has_its_filter_and_the_spawner_none(bench):
     pid = bench.born()
     assert status(pid)["Seccomp"] == "2"
-    assert status(bench.children.spawner_pid)["Seccomp"] == status(os.getpid())["Seccomp"]
+    assert status(bench.children.spawner.pid)["Seccomp"] == status(os.getpid())["Seccomp"]
 
 
 def score(pid):

@@ -16,9 +16,8 @@ from children_driver import ONE, ROOT, TWO, Impostor, bench, make_bench, title
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import children as children_module
-from guestmtce.server import reports, spawner
-from guestmtce.server.guest import DIED
+from guestmtce.server import reports, spawner, spawnerlink
+from guestmtce.server.guest import UNBORN
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
@@ -40,7 +39,7 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.set_inheritable(theirs.fileno(), True)
     ours.close()  # it serves nobody, and returns
-    words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, children_module._import_path()]
+    words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, spawnerlink.import_path()]
     words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(reports.Settings())]
     done = subprocess.run(words, capture_output=True, close_fds=False, timeout=10, check=False)
     theirs.close()
@@ -58,10 +57,10 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
 def test_a_killed_spawner_is_replaced_and_its_children_live_on(bench):
     pid = bench.born()
     bench.beat()
-    old = bench.children.spawner_pid
+    old = bench.children.spawner.pid
     os.kill(old, signal.SIGKILL)
-    bench.until(lambda: bench.children.spawner_pid not in (old, 0))
-    assert bench.children.spawners == 2
+    bench.until(lambda: bench.children.spawner.pid not in (old, 0))
+    assert bench.children.spawner.started == 2
     bench.answer()
     bench.born(TWO)
     assert bench.children.pids()[ONE] == pid
@@ -69,26 +68,26 @@ def test_a_killed_spawner_is_replaced_and_its_children_live_on(bench):
 
 
 def test_while_there_is_no_spawner_a_start_fails_at_once_and_closes_the_channel(bench):
-    os.kill(bench.children.spawner_pid, signal.SIGKILL)
-    bench.until(lambda: bench.children.spawner_pid == 0)
+    os.kill(bench.children.spawner.pid, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner.pid == 0)
     with pytest.raises(OSError, match="no spawner"):
         bench.start()
     assert bench.far[ONE].recv(1) == b""
-    bench.until(lambda: bench.children.spawner_pid)
+    bench.until(lambda: bench.children.spawner.pid)
     bench.born()
 
 
 def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
     bench = make_bench(spawn_timeout=0.3)
     bench.born()
-    old = bench.children.spawner_pid
+    old = bench.children.spawner.pid
     os.kill(old, signal.SIGSTOP)
     bench.start(TWO)
     began = time.monotonic()
     bench.until(lambda: bench.ends)
     assert 0.25 < time.monotonic() - began < 2
-    assert bench.ends == [(TWO, DIED, ": the spawner failed")]
-    bench.until(lambda: bench.children.spawner_pid not in (old, 0))
+    assert bench.ends == [(TWO, UNBORN, ": the spawner failed")]
+    bench.until(lambda: bench.children.spawner.pid not in (old, 0))
     assert not psutil.pid_exists(old)
     bench.born(TWO)
     assert bench.ends[1:] == []
@@ -102,21 +101,21 @@ def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
     while time.monotonic() < until:
         bench.born(TWO)
         bench.children.drop(TWO)
-    assert bench.children.spawners == 1
-    bench.until(lambda: bench.children.spawners == 2)
-    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), DIED)]
+    assert bench.children.spawner.started == 1
+    bench.until(lambda: bench.children.spawner.started == 2)
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), UNBORN)]
     os.kill(impostor.pid, signal.SIGKILL)
 
 
 def test_a_spawner_that_dies_with_the_stop_takes_nobody_along(bench):
     """Its pid is 0 then, and 0 is a process group: ours."""
-    os.kill(bench.children.spawner_pid, signal.SIGKILL)
+    os.kill(bench.children.spawner.pid, signal.SIGKILL)
     bench.loop.stop()
-    bench.children._spawner_ended()
-    bench.children._read_control()
-    assert bench.children.spawner_pid == 0
+    bench.children.spawner.ended()
+    bench.children.spawner.read()
+    assert bench.children.spawner.pid == 0
     bench.serve_for(0.1)
-    assert bench.children.spawners == 1
+    assert bench.children.spawner.started == 1
 
 
 # --- over time -------------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ def descriptors(pid):
 def test_fifty_connections_leave_nothing_behind(bench):
     bench.born()
     mine = descriptors(os.getpid())
-    theirs = descriptors(bench.children.spawner_pid) if ROOT else 0
+    theirs = descriptors(bench.children.spawner.pid) if ROOT else 0
     for number in range(50):
         bench.start(TWO)
         if number % 3 == 0:
@@ -143,10 +142,10 @@ def test_fifty_connections_leave_nothing_behind(bench):
         bench.until(lambda: TWO not in bench.children._by_uuid)
     assert descriptors(os.getpid()) == mine
     if ROOT:
-        assert descriptors(bench.children.spawner_pid) == theirs
+        assert descriptors(bench.children.spawner.pid) == theirs
     assert not bench.children._reaped_early
     assert not bench.children._abandoned
-    assert bench.children.spawners == 1
+    assert bench.children.spawner.started == 1
     assert bench.loop.defects == 0
 
 
@@ -158,3 +157,19 @@ def test_a_hundred_at_once(bench):
     titles = {uuid: "guestServer: " + uuid for uuid in bench.children.pids()}
     for uuid, pid in bench.children.pids().items():
         wait_for(lambda uuid=uuid, pid=pid: title(pid) == titles[uuid], "its own title")
+
+
+# --- many at once ----------------------------------------------------------------------------------
+
+
+def test_more_than_the_spawner_s_socket_holds_are_asked_for_at_once_and_all_are_born(make_bench):
+    bench = make_bench()
+    uuids = [uuid_of(number) for number in range(100, 700)]
+    for uuid in uuids:
+        bench.start(uuid)
+    for uuid in uuids[::3]:
+        bench.children.drop(uuid)  # some of them before they were asked for
+    left = [uuid for number, uuid in enumerate(uuids) if number % 3]
+    bench.until(lambda: sorted(bench.children.pids()) == left, seconds=30)
+    assert bench.ends == [] and bench.children.spawner.started == 1
+    bench.until(lambda: len(psutil.Process().children()) == len(left) + 1)

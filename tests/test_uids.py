@@ -9,7 +9,7 @@ import pytest
 from children_driver import NOBODY, ONE, ROOT, TWO, bench, gone, make_bench
 
 from guestmtce.server import confine, uids
-from guestmtce.server.guest import DIED
+from guestmtce.server.guest import UNBORN
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
@@ -118,13 +118,13 @@ def test_a_uid_is_free_again_when_its_child_has_been_reaped(make_bench):
 
 @as_root
 def test_a_uid_rests_when_the_spawner_took_its_child_s_fate_along(make_bench):
-    bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST + 1), spawn_timeout=0.2)
+    bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST + 1), spawn_timeout=0.6)
     bench.born()
-    os.kill(bench.children.spawner_pid, 19)
+    os.kill(bench.children.spawner.pid, 19)
     bench.start(TWO)
     bench.until(lambda: bench.ends)
-    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(TWO, DIED)]
-    bench.until(lambda: bench.children.spawners == 2)
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(TWO, UNBORN)]
+    bench.until(lambda: bench.children.spawner.started == 2)
     with pytest.raises(OSError, match="in use"):
         bench.start(TWO)
 

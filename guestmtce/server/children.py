@@ -7,27 +7,19 @@ A child is known by its guest's uuid. It starts with `start`, reports through `o
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
-import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
-import setproctitle
-
-import guestmtce
-from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.server import child, confine, guest, pipe, reports, spawner
+from guestmtce.daemon.loop import Loop
+from guestmtce.server import child, confine, guest, pipe, reports, spawnerlink
 from guestmtce.server.uids import Uids
 
 log = logging.getLogger(__name__)
 
-RESPAWN_FIRST = 0.05  # s until a dead spawner is replaced; doubles while replacements die young
-RESPAWN_MAX = 5.0
-SPAWNER_SETTLED = 10.0  # s after which a spawner counts as sound
 CLOSE_WAIT = 1.0  # s for killed children to be gone
 CLOSE_POLL = 0.005
 # Reports read from one child before the others get their turn.
@@ -71,7 +63,7 @@ class Child:
         """End it, as soon as its pid is known; one that was reaped is left alone."""
         self.doomed = True
         if self.pid is not None and not self.reaped:
-            _kill(self.pid)
+            spawnerlink.kill(self.pid)
 
 
 class Handlers(NamedTuple):
@@ -98,13 +90,11 @@ class Children:
         uids: Optional[Uids] = None,
     ) -> None:
         self.rule_breakers = 0
-        self.spawners = 0
         self.confinement: Dict[str, str] = {}  # a means → "yes", or "no (why)"
         self._loop = loop
-        self._settings = settings
-        self._identity = identity
-        self._spawn_timeout = spawn_timeout
         self._handlers = handlers
+        births = spawnerlink.Handlers(self._greeted, self._reported_birth, self._spawner_failed)
+        self.spawner = spawnerlink.SpawnerLink(loop, settings, identity, spawn_timeout, births)
         self._uids = uids if identity is not None else None
         self._by_uuid: Dict[str, Child] = {}
         self._by_pid: Dict[int, Child] = {}
@@ -113,24 +103,18 @@ class Children:
         self._uid_of: Dict[int, int] = {}  # pid → uid, not reaped
         self._reaped_early: Dict[int, int] = {}  # pid → status, reaped before it was reported
         self._serial = 0
-        self._spawner_pid = 0
-        self._spawner_since = 0.0
-        self._respawn_delay = RESPAWN_FIRST
-        self._control: Optional[socket.socket] = None
-        self._spawn_timer: Optional[Timer] = None
-        self._spawner_heard = 0.0  # when it last answered, or was first asked
 
     def open(self) -> None:
         """Start the spawner."""
         confine.become_subreaper()
         self._loop.on_signal(signal.SIGCHLD, self._reap)
-        self._start_spawner()
+        self.spawner.open()
 
     def close(self) -> None:
         """End every child and the spawner."""
         for uuid in list(self._by_uuid):
             self.drop(uuid)
-        self._stop_spawner()
+        self.spawner.close()
         until = time.monotonic() + CLOSE_WAIT
         while _any_left() and time.monotonic() < until:
             time.sleep(CLOSE_POLL)
@@ -138,31 +122,19 @@ class Children:
     def start(self, uuid: str, channel: socket.socket, resume: Optional[reports.Resume]) -> None:
         """Have a child forked that serves `channel`, which is closed here. Raises OSError if that fails."""
         try:
-            if self._control is None:
+            if not self.spawner.ready:
                 raise OSError("there is no spawner at the moment")
             uid = self._uids.take() if self._uids is not None else None
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
             channel.close()
             raise
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            ours.setblocking(False)
-            self._serial += 1
-            request = json.dumps([self._serial, uuid, uid, spawner.dump_resume(resume)]).encode("ascii")
-            try:
-                socket.send_fds(self._control, [request], [channel.fileno(), theirs.fileno()])
-            except OSError:
-                channel.close()
-                ours.close()
-                self._free(uid)
-                raise
+        ours.setblocking(False)
+        self._serial += 1
         newborn = Child(uuid, self._serial, channel, ours, uid)
-        if not self._awaited:
-            self._spawner_heard = time.monotonic()
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
-        if self._spawn_timer is None:
-            self._spawn_timer = self._loop.after(self._spawn_timeout, self._spawner_stuck)
+        self.spawner.ask(spawnerlink.Request(newborn.serial, uuid, uid, resume, channel, theirs))
 
     def ask(self, uuid: str, ask: pipe.Ask) -> None:
         """Give the guest's child a question. A pipe that is full loses it; its deadline settles it."""
@@ -181,7 +153,10 @@ class Children:
         self._let_go(dropped)
         if dropped.pid is None:
             self._awaited.pop(dropped.serial)
-            self._abandoned[dropped.serial] = dropped.uid
+            if self.spawner.withdraw(dropped.serial):
+                self._free(dropped.uid)
+            else:
+                self._abandoned[dropped.serial] = dropped.uid
         else:
             self._by_pid.pop(dropped.pid)
             dropped.kill()
@@ -196,105 +171,33 @@ class Children:
         """The pid of every guest's child."""
         return {uuid: one.pid for uuid, one in self._by_uuid.items() if one.pid is not None}
 
-    @property
-    def spawner_pid(self) -> int:
-        """The spawner's pid, 0 when there is none at the moment."""
-        return self._spawner_pid
+    # --- births ------------------------------------------------------------------------------------
 
-    # --- the spawner -------------------------------------------------------------------------------
-
-    def _start_spawner(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            os.set_inheritable(theirs.fileno(), True)
-            identity = self._identity or confine.Identity(-1, -1)
-            arguments = [sys.executable, "-I", "-S", "-c", spawner.BOOT, _import_path()]
-            arguments += [str(theirs.fileno()), str(os.getpid()), str(identity.uid), str(identity.gid)]
-            arguments += [json.dumps(self._settings)]
-            self._spawner_pid = os.posix_spawn(sys.executable, arguments, {"LANG": "C.UTF-8"})
-        self._spawner_since = time.monotonic()
-        self.spawners += 1
-        ours.setblocking(False)
-        self._control = ours
-        self._loop.watch(ours, self._read_control)
-
-    def _stop_spawner(self) -> None:
-        """Close and kill it; who waited for it is told that it failed."""
-        if self._control is not None:
-            self._loop.unwatch(self._control)
-            self._control.close()
-            self._control = None
-        if self._spawner_pid:
-            _kill(self._spawner_pid)
-        self._rest_uids()
+    def _spawner_failed(self) -> None:
+        """Whether what it was asked for lives, and as which pid, will not be heard."""
+        for uid in [*self._abandoned.values(), *(one.uid for one in self._awaited.values())]:
+            if self._uids is not None and uid is not None:
+                self._uids.give_back_later(uid)
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
             if waiting.serial in self._awaited:  # an end may have dropped another
-                self._end(waiting, guest.DIED, ": the spawner failed")
+                self._end(waiting, guest.UNBORN, ": the spawner failed")
 
-    def _rest_uids(self) -> None:
-        """Whether what the spawner was asked for lives, and as which pid, will not be heard."""
-        assumed = [*self._abandoned.values(), *(one.uid for one in self._awaited.values())]
-        for uid in assumed:
-            if self._uids is not None and uid is not None:
-                self._uids.give_back_later(uid)
-
-    def _spawner_stuck(self) -> None:
-        """It is while it answers nothing, not while many wait."""
-        self._spawn_timer = None
-        if not self._awaited:
-            return
-        answer_due = self._spawner_heard + self._spawn_timeout
-        if time.monotonic() < answer_due:
-            self._spawn_timer = self._loop.at(answer_due, self._spawner_stuck)
-        else:
-            log.error("the spawner did not answer in %g s: replacing it", self._spawn_timeout)
-            self._stop_spawner()
-
-    def _spawner_ended(self) -> None:
-        self._spawner_pid = 0
-        if not self._loop.running:
-            return
-        log.error("the spawner ended: replacing it")
-        self._stop_spawner()
-        if time.monotonic() - self._spawner_since > SPAWNER_SETTLED:
-            self._respawn_delay = RESPAWN_FIRST
-        self._loop.after(self._respawn_delay, self._start_spawner)
-        self._respawn_delay = min(2 * self._respawn_delay, RESPAWN_MAX)
-
-    def _read_control(self) -> None:
-        assert self._control is not None
-        try:
-            packet = self._control.recv(spawner.REQUEST_MAX)
-        except OSError:
-            packet = b""
-        if not packet:
-            if self._spawner_pid:
-                _kill(self._spawner_pid)  # its reaping does the rest
-            self._loop.unwatch(self._control)
-            self._control.close()
-            self._control = None
-            return
-        serial, pid = json.loads(packet)
-        if serial == spawner.GREETING:
-            self._greeted(pid)
-            return
-        self._spawner_heard = time.monotonic()
+    def _reported_birth(self, serial: int, pid: int) -> None:
         born = self._awaited.pop(serial, None)
-        if not self._awaited and self._spawn_timer is not None:
-            self._spawn_timer.cancel()
-            self._spawn_timer = None
-        if born is None:
-            uid = self._abandoned.pop(serial, None)
-            if self._reaped_early.pop(pid, None) is None:
-                self._note_uid(pid, uid)
-                _kill(pid)
-            else:
-                self._free(uid)
-        else:
+        if born is not None:
             self._born(born, pid)
+        else:
+            self._born_in_vain(pid, self._abandoned.pop(serial, None))
         if not self._awaited and not self._abandoned:
             self._reaped_early.clear()
+
+    def _born_in_vain(self, pid: int, uid: Optional[int]) -> None:
+        if self._reaped_early.pop(pid, None) is None:
+            self._note_uid(pid, uid)
+            spawnerlink.kill(pid)
+        else:
+            self._free(uid)
 
     def _greeted(self, words: Any) -> None:
         """The spawner says what children are confined with; what is missing is logged, once."""
@@ -366,8 +269,8 @@ class Children:
             if pid == 0:
                 return
             self._free(self._uid_of.pop(pid, None))
-            if pid == self._spawner_pid:
-                self._spawner_ended()
+            if pid == self.spawner.pid:
+                self.spawner.ended()
             elif pid in self._by_pid:
                 self._ended(self._by_pid[pid], status)
             elif self._awaited or self._abandoned:
@@ -429,24 +332,3 @@ def _how(code: int) -> str:
     if code < 0:
         return " of signal %d" % -code
     return {child.END_BOOT_FAILURE: ": it could not start"}.get(code, " with status %d" % code)
-
-
-def _kill(pid: int) -> None:
-    assert pid > 0  # 0 is our own group
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def _import_path() -> str:
-    """The folders that hold our package and setproctitle: all that the spawner needs besides the library."""
-    folders: List[str] = []
-    for module in (guestmtce, setproctitle):
-        assert module.__file__ is not None
-        folder = os.path.dirname(os.path.abspath(module.__file__))
-        if os.path.basename(module.__file__).startswith("__init__."):
-            folder = os.path.dirname(folder)
-        if folder not in folders:
-            folders.append(folder)
-    return ":".join(folders)

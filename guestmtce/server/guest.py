@@ -16,6 +16,7 @@ CONNECTED = "connected"
 PEER_CLOSED = "the guest's side closed the channel"
 GAVE_UP = "the child asked for a new connection"
 DIED = "the child died"
+UNBORN = "no child could be made"
 
 # What of a guest guestAgent may still have to hear; beside them `vote N` for each settled question.
 STATE = "state"

@@ -37,6 +37,7 @@ from guestmtce.server.guest import (
     PEER_CLOSED,
     RETRYING,
     STATE,
+    UNBORN,
     Connect,
     Drop,
     Effect,
@@ -192,9 +193,9 @@ class Guests:
         guest.turned_away += guest.backoff
 
     def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
-        """The guest's child has ended: PEER_CLOSED, GAVE_UP or DIED."""
+        """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or UNBORN."""
         guest = self.table[uuid]
-        log.log(logging.WARNING if why == DIED else logging.INFO, "%s: %s%s", uuid, why, detail)
+        log.log(logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s: %s%s", uuid, why, detail)
         guest.running = False
         self._questions.take_back(guest)
         if why == PEER_CLOSED:

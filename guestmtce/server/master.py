@@ -236,7 +236,7 @@ class Master(program.Service[ServerSettings]):
         return [
             *lines,
             "counts " + " ".join(sums),
-            "spawner pid %d started %d" % (children.spawner_pid, children.spawners),
+            "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement %s" % " ".join(["user " + self._child_user, *map("%s %s".__mod__, means)]),
             "failing %d" % sum(row.failing for row in table),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),

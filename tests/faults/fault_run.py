@@ -51,7 +51,7 @@ class Truth:
         self.hung: Dict[str, List[Tuple[float, Optional[float]]]] = {}
         self.back: Dict[str, List[float]] = {}  # when each was switched on
         self.gone: Set[str] = set()
-        self.made: Dict[str, float] = {}  # when the VIM made it anew
+        self.made: Dict[str, float] = {}  # when the VIM had deleted it, to make it anew
         self.troubled: List[Tuple[float, float]] = []  # when the VIM may have heard what it did not confirm
         self.kills: List[float] = []  # of the agent
         self.log: List[str] = []
@@ -127,18 +127,21 @@ class Life:
     def make_anew(self) -> None:
         """The VIM deletes an instance, and makes it again."""
         uuid = self.random.choice(self.cluster.uuids)
-        host, client = self.host_of(uuid), self.cluster.client
+        host, cluster = self.host_of(uuid), self.cluster
         self.truth.note("make anew " + uuid[-2:])
         if uuid not in self.truth.gone:
             host.guests.say(uuid, "off")
-        self._order(lambda: client.delete(uuid)[0])
+        listed = cluster.vim.instances[host.uuid]
+        cluster.vim.instances[host.uuid] = [entry for entry in listed if entry[0] != uuid]
+        self._order(lambda: cluster.client.delete(uuid)[0])
+        self.truth.made[uuid] = time.monotonic()
         self._over(uuid)
         time.sleep(self.random.random() * 0.2)
         self._switch_on(uuid)
         time.sleep(self.random.random() * 0.2)
-        self.truth.made[uuid] = time.monotonic()
-        self._order(lambda: client.create(uuid, host.name)[0])
-        self._order(lambda: client.set(uuid, host.name, "enabled")[0])
+        cluster.vim.instances[host.uuid] = listed
+        self._order(lambda: cluster.client.create(uuid, host.name)[0])
+        self._order(lambda: cluster.client.set(uuid, host.name, "enabled")[0])
 
     def _switch_on(self, uuid: str) -> None:
         self.truth.note("on " + uuid[-2:])

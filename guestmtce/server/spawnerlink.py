@@ -1,0 +1,223 @@
+"""The master's side of the spawner: its process, what is asked of it, and its replacement.
+
+A few requests are with the spawner, and the others wait here: what its socket holds is little (278 requests,
+measured), and thousands of guests may want their children at once. A spawner that answers nothing for too
+long, or ends, is replaced; who waited for it is told that it failed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any, Callable, Deque, List, NamedTuple, Optional, Set
+
+import setproctitle
+
+import guestmtce
+from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.server import confine, reports, spawner
+
+log = logging.getLogger(__name__)
+
+RESPAWN_FIRST = 0.05  # s until a dead spawner is replaced; doubles while replacements die young
+RESPAWN_MAX = 5.0
+SETTLED = 10.0  # s after which a spawner counts as sound
+IN_FLIGHT_MAX = 32  # requests that the spawner has and has not answered
+
+
+class Handlers(NamedTuple):
+    """Whom to tell: what the spawner said of itself, a birth (serial, pid), that all requests have failed."""
+
+    greeted: Callable[[Any], None]
+    born: Callable[[int, int], None]
+    failed: Callable[[], None]
+
+
+class Request(NamedTuple):
+    """For one child. `channel` stays the asker's; `results` is closed here."""
+
+    serial: int
+    uuid: str
+    uid: Optional[int]
+    resume: Optional[reports.Resume]
+    channel: socket.socket
+    results: socket.socket
+
+
+class SpawnerLink:
+    """See the module's text. `timeout` is in s."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: reports.Settings,
+        identity: Optional[confine.Identity],
+        timeout: float,
+        handlers: Handlers,
+    ) -> None:
+        self.pid = 0  # 0: there is none at the moment
+        self.started = 0
+        self._loop = loop
+        self._settings = settings
+        self._identity = identity or confine.Identity(-1, -1)
+        self._timeout = timeout
+        self._handlers = handlers
+        self._control: Optional[socket.socket] = None
+        self._queue: Deque[Request] = collections.deque()
+        self._asked: Set[int] = set()
+        self._heard = 0.0  # when it last answered, or was first asked
+        self._since = 0.0
+        self._respawn_delay = RESPAWN_FIRST
+        self._timer: Optional[Timer] = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked."""
+        return self._control is not None
+
+    def open(self) -> None:
+        """Start a spawner."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            arguments = [sys.executable, "-I", "-S", "-c", spawner.BOOT, import_path()]
+            arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
+            arguments += [json.dumps(self._settings)]
+            self.pid = os.posix_spawn(sys.executable, arguments, {"LANG": "C.UTF-8"})
+        self._since = time.monotonic()
+        self.started += 1
+        ours.setblocking(False)
+        self._control = ours
+        self._loop.watch(ours, self.read)
+
+    def close(self) -> None:
+        """End it; who waits for it is told that it failed."""
+        self._hang_up()
+        if self.pid:
+            kill(self.pid)
+        while self._queue:
+            self._queue.popleft().results.close()
+        self._asked.clear()
+        self._handlers.failed()
+
+    def ended(self) -> None:
+        """It was reaped."""
+        self.pid = 0
+        if not self._loop.running:
+            return
+        log.error("the spawner ended: replacing it")
+        self.close()
+        if time.monotonic() - self._since > SETTLED:
+            self._respawn_delay = RESPAWN_FIRST
+        self._loop.after(self._respawn_delay, self.open)
+        self._respawn_delay = min(2 * self._respawn_delay, RESPAWN_MAX)
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def ask(self, request: Request) -> None:
+        """Have a child forked, as soon as it is its turn."""
+        self._queue.append(request)
+        self._send()
+
+    def withdraw(self, serial: int) -> bool:
+        """Whether the request was still here; then there will be no child."""
+        waiting = next((one for one in self._queue if one.serial == serial), None)
+        if waiting is None:
+            return False
+        self._queue.remove(waiting)
+        waiting.results.close()
+        return True
+
+    def _send(self) -> None:
+        while self._queue and len(self._asked) < IN_FLIGHT_MAX and self._control is not None:
+            request = self._queue[0]
+            words = [request.serial, request.uuid, request.uid, spawner.dump_resume(request.resume)]
+            descriptors = [request.channel.fileno(), request.results.fileno()]
+            try:
+                socket.send_fds(self._control, [json.dumps(words).encode("ascii")], descriptors)
+            except BlockingIOError:
+                return  # the next answer makes room
+            except OSError:
+                self._hang_up_and_kill()
+                return
+            self._queue.popleft().results.close()
+            if not self._asked:
+                self._heard = time.monotonic()
+            self._asked.add(request.serial)
+            self._watch_time()
+
+    # --- answers -----------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """One answer; at the end of the connection the spawner has ended or soon will."""
+        assert self._control is not None
+        try:
+            packet = self._control.recv(spawner.REQUEST_MAX)
+        except OSError:
+            packet = b""
+        if not packet:
+            self._hang_up_and_kill()
+            return
+        serial, value = json.loads(packet)
+        if serial == spawner.GREETING:
+            self._handlers.greeted(value)
+            return
+        self._heard = time.monotonic()
+        self._asked.discard(serial)
+        self._send()
+        self._handlers.born(serial, value)
+
+    def _watch_time(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.at(self._heard + self._timeout, self._check)
+
+    def _check(self) -> None:
+        """It is stuck while it answers nothing, not while many wait."""
+        self._timer = None
+        if not self._asked:
+            return
+        if time.monotonic() < self._heard + self._timeout:
+            self._watch_time()
+        else:
+            log.error("the spawner did not answer in %g s: replacing it", self._timeout)
+            self.close()
+
+    def _hang_up_and_kill(self) -> None:
+        """Its reaping does the rest."""
+        if self.pid:
+            kill(self.pid)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._loop.unwatch(self._control)
+            self._control.close()
+            self._control = None
+
+
+def kill(pid: int) -> None:
+    """SIGKILL to a process that may be gone."""
+    assert pid > 0  # 0 is our own group
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def import_path() -> str:
+    """The folders that hold our package and setproctitle: all that the spawner needs besides the library."""
+    folders: List[str] = []
+    for module in (guestmtce, setproctitle):
+        assert module.__file__ is not None
+        folder = os.path.dirname(os.path.abspath(module.__file__))
+        if os.path.basename(module.__file__).startswith("__init__."):
+            folder = os.path.dirname(folder)
+        if folder not in folders:
+            folders.append(folder)
+    return ":".join(folders)
