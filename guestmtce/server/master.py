@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, confine, guest, uids
+from guestmtce.server import agentlink, census, confine, guest, uids
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
@@ -236,6 +236,7 @@ class Master(program.Service[ServerSettings]):
         return [
             *lines,
             "counts " + " ".join(sums),
+            census.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement %s" % " ".join(["user " + self._child_user, *map("%s %s".__mod__, means)]),
             "failing %d" % sum(row.failing for row in table),
