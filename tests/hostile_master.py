@@ -8,7 +8,7 @@ import sys
 
 import hostile_spawner
 
-from guestmtce.server import children, confine, master, sandbox, spawner, syscalls
+from guestmtce.server import confine, master, sandbox, spawner, spawnerlink, syscalls
 
 # seccomp, close_range, landlock_create_ruleset, landlock_add_rule, landlock_restrict_self
 SINCE = {"x86_64": (317, 436, 444, 445, 446), "aarch64": (277, 436, 444, 445, 446)}
@@ -38,8 +38,8 @@ def main() -> int:
     if OLD_KERNEL in sys.argv:
         sys.argv.remove(OLD_KERNEL)
         forget_what_came_later()
-    real = children._import_path
-    children._import_path = lambda: os.path.dirname(os.path.abspath(__file__)) + ":" + real()
+    real = spawnerlink.import_path
+    spawnerlink.import_path = lambda: os.path.dirname(os.path.abspath(__file__)) + ":" + real()
     spawner.BOOT = hostile_spawner.BOOT
     return master.main()
 
