@@ -94,7 +94,7 @@ def _obey(guest):
     while True:
         text = _received(guest, int(_line(guest)))
         try:
-            answer = repr(eval(text, dict(WORDS)))
+            answer = repr(eval(text, {**WORDS, "guest": guest}))
         except BaseException as error:  # noqa: BLE001 - whatever happens is the answer
             answer = "%s: %s" % (type(error).__name__, error)
         guest.sendall(answer.encode("ascii", "replace")[:4000] + b"\n")

@@ -47,7 +47,7 @@ ATTACKS = {
     "copy a descriptor": ("os.dup(0)", REFUSED),
     "open a socket": ("socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", DIES),
     "open a pair of sockets": ("socket.socketpair()", DIES),
-    "pass a descriptor on": ("socket.send_fds(socket.socket(fileno=1), [b'x'], [0])", REFUSED),
+    "pass a descriptor on": ("socket.send_fds(guest, [b'x'], [0])", REFUSED),
     "fork": ("os.fork()", DIES),
     "start a thread": ("__import__('_thread').start_new_thread(print, ())", DIES),
     "kill a sibling": ("os.kill({sibling}, 9)", DIES),

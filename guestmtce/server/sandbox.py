@@ -98,27 +98,48 @@ def filter_program(machine: str) -> bytes:
         (LOAD, None, None, ARCHITECTURE_AT),
         (JUMP_EQUAL, None, "kill", ARCHITECTURES[machine]),
         (LOAD, None, None, NUMBER_AT),
+        *_search(_ranges(machine)),
+        *("memory", (LOAD, None, None, ARGUMENTS_AT + 8 * PROT_ARGUMENT)),
+        (JUMP_BITS, "refuse", "allow", PROT_EXEC),
+        *("ioctl", (LOAD, None, None, ARGUMENTS_AT + 8 * IOCTL_ARGUMENT)),
+        (JUMP_EQUAL, "allow", "refuse", FIONBIO),
+        *("allow", (RETURN, None, None, ALLOW)),
+        *("refuse", (RETURN, None, None, REFUSE)),
+        *("kill", (RETURN, None, None, KILL)),
     ]
-    if machine == "x86_64":
-        code.append((JUMP_FROM, "kill", None, X32_BIT))
-    code += _on(machine, syscalls.NEEDED, "allow")
-    code += _on(machine, syscalls.MEMORY, "memory")
-    code += _on(machine, {"ioctl": syscalls.IOCTL}, "ioctl")
-    code += _on(machine, syscalls.DEADLY, "kill")
-    code += ["refuse", (RETURN, None, None, REFUSE)]
-    code += ["memory", (LOAD, None, None, ARGUMENTS_AT + 8 * PROT_ARGUMENT)]
-    code += [(JUMP_BITS, "refuse again", "allow", PROT_EXEC)]
-    code += ["ioctl", (LOAD, None, None, ARGUMENTS_AT + 8 * IOCTL_ARGUMENT)]
-    code += [(JUMP_EQUAL, "allow", "refuse again", FIONBIO)]
-    code += ["allow", (RETURN, None, None, ALLOW), "kill", (RETURN, None, None, KILL)]
-    code += ["refuse again", (RETURN, None, None, REFUSE)]  # jumps only go forward
     return assemble(code)
 
 
-def _on(machine: str, calls: Dict[str, syscalls.Numbers], label: str) -> List[Union[str, Line]]:
-    """To `label` for each of these calls."""
-    numbers = [getattr(one, machine) for one in calls.values()]
-    return [(JUMP_EQUAL, label, None, number) for number in numbers if number is not None]
+def _ranges(machine: str) -> List[Tuple[int, str]]:
+    """From which number on which label holds, in order."""
+    labels: Dict[int, str] = {}
+    kinds = ((syscalls.NEEDED, "allow"), (syscalls.DEADLY, "kill"), (syscalls.MEMORY, "memory"))
+    for calls, label in (*kinds, ({"ioctl": syscalls.IOCTL}, "ioctl")):
+        numbers = (getattr(one, machine) for one in calls.values())
+        labels.update((number, label) for number in numbers if number is not None)
+    borders = {number + after for number in labels for after in (0, 1)} | {0}
+    ranges = [(border, labels.get(border, "refuse")) for border in sorted(borders)]
+    if machine == "x86_64":
+        ranges.append((X32_BIT, "kill"))
+    return [one for before, one in zip([(0, ""), *ranges], ranges) if before[1] != one[1]]
+
+
+def _search(ranges: List[Tuple[int, str]]) -> List[Union[str, Line]]:
+    """To the label of the range that the number is in, by halves.
+
+    Not one by one: when it takes a filter, the kernel walks it once for every call that there is.
+    """
+    middle = len(ranges) // 2
+    (below, below_code), (above, above_code) = map(_half, (ranges[:middle], ranges[middle:]))
+    return [(JUMP_FROM, above, below, ranges[middle][0]), *below_code, *above_code]
+
+
+def _half(ranges: List[Tuple[int, str]]) -> Tuple[str, List[Union[str, Line]]]:
+    """Where to go for these, and the code that is needed there."""
+    if len(ranges) == 1:
+        return ranges[0][1], []
+    label = "%d from %d" % (len(ranges), ranges[0][0])
+    return label, [label, *_search(ranges)]
 
 
 def assemble(code: List[Union[str, Line]]) -> bytes:

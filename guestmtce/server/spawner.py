@@ -57,7 +57,7 @@ def main(arguments: List[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
     confine.die_with(int(master))
     confine.close_all_but([control.fileno()])
-    confine.open_standard()
+    confine.null_standard()
     title = _import_setproctitle()
     title(TITLE)
     warm_up()
@@ -70,6 +70,7 @@ def main(arguments: List[str]) -> None:
 
 def prepare(control: socket.socket, master: int) -> confine.Confinement:
     """Find out what a child can be confined with, and tell the master."""
+    confine.warm_up()
     confinement = confine.Confinement(master)
     child.random_bytes = confinement.random_bytes
     words = {**confinement.words, "oom": confine.go_before_the_master()}

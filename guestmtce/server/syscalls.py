@@ -24,7 +24,6 @@ class Numbers(NamedTuple):
     aarch64: Optional[int]
 
 
-# The frequent ones first: a kernel before 5.11 looks them up one by one.
 NEEDED: Dict[str, Numbers] = {
     "recvfrom": Numbers(45, 207),
     "sendto": Numbers(44, 206),
