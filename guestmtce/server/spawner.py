@@ -90,7 +90,10 @@ def serve(
 ) -> None:
     """Fork a child per request until the master goes."""
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX, 2)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX, 2)
+        except ConnectionError:
+            return  # the master has gone, and had not read all that we said
         if not packet:
             return
         middle = os.fork()
