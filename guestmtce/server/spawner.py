@@ -115,8 +115,9 @@ def _middle(
 ) -> None:
     """Fork once more and go, so that the child becomes the master's. Does not return."""
     status = child.END_BOOT_FAILURE
-    speaks_on = descriptors[1]
+    speaks_on = 2
     try:
+        speaks_on = descriptors[1]
         serial, uuid, uid, resume = json.loads(packet)
         middle = os.getpid()
         pid = os.fork()
