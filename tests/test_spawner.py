@@ -121,7 +121,7 @@ def test_a_spawner_that_dies_with_the_stop_takes_nobody_along(bench):
 def test_a_spawner_whose_master_did_not_listen_ends_quietly():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.set_inheritable(theirs.fileno(), True)
-    words = [sys.executable, "-I", "-S", "-c", spawner.BOOT, children_module._import_path()]
+    words = [sys.executable, "-I", "-S", "-c", spawner.BOOT, spawnerlink.import_path()]
     words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(reports.Settings())]
     with subprocess.Popen(words, stderr=subprocess.PIPE, close_fds=False) as one:
         theirs.close()
