@@ -157,7 +157,6 @@ def make_bench():
     yield make
     for one in benches:
         one.close()
-    confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 0)
     assert psutil.Process().children() == []
 
 

@@ -100,19 +100,20 @@ def _obey(guest):
         guest.sendall(answer.encode("ascii", "replace")[:4000] + b"\n")
 
 
-def _run(self, resume):
+def _run(self, descriptor, pipe, resume):
     if resume is None:
-        self._poll.poll()
+        guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor)
+        guest.setblocking(True)
         try:
-            taken_over = self._guest.recv(len(MARK), socket.MSG_PEEK) == MARK
+            taken_over = guest.recv(len(MARK), socket.MSG_PEEK) == MARK
         except OSError:
             taken_over = False
         if taken_over:
-            for end in (self._guest, self._pipe):
-                end.setblocking(True)
-            self._guest.recv(len(MARK))
-            _obey(self._guest)
-    return _honest(self, resume)
+            os.set_blocking(pipe, True)
+            guest.recv(len(MARK))
+            _obey(guest)
+        guest.detach()
+    return _honest(self, descriptor, pipe, resume)
 
 
 child.Child.run = _run

@@ -24,7 +24,7 @@ class Bench:
     def __init__(self, settings: Optional[Settings] = None, resume: Optional[Resume] = None) -> None:
         self.now = BEGIN
         numbers = itertools.chain([0, channel.INT32_MAX], itertools.count(2))
-        self.session = Session(settings or Settings(), lambda: next(numbers), self.now)
+        self.session = Session(settings or Settings(), lambda: next(numbers))
         self.reports: List[Any] = []
         self.sent: List[Any] = []
         self.challenge = -1
@@ -32,15 +32,16 @@ class Bench:
         self.first_bytes = self._keep(self.session.start(resume, self.now))
 
     def _keep(self, output: Output) -> bytes:
-        for line in channel.LineBuffer().feed(output.data):
+        data, reports = output
+        for line in channel.LineBuffer().feed(data):
             assert len(line) + 2 <= channel.MESSAGE_MAX
             message = channel.parse(line, channel.FROM_HOST)
             self.sent.append(message)
             if isinstance(message, Challenge):
                 self.challenge, self.answered = message.heartbeat_challenge, False
-        assert output.data == b"" or output.data.endswith(b"\n")
-        self.reports += output.reports
-        return output.data
+        assert data == b"" or data.endswith(b"\n")
+        self.reports += reports
+        return data
 
     def say(self, message: Any) -> None:
         """The guest says `message`: a tuple of the channel's, or bytes as they are."""

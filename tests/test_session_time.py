@@ -214,7 +214,8 @@ class Watched(Bench):
         super().__init__(config, resume)
 
     def _keep(self, output):
-        for report in output.reports:
+        _, reports = output
+        for report in reports:
             self._check(report)
         return super()._keep(output)
 

@@ -55,15 +55,16 @@ class Replay:
         self.init = None
         self.reports = []
         self.sent = []
-        self.session = Session(Settings(), self.number, 0.0)
+        self.session = Session(Settings(), self.number)
 
     def number(self):
         """What the recorded host asks next; a number of our own when it asks no more."""
         return self.coming[0] if self.coming else channel.INT32_MAX
 
     def keep(self, output):
-        self.reports += output.reports
-        lines = channel.LineBuffer().feed(output.data)
+        data, reports = output
+        self.reports += reports
+        lines = channel.LineBuffer().feed(data)
         self.sent += [channel.parse(line, channel.FROM_HOST) for line in lines]
 
     def run(self):
@@ -78,7 +79,7 @@ class Replay:
 
     def connect(self, now):
         resume = None if self.init is None else Resume(self.init, True, 0.0)
-        self.session = Session(Settings(), self.number, now)
+        self.session = Session(Settings(), self.number)
         self.keep(self.session.start(resume, now))
 
     def guest(self, record):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import FROM_GUEST, FROM_HOST, LineBuffer, NotAMessage, Refused, build, parse
 
 INT_MAX = 2**31 - 1
@@ -292,7 +292,7 @@ def test_what_is_built_is_read_back(message, sequence):
     data = build(message, sequence)
     assert data[:1] == data[-1:] == b"\n" and data.count(b"\n") == 2 and len(data) <= channel.MESSAGE_MAX
     if type(message) is channel.Challenge:
-        assert data == channel.build_challenge(sequence, message.heartbeat_challenge)
+        assert data == regular.build_challenge(sequence, message.heartbeat_challenge)
     fields = json.loads(data)
     assert (fields["version"], fields["revision"], fields["sequence"]) == (3, 1, sequence)
     back = parse(data.strip(), BOTH)
@@ -325,7 +325,7 @@ def test_the_bytes_on_the_wire():
     assert build(channel.InitAck(5), 1) == head + b'init_ack","sequence":1,"invocation_id":5}\n'
     assert build(channel.ActionNotify(5, "stop", "revocable", 9), 6) == head + notify + b',"timeout_ms":9}\n'
     assert build(channel.Nack(5, 'say "no"'), 2) == nack
-    assert channel.build_challenge(2, 1001) == head + b'challenge","sequence":2,"heartbeat_challenge":1001}\n'
+    assert regular.build_challenge(2, 1001) == head + b'challenge","sequence":2,"heartbeat_challenge":1001}\n'
 
 
 @pytest.mark.parametrize("kind, field", [(k, f) for k, f in FIELDS if isinstance(MESSAGES[k].get(f), int)])

@@ -17,7 +17,7 @@ from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.lab.measure import Histogram
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 
 INIT_PERIOD = 5.0  # s
 PATIENCE = 5.0  # s without a challenge, at least
@@ -26,7 +26,7 @@ HANG_UP_POLL = 0.02  # s
 FIRST_INVOCATION = 1804289383  # every real guest starts with this one
 READ_SIZE = 65536  # bytes
 # How a challenge of guestServer begins. One that comes alone is taken apart without the JSON parser.
-PLAIN_CHALLENGE = channel.build_challenge(0, 0).partition(b"0,")[0]
+PLAIN_CHALLENGE = regular.build_challenge(0, 0).partition(b"0,")[0]
 
 
 def uuid_of(number: int) -> str:

@@ -6,14 +6,13 @@ what it has to say goes to the master over the pipe, and how it ended is its exi
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import time
-from typing import List, Optional
+from os import read, set_blocking, urandom, write
+from select import POLLIN, POLLOUT, poll
+from time import monotonic, sleep
+from typing import List, Optional, Sequence
 
-from guestmtce.server import pipe as pipe_module
-from guestmtce.server.reports import Output, Reconnect, Report, Resume, Settings
+from guestmtce.server.pipe import PACKET_MAX, decode_ask, encode
+from guestmtce.server.reports import Output, Report, Resume, Settings
 from guestmtce.server.session import CLOSED, Session
 
 # Exit statuses. A death by signal or any other status is a crash.
@@ -23,14 +22,16 @@ END_MASTER_GONE = 11
 END_BOOT_FAILURE = 12
 END_DEFECT = 13
 
-READ_SIZE = 4096  # bytes; a healthy guest's message fits many times over
+FIRST_READ = 440  # bytes; a healthy guest's message fits, and CPython has the room for it at hand
+READ_SIZE = 4096  # bytes
 READ_BUDGET = 64 * 1024  # bytes read in one go before others get their turn on the processor
 FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as long as reading it took
 FLOOD_REST_MIN = 0.005  # s
 UNTOLD_MAX = 256  # reports kept while the master does not read
 POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
 
-random_bytes = os.urandom  # `confine` has another where this one would open a file
+
+random_bytes = urandom  # `confine` has another where this one would open a file
 
 
 def random_challenge() -> int:
@@ -44,56 +45,60 @@ class _Ended(Exception):
 
 
 class Child:
-    """Carries bytes between a guest's socket, a session and the master's pipe."""
+    """Carries bytes between a guest's socket, a session and the master's pipe.
+
+    Both are plain descriptors: socket objects would make every child touch, and so own, 150 kB more.
+    """
 
     __slots__ = ("_guest", "_pipe", "_poll", "_session", "_unsent", "_untold")
 
-    def __init__(self, guest: socket.socket, pipe: socket.socket, settings: Settings) -> None:
-        guest.setblocking(False)
-        pipe.setblocking(False)
-        self._guest = guest
-        self._pipe = pipe
-        self._poll = select.poll()
-        self._poll.register(guest.fileno(), select.POLLIN)
-        self._poll.register(pipe.fileno(), select.POLLIN)
-        self._session = Session(settings, random_challenge, time.monotonic())
+    def __init__(self, settings: Settings) -> None:
+        """All that can be made before a guest is known: the spawner makes it once for all children."""
+        self._guest = self._pipe = -1
+        self._poll = poll()
+        self._session = Session(settings, random_challenge)
         self._unsent = b""
         self._untold: List[bytes] = []
 
-    def run(self, resume: Optional[Resume]) -> int:
-        """Serve until the connection ends; returns the exit status."""
+    def run(self, guest: int, pipe: int, resume: Optional[Resume]) -> int:
+        """Serve the descriptors until the connection ends; returns the exit status."""
+        self._guest, self._pipe = guest, pipe
+        for descriptor in (guest, pipe):
+            set_blocking(descriptor, False)
+            self._poll.register(descriptor, POLLIN)
         try:
-            self.start(resume)
+            self._put(self._session.start(resume, monotonic()))
             while self._session.state != CLOSED:
-                self.step()
+                self._step()
             return END_RECONNECT
         except _Ended as ended:
             return ended.status
 
-    def start(self, resume: Optional[Resume]) -> None:
-        """The connection stands: say what is to be said first."""
-        self._put(self._session.start(resume, time.monotonic()))
-
-    def step(self) -> None:
+    def _step(self) -> None:
         """Wait for the guest, the master or the session's deadline, and serve what came."""
         session = self._session
-        wait = min(session.deadline - time.monotonic(), POLL_MAX)
-        ready = dict(self._poll.poll(max(0, int(wait * 1000) + 1) if wait > 0 else 0))
-        if self._pipe.fileno() in ready:
-            self._serve_pipe(ready[self._pipe.fileno()])
+        wait = session.deadline - monotonic()
+        if wait > POLL_MAX:
+            wait = POLL_MAX
+        ready = self._poll.poll(int(wait * 1000) + 1 if wait > 0 else 0)
+        now = monotonic()
         # A judgement comes after a last look at the socket, not after poll's word alone.
-        if self._guest.fileno() in ready or (session.awaits_answer and time.monotonic() >= session.deadline):
-            self._read_guest()
-        now = time.monotonic()
+        heard = now >= session.deadline and session.awaits_answer
+        for descriptor, events in ready:
+            if descriptor == self._guest:
+                heard = True
+            else:
+                self._serve_pipe(events, now)
+        if heard:
+            self._read_guest(now)
         if now >= session.deadline:
             self._put(session.tick(now))
 
-    def _read_guest(self) -> None:
-        began = time.monotonic()
-        read = 0
-        while read < READ_BUDGET:
+    def _read_guest(self, now: float) -> None:
+        done, size = 0, FIRST_READ
+        while done < READ_BUDGET:
             try:
-                data = self._guest.recv(READ_SIZE)
+                data = read(self._guest, size)
             except BlockingIOError:
                 return
             except OSError:
@@ -101,57 +106,57 @@ class Child:
             if not data:
                 self._flush_pipe()
                 raise _Ended(END_PEER_CLOSED)
-            self._put(self._session.receive(data, time.monotonic()))
-            read += len(data)
-            if len(data) < READ_SIZE:
+            self._put(self._session.receive(data, now))
+            if len(data) < size:
                 return
-        time.sleep(max(FLOOD_REST_MIN, FLOOD_REST * (time.monotonic() - began)))
+            done += size
+            size = READ_SIZE
+        sleep(max(FLOOD_REST_MIN, FLOOD_REST * (monotonic() - now)))
 
-    def _serve_pipe(self, events: int) -> None:
-        if events & select.POLLOUT:
+    def _serve_pipe(self, events: int, now: float) -> None:
+        if events & POLLOUT:
             self._flush_pipe()
-        if events & ~select.POLLOUT:
+        if events & ~POLLOUT:
             try:
-                packet = self._pipe.recv(pipe_module.PACKET_MAX)
+                packet = read(self._pipe, PACKET_MAX)
             except BlockingIOError:
                 return
             except OSError:
                 packet = b""
             if not packet:
                 raise _Ended(END_MASTER_GONE)
-            self._put(self._session.ask(*pipe_module.decode_ask(packet), time.monotonic()))
+            self._put(self._session.ask(*decode_ask(packet), now))
 
     def _put(self, output: Output) -> None:
-        if output.data:
-            self._write_guest(output.data)
-        if output.reports:
-            self._tell(output.reports)
+        data, reports = output
+        if data:
+            self._write_guest(data)
+        if reports:
+            self._tell(reports)
 
     def _write_guest(self, data: bytes) -> None:
         """Never blocks: what the guest's side does not take is dropped whole, so that framing holds."""
         try:
             if self._unsent:
-                self._unsent = self._unsent[self._guest.send(self._unsent) :]
+                self._unsent = self._unsent[write(self._guest, self._unsent) :]
             if not self._unsent:
-                self._unsent = data[self._guest.send(data) :]
+                self._unsent = data[write(self._guest, data) :]
         except BlockingIOError:
             pass
         except OSError:
             self._flush_pipe()
             raise _Ended(END_PEER_CLOSED) from None
 
-    def _tell(self, reports: List[Report]) -> None:
-        self._untold += [pipe_module.encode(report) for report in reports]
+    def _tell(self, reports: Sequence[Report]) -> None:
+        self._untold.extend(map(encode, reports))
         del self._untold[:-UNTOLD_MAX]
         self._flush_pipe()
-        if isinstance(reports[-1], Reconnect):
-            raise _Ended(END_RECONNECT)
 
     def _flush_pipe(self) -> None:
         told = 0
         try:
             for packet in self._untold:
-                self._pipe.send(packet)
+                write(self._pipe, packet)
                 told += 1
         except BlockingIOError:
             pass
@@ -159,5 +164,4 @@ class Child:
             raise _Ended(END_MASTER_GONE) from None
         if told or self._untold:
             del self._untold[:told]
-            events = select.POLLIN | (select.POLLOUT if self._untold else 0)
-            self._poll.modify(self._pipe.fileno(), events)
+            self._poll.modify(self._pipe, POLLIN | POLLOUT if self._untold else POLLIN)

@@ -2,7 +2,7 @@
 
 A child is known by its guest's uuid. It starts with `start`, reports through `on_report`, and ends in
 `on_end` with the reason; after `drop` nothing more is heard of it. The master is the children's parent
-(it is the subreaper of what the spawner forks), so a pid stays valid until it is reaped here.
+(the spawner forks siblings), so a pid stays valid until it is reaped here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.server import child, confine, guest, pipe, reports, spawnerlink
+from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink
 from guestmtce.server.uids import Uids
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,6 @@ class Children:
 
     def open(self) -> None:
         """Start the spawner."""
-        confine.become_subreaper()
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self.spawner.open()
 
@@ -125,6 +124,7 @@ class Children:
             if not self.spawner.ready:
                 raise OSError("there is no spawner at the moment")
             uid = self._uids.take() if self._uids is not None else None
+            packet = spawner.request(self._serial + 1, uuid, uid, resume)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
             channel.close()
@@ -134,7 +134,7 @@ class Children:
         newborn = Child(uuid, self._serial, channel, ours, uid)
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
-        self.spawner.ask(spawnerlink.Request(newborn.serial, uuid, uid, resume, channel, theirs))
+        self.spawner.ask(spawnerlink.Request(newborn.serial, packet, channel, theirs))
 
     def ask(self, uuid: str, ask: pipe.Ask) -> None:
         """Give the guest's child a question. A pipe that is full loses it; its deadline settles it."""
@@ -260,7 +260,7 @@ class Children:
         culprit.kill()
 
     def _reap(self) -> None:
-        """Until nothing is left. Unknown pids are middle processes of a dead spawner, or not yet reported."""
+        """Until nothing is left. Unknown pids are not yet reported, or a dead spawner's last child."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import time
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from guestmtce.server import sandbox
@@ -22,7 +21,6 @@ from guestmtce.server.sandbox import Step
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 # asm-generic/resource.h, which x86_64 and arm64 use; the module `resource` would be one more library
@@ -45,9 +43,6 @@ RANDOM_AT = 2  # descriptor of /dev/urandom in a child, where the kernel has no 
 
 WARM_UP_ROUNDS = 20  # more than the interpreter waits for before it rewrites code for its arguments
 
-REPARENT_WAIT = 2.0  # s; measured 0.1–0.7 ms
-REPARENT_POLL = 0.0002  # s
-
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,11 +62,6 @@ def prctl(option: int, value: int) -> None:
     if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise Unconfined(number, "prctl(%d, %d): %s" % (option, value, os.strerror(number)))
-
-
-def become_subreaper() -> None:
-    """Orphaned descendants of this process become its children (the master, for what the spawner forks)."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with(parent: int) -> None:
@@ -96,18 +86,6 @@ def close_all_but(keep: Iterable[int]) -> None:
                 os.close(descriptor)
             except OSError:
                 pass  # the listing's own
-
-
-def await_parent(parent: int, before: int) -> None:
-    """Wait until `parent`, and not `before`, is our parent. Raises Unconfined after REPARENT_WAIT s.
-
-    A master that dies meanwhile must not be waited for: we hold the guest's only connection.
-    """
-    until = time.monotonic() + REPARENT_WAIT
-    while os.getppid() == before and time.monotonic() < until:
-        time.sleep(REPARENT_POLL)
-    if os.getppid() != parent:
-        raise Unconfined("not reparented to the master")
 
 
 class _Limit(ctypes.Structure):
@@ -185,12 +163,11 @@ class Confinement:
             os.dup2(descriptor, number, inheritable=False)
         os.closerange(len(kept), max(self._highest, *received) + 1)
 
-    def apply(self, middle: int, identity: Optional[Identity]) -> None:
-        """All the rest. `middle` forked us and goes, then the master is our parent.
+    def apply(self, identity: Optional[Identity]) -> None:
+        """All the rest.
 
         `identity` is None where the process is not root. Raises Unconfined, or OSError.
         """
-        await_parent(self._master, middle)
         if identity is not None:
             os.setgroups([])
             os.setresgid(identity.gid, identity.gid, identity.gid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from json.encoder import encode_basestring_ascii
 from typing import Any, Dict, List, NamedTuple
 
 from guestmtce.server import reports
@@ -42,7 +43,16 @@ class Ask(NamedTuple):
 
 def encode(message: Any) -> bytes:
     """A report or an `Ask` as a packet."""
-    return json.dumps([type(message).__name__, *message], separators=(",", ":")).encode("ascii")
+    return _json((type(message).__name__, *message)).encode("ascii")
+
+
+def _json(value: Any) -> str:
+    """A text, a finite number or an `Init`. Not json.dumps: it makes an encoder each time."""
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(_json, value)) + "]"
+    return repr(value)
 
 
 def decode_ask(packet: bytes) -> Ask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Union
+from typing import NamedTuple, Sequence, Tuple, Union
 
 from guestmtce.wire.channel import NOTICE, VOTE, Init
 
@@ -124,8 +124,5 @@ class Resume(NamedTuple):
     silence: float
 
 
-class Output(NamedTuple):
-    """What to write to the guest, and what to report."""
-
-    data: bytes
-    reports: List[Report]
+# What to write to the guest, and what to report. A plain tuple: there is one for everything that happens.
+Output = Tuple[bytes, Sequence[Report]]

@@ -59,7 +59,7 @@ from guestmtce.server.reports import (
     Stopped,
     Well,
 )
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import (
     NOTICE,
     ActionNotify,
@@ -67,7 +67,6 @@ from guestmtce.wire.channel import (
     ChallengeResponse,
     Exit,
     Init,
-    InitAck,
     Nack,
 )
 
@@ -76,6 +75,7 @@ RESUMING = "resuming"
 CHALLENGED = "challenged"
 RESTING = "resting"
 CLOSED = "closed"
+CHALLENGE_OPEN = (CHALLENGED, RESUMING)
 STATES = (WAITING, RESUMING, CHALLENGED, RESTING, CLOSED)
 
 INIT = "init"
@@ -94,6 +94,9 @@ AGREEMENTS = ("accept", "complete", "timeout")
 # How many answered or missed challenges are remembered, to tell a late answer from a wrong one.
 REMEMBERED = 8
 NEVER = float("inf")
+NOTHING: Output = (b"", ())
+# What `_answered` needs of the answer of a guest that is well.
+WELL_ANSWER = ChallengeResponse(0, channel.HEALTHY, "none", "")
 
 
 class Session:
@@ -104,12 +107,12 @@ class Session:
 
     __slots__ = (
         "_announced", "_answers_in_silence", "_challenge", "_data", "_due", "_excused", "_idle_since",
-        "_ill_at", "_init", "_lines", "_nacked_at", "_noted", "_number", "_past", "_question", "_reports",
-        "_sent_at", "_sequence", "_settings", "_silence_event", "_silence_until", "_told_init",
+        "_ill_at", "_init", "_interval", "_lines", "_nacked_at", "_noted", "_number", "_past", "_question",
+        "_reports", "_sent_at", "_sequence", "_settings", "_silence_event", "_silence_until", "_told_init",
         "_told_init_at", "heartbeating", "misses", "state",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, number: Callable[[], int], now: float) -> None:
+    def __init__(self, settings: Settings, number: Callable[[], int]) -> None:
         self.state = WAITING
         self.heartbeating = False
         self.misses = 0
@@ -120,13 +123,13 @@ class Session:
         self._number = number
         self._lines = channel.LineBuffer()
         self._init: Optional[Init] = None
+        self._interval = channel.DEFAULT_INIT.heartbeat_interval_ms / 1000
         self._challenge = -1
         self._past: List[int] = []
         self._sequence = 0
-        self._sent_at = now
-        self._excused = 0.0
-        self._idle_since = now
-        self._due = now + settings.idle_reconnect
+        self._sent_at = self._excused = 0.0
+        self._idle_since = 0.0
+        self._due = NEVER
         self._ill_at: Optional[float] = None
         self._question: Optional[Question] = None
         self._silence_until: Optional[float] = None
@@ -134,16 +137,18 @@ class Session:
         self._answers_in_silence = False
         self._nacked_at = -NEVER
         self._noted: Dict[str, Tuple[float, int]] = {}
-        self._data: List[bytes] = []
+        self._data = b""
         self._reports: List[Report] = []
 
     # --- the four ways in --------------------------------------------------------------------------
 
     def start(self, resume: Optional[Resume], now: float) -> Output:
         """The connection stands. With `resume` the guest is challenged without waiting for its `init`."""
-        self._data.append(channel.RESYNC)
+        self._data = channel.RESYNC
+        self._idle_since = now
+        self._due = now + self._settings.idle_reconnect
         if resume is not None:
-            self._init = self._raised(resume.init, now)
+            self._adopt(resume.init, now)
             self.heartbeating = resume.heartbeating
             if resume.silence > 0:
                 self._silence_until = now + resume.silence
@@ -164,7 +169,8 @@ class Session:
 
     def tick(self, now: float) -> Output:
         """Time has passed; to be called at `deadline`, after the socket was drained."""
-        self._tell_init(now)
+        if not self._told_init:
+            self._tell_init(now)
         if self._question is not None and now >= self._question.deadline:
             self._settle(SILENT_AGREEMENT[self._question.notification_type], "no answer in time", now)
         if self._silence_until is not None and now >= self._silence_until:
@@ -204,31 +210,36 @@ class Session:
     @property
     def awaits_answer(self) -> bool:
         """Whether the deadline judges the guest: the socket is to be drained before `tick`."""
-        return self._challenge_open or self._question is not None
+        return self.state in CHALLENGE_OPEN or self._question is not None
 
     # --- a message ---------------------------------------------------------------------------------
 
     def _take(self, line: bytes, now: float) -> None:
+        number = regular.healthy_answer(line)
+        if number is not None:
+            self._input(RIGHT if self._is_right(number, now) else WRONG, WELL_ANSWER, now)
+            return
         try:
-            message = channel.parse(line)
+            message = regular.init(line) or channel.parse(line)
         except channel.NotAMessage:
             self._note("garbage", "a line that is no JSON object was dropped", now)
         except channel.Refused as refused:
             self._nack(str(refused), now)
         else:
-            if isinstance(message, ChallengeResponse):
-                self._input(RIGHT if self._is_right(message, now) else WRONG, message, now)
-            elif isinstance(message, Init):
+            if isinstance(message, Init):
                 self._input(INIT, message, now)
+            elif isinstance(message, ChallengeResponse):
+                right = self._is_right(message.heartbeat_response, now)
+                self._input(RIGHT if right else WRONG, message, now)
             elif isinstance(message, ActionResponse):
                 self._take_vote(message, now)
             elif isinstance(message, Exit):
                 self._input(EXIT, message, now)
 
-    def _is_right(self, message: ChallengeResponse, now: float) -> bool:
-        if message.heartbeat_response == self._challenge:
+    def _is_right(self, number: int, now: float) -> bool:
+        if number == self._challenge:
             return True
-        if message.heartbeat_response in self._past:
+        if number in self._past:
             self._note("late", "a late answer to an older challenge was ignored", now)
         else:
             self._note("wrong", "a wrong heartbeat_response was ignored", now)
@@ -242,40 +253,41 @@ class Session:
     # --- actions of the table ----------------------------------------------------------------------
 
     def _acknowledge(self, message: Init, now: float) -> None:
-        self._end_question("the guest restarted", now)
+        if self._question is not None:
+            self._end_question("the guest restarted", now)
         if self._silence_until is not None:
             self._expect_silence(0, "", now)
-        message = self._raised(message, now)
-        self._init = message
+        self._adopt(message, now)
         self.misses = 0
         self._ill_at = None
         self._told_init = False
         self._tell_init(now)
-        self._send(InitAck(message.invocation_id))
+        self._data += regular.build_init_ack(self._next_sequence(), message.invocation_id)
         self._send_challenge(now)
 
     def _tell_init(self, now: float) -> None:
         """Report the present init, at most one per `init_report_period`: a guest may send many."""
-        late_enough = now - self._told_init_at >= self._settings.init_report_period
-        if not self._told_init and self._init is not None and late_enough:
+        if self._told_init or self._init is None:
+            return
+        if now - self._told_init_at >= self._settings.init_report_period:
             self._told_init, self._told_init_at = True, now
             self._announced = False
             self._reports.append(Acknowledged(self._init))
 
-    def _raised(self, init: Init, now: float) -> Init:
+    def _adopt(self, init: Init, now: float) -> None:
         """`init` with its interval raised to the floor; one kept from before may be under today's floor."""
         floor = self._settings.interval_floor_ms
-        if init.heartbeat_interval_ms >= floor:
-            return init
-        text = "heartbeat interval %d ms is below the floor, raised to %d ms"
-        self._note("floor", text % (init.heartbeat_interval_ms, floor), now)
-        return init._replace(heartbeat_interval_ms=floor)
+        if init.heartbeat_interval_ms < floor:
+            text = "heartbeat interval %d ms is below the floor, raised to %d ms"
+            self._note("floor", text % (init.heartbeat_interval_ms, floor), now)
+            init = init._replace(heartbeat_interval_ms=floor)
+        self._init = init
+        self._interval = init.heartbeat_interval_ms / 1000
 
     def _send_challenge(self, now: float) -> None:
         self._past = [*self._past[1 - REMEMBERED :], self._challenge]
         self._challenge = self._number()
-        self._sequence = (self._sequence + 1) & channel.INT32_MAX
-        self._data.append(channel.build_challenge(self._sequence, self._challenge))
+        self._data += regular.build_challenge(self._next_sequence(), self._challenge)
         self._sent_at = now
         self._excused = 0.0
         self._due = now + self._interval
@@ -288,7 +300,8 @@ class Session:
         self._answers_in_silence = True
         self._due = max(now, self._sent_at + self._interval)
         self.heartbeating = True
-        self._tell_init(now)
+        if not self._told_init:
+            self._tell_init(now)
         if not self._announced:
             self._announced = True
             self._reports.append(Running())
@@ -434,15 +447,6 @@ class Session:
 
     # --- time --------------------------------------------------------------------------------------
 
-    @property
-    def _interval(self) -> float:
-        init = self._init or channel.DEFAULT_INIT
-        return init.heartbeat_interval_ms / 1000
-
-    @property
-    def _challenge_open(self) -> bool:
-        return self.state in (CHALLENGED, RESUMING)
-
     def _due_input(self) -> str:
         if self.state != CHALLENGED:
             return DUE
@@ -458,8 +462,10 @@ class Session:
         a fresh interval, and at most two for a challenge in all. So a slow machine cannot put a loss off
         for ever.
         """
+        if self.state not in CHALLENGE_OPEN:
+            return False
         late = now - self._due
-        if not self._challenge_open or late <= self._settings.wake_slack:
+        if late <= self._settings.wake_slack:
             return False
         limit = self._interval if late < self._interval else 2 * self._interval
         extra = min(late, self._interval, limit - self._excused)
@@ -473,8 +479,11 @@ class Session:
     # --- words -------------------------------------------------------------------------------------
 
     def _send(self, message: channel.Message) -> None:
+        self._data += channel.build(message, self._next_sequence())
+
+    def _next_sequence(self) -> int:
         self._sequence = (self._sequence + 1) & channel.INT32_MAX
-        self._data.append(channel.build(message, self._sequence))
+        return self._sequence
 
     def _nack(self, why: str, now: float) -> None:
         self._note("refused", "refused a message: " + why, now)
@@ -492,8 +501,10 @@ class Session:
             self._reports.append(Note(text, more))
 
     def _output(self) -> Output:
-        output = Output(b"".join(self._data), self._reports)
-        self._data = []
+        if not self._data and not self._reports:
+            return NOTHING
+        output = self._data, self._reports
+        self._data = b""
         self._reports = []
         return output
 

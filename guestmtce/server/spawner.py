@@ -1,50 +1,54 @@
 """The quiet process that forks the children.
 
 Started afresh by the master (`python -I -S -c BOOT …`), it holds the warmed-up child code and nothing
-else, so that a child shares nearly all of its memory for ever. Its first packet is `[0, words]`: what this
-kernel has to confine a child with. Then one request, one packet: `[serial, uuid, uid, resume]` with the
-guest's socket and the child's end of the pipe (uid null: the one user of all children); one answer:
-`[serial, pid]`. The fork is double, and the master is our subreaper: so the master, not this process,
-becomes the child's parent.
+else, so that a child shares nearly all of its memory for ever. Its first packet is what this kernel has to
+confine a child with, as JSON. Then one request, one packet, with the guest's socket and the child's end of
+the pipe; one answer: the request's serial and the child's pid. The master, not this process, is the child's
+parent (see `fork`).
 
-Whatever this module imports, every child carries. No module that registers at-fork hooks may be among
-it: threading, random, logging (see `_import_setproctitle`).
+Whatever this module imports, every child carries: our own modules stand here, all else in `preload`.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
+import re
 import signal
 import socket
-from typing import Any, List, Optional
+import struct
+from marshal import dumps, loads
+from os import close
+from typing import Any, List, Optional, Tuple
 
-from guestmtce.server import child, confine, pipe
+from guestmtce.server import child, compact, confine, pipe
+from guestmtce.server.child import Child
+from guestmtce.server.fork import fork_sibling
+from guestmtce.server.preload import set_title
 from guestmtce.server.reports import Note, Resume, Settings
 from guestmtce.wire import channel
+from guestmtce.wire.channel import Init
 
-# argv: the import path, then main's arguments. -S leaves out site and what it drags in.
+# argv: the import path, then main's arguments. -S leaves out site and what it drags in. Our own modules
+# come last, side by side: what a child uses then lies on few pages (see `compact`).
 BOOT = (
     "import sys; sys.path[:0] = sys.argv[1].split(':');"
+    "from guestmtce.server import preload, compact; compact.fill_holes();"
     "from guestmtce.server.spawner import main; main(sys.argv[2:])"
 )
 TITLE = "guestServer: spawner"
-REQUEST_MAX = 4096  # bytes
-GREETING = 0  # the serial of no request
-WARM_UP_BEATS = 40
+REQUEST_MAX = 440  # bytes; more than any request, and CPython has the room for it at hand
+DESCRIPTORS = struct.Struct("=ii")  # with a request: the guest's socket, the child's end of the pipe
+DESCRIPTORS_SPACE = socket.CMSG_SPACE(DESCRIPTORS.size)
+BORN = struct.Struct("=qi")  # the answer: the request's serial, the child's pid
+
+WARM_UP_LIVES = 12  # CPython 3.11 adapts a function's code to what it works on from its 8th call on
+WARM_UP_ODD = 3  # of them with what seldom happens
+WARM_UP_BEATS = 2
 WARM_UP_INTERVAL_MS = 1
-
-
-def _import_setproctitle() -> Any:
-    """setproctitle pulls in logging, whose at-fork hooks would cost every child 450 kB."""
-    hooked = os.register_at_fork
-    os.register_at_fork = lambda **_: None
-    try:
-        import setproctitle
-    finally:
-        os.register_at_fork = hooked
-    return setproctitle.setproctitle
+_CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 
 
 def main(arguments: List[str]) -> None:
@@ -58,86 +62,83 @@ def main(arguments: List[str]) -> None:
     confine.die_with(int(master))
     confine.close_all_but([control.fileno()])
     confine.null_standard()
-    title = _import_setproctitle()
-    title(TITLE)
+    set_title(TITLE)
     warm_up()
-    confinement = prepare(control, int(master))
+    confine.warm_up()
     gc.collect()
+    compact.fill_holes()
+    confinement = prepare(control, int(master))
+    spawner = Spawner(control, confinement, identity, settings)
     gc.freeze()
     gc.disable()
-    serve(control, confinement, identity, settings, title)
+    spawner.serve()
 
 
 def prepare(control: socket.socket, master: int) -> confine.Confinement:
     """Find out what a child can be confined with, and tell the master."""
-    confine.warm_up()
     confinement = confine.Confinement(master)
     child.random_bytes = confinement.random_bytes
     words = {**confinement.words, "oom": confine.go_before_the_master()}
     try:
-        control.send(json.dumps([GREETING, words]).encode("ascii"))
+        control.send(json.dumps(words).encode("ascii"))
     except OSError:
         pass  # the master has gone, which `serve` notices
     return confinement
 
 
-def serve(
-    control: socket.socket,
-    confinement: confine.Confinement,
-    identity: Optional[confine.Identity],
-    settings: Settings,
-    title: Any,
-) -> None:
-    """Fork a child per request until the master goes."""
-    while True:
+class Spawner:
+    """Forks a child per request."""
+
+    __slots__ = ("_confinement", "_control", "_identity", "_newborn")
+
+    def __init__(
+        self,
+        control: socket.socket,
+        confinement: confine.Confinement,
+        identity: Optional[confine.Identity],
+        settings: Settings,
+    ) -> None:
+        self._control = control
+        self._confinement = confinement
+        self._identity = identity
+        self._newborn = Child(settings)  # made once, and every child's
+
+    def serve(self) -> None:
+        """Until the master goes. It does as little as can be: what it writes to, no child shares any more."""
+        while True:
+            try:
+                packet, ancillary, _, _ = self._control.recvmsg(REQUEST_MAX, DESCRIPTORS_SPACE)
+            except ConnectionResetError:
+                return  # it went with answers unread
+            if not packet:
+                return
+            guest, results = DESCRIPTORS.unpack(ancillary[0][2])
+            serial, uuid, uid, resume = loads(packet)
+            pid = fork_sibling()
+            if pid == 0:
+                self._be_child((guest, results), uuid, uid, resume)
+            close(guest)
+            close(results)
+            self._control.send(BORN.pack(serial, pid))
+
+    def _be_child(self, received: Tuple[int, int], uuid: str, uid: Optional[int], resume: Any) -> None:
+        """Does not return: nothing may run on as a second spawner."""
+        status = child.END_BOOT_FAILURE
+        speaks_on = received[1]
         try:
-            packet, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX, 2)
-        except ConnectionError:
-            return  # the master has gone, and had not read all that we said
-        if not packet:
-            return
-        middle = os.fork()
-        if middle == 0:
-            _middle(control, packet, descriptors, confinement, identity, settings, title)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        os.waitpid(middle, 0)
-
-
-def _middle(
-    control: socket.socket,
-    packet: bytes,
-    descriptors: List[int],
-    confinement: confine.Confinement,
-    identity: Optional[confine.Identity],
-    settings: Settings,
-    title: Any,
-) -> None:
-    """Fork once more and go, so that the child becomes the master's. Does not return."""
-    status = child.END_BOOT_FAILURE
-    speaks_on = 2
-    try:
-        speaks_on = descriptors[1]
-        serial, uuid, uid, resume = json.loads(packet)
-        middle = os.getpid()
-        pid = os.fork()
-        if pid:
-            control.send(json.dumps([serial, pid]).encode("ascii"))
-            status = 0
-        else:
-            title("guestServer: " + uuid)
+            set_title("guestServer: " + uuid)
+            identity = self._identity
             if identity is not None and uid is not None:
                 identity = identity._replace(uid=uid)
-            confinement.keep_only(descriptors)
+            self._confinement.keep_only(received)
             speaks_on = 1
-            confinement.apply(middle, identity)
-            guest, results = socket.socket(fileno=0), socket.socket(fileno=1)
+            self._confinement.apply(identity)
             status = child.END_DEFECT
-            status = child.Child(guest, results, settings).run(load_resume(resume))
-    except BaseException as error:  # noqa: BLE001 - nothing may run on as a second spawner
-        last_words(speaks_on, error)
-    finally:
-        os._exit(status)
+            status = _live(self._newborn, 0, 1, resume)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
+            last_words(speaks_on, error)
+        finally:
+            os._exit(status)
 
 
 def last_words(descriptor: int, error: BaseException) -> None:
@@ -146,42 +147,79 @@ def last_words(descriptor: int, error: BaseException) -> None:
     os.write(descriptor, pipe.encode(Note(text, 0)))
 
 
-def dump_resume(resume: Optional[Resume]) -> Any:
-    """A `Resume` as JSON values."""
-    return None if resume is None else [list(resume.init), resume.heartbeating, resume.silence]
+def _live(newborn: Child, guest: int, results: int, resume: Any) -> int:
+    """A child's life from the first byte on, and that of the warm-up; returns the exit status."""
+    known = None if resume is None else Resume(Init(*resume[0]), resume[1], resume[2])
+    return newborn.run(guest, results, known)
 
 
-def load_resume(values: Any) -> Optional[Resume]:
-    """The reverse of `dump_resume`."""
-    return None if values is None else Resume(channel.Init(*values[0]), values[1], values[2])
+def request(serial: int, uuid: str, uid: Optional[int], resume: Optional[Resume]) -> bytes:
+    """What the master sends for a child; `uid` None: the user of all. Raises OSError for what is no uuid."""
+    known = None if resume is None else (tuple(resume.init), resume.heartbeating, resume.silence)
+    packet = dumps((serial, uuid, uid, known))  # type: ignore[arg-type]
+    if len(packet) > REQUEST_MAX:
+        raise OSError(errno.EMSGSIZE, "the uuid is too long: " + uuid)
+    return packet
 
 
 def warm_up() -> None:
-    """Live a guest's life once, so that the code's caches are written here and not in every child."""
-    guest, far = socket.socketpair()
-    results, far_results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    far.setblocking(False)
-    far_results.setblocking(False)
-    init = channel.DEFAULT_INIT._replace(name="warm-up", heartbeat_interval_ms=WARM_UP_INTERVAL_MS)
-    worker = child.Child(guest, results, Settings(interval_floor_ms=WARM_UP_INTERVAL_MS))
-    worker.start(Resume(init, False, 0.0))
-    far.send(b"no message\n" + channel.build(init, 0))
-    for beat in range(WARM_UP_BEATS):
-        if beat == 3:
+    """Live guests' lives, so that the code's caches are written here and not in every child."""
+    lives = [_Life(number) for number in range(WARM_UP_LIVES)]
+    guest = os.fork()
+    if guest == 0:
+        try:
+            for life in lives:
+                life.play_guest()
+        finally:
+            os._exit(0)
+    for life in lives:
+        life.live()
+    os.waitpid(guest, 0)
+
+
+class _Life:
+    """One connection of a guest that does not exist, from its first word to its end."""
+
+    def __init__(self, number: int) -> None:
+        self._odd = number < WARM_UP_ODD
+        self._near = socket.socketpair()
+        self._results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._init = channel.DEFAULT_INIT._replace(
+            invocation_id=channel.INT32_MAX, name="warm-up", heartbeat_interval_ms=WARM_UP_INTERVAL_MS
+        )
+
+    def live(self) -> None:
+        """The child's part."""
+        (guest, far), (results, far_results) = self._near, self._results
+        far.close()
+        far_results.close()
+        settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=channel.INT32_MAX)
+        resume = (tuple(self._init), False, 0.0) if self._odd else None
+        _live(Child(settings), guest.fileno(), results.fileno(), resume)
+        guest.close()
+        results.close()
+
+    def play_guest(self) -> None:
+        """The guest's part, and the master's."""
+        (guest, far), (results, far_results) = self._near, self._results
+        guest.close()
+        results.close()
+        if self._odd:
+            far.send(b"no message\n")
             far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
-        health = channel.UNHEALTHY if beat % 8 == 7 else channel.HEALTHY
-        for line in _received(far).split(b"\n"):
-            if b'"challenge"' in line:
-                number = json.loads(line)["heartbeat_challenge"]
+        far.send(channel.build(self._init, 0))
+        for beat in range(WARM_UP_BEATS):
+            health = channel.UNHEALTHY if self._odd and beat == 0 else channel.HEALTHY
+            for number in _challenges(far):
                 far.send(channel.build(channel.ChallengeResponse(number, health, "none", ""), beat))
-        _received(far_results)
-        worker.step()
-    for end in (guest, far, results, far_results):
-        end.close()
+        far.close()
+        far_results.close()
 
 
-def _received(far: socket.socket) -> bytes:
-    try:
-        return far.recv(65536)
-    except BlockingIOError:
-        return b""
+def _challenges(far: socket.socket) -> List[int]:
+    """The next that come; none at the connection's end."""
+    while True:
+        data = far.recv(REQUEST_MAX)
+        numbers = [int(number) for number in _CHALLENGE.findall(data)]
+        if numbers or not data:
+            return numbers

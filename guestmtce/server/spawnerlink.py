@@ -25,6 +25,9 @@ from guestmtce.server import confine, reports, spawner
 
 log = logging.getLogger(__name__)
 
+# What the dynamic linker binds late, it would bind in every child anew.
+ENVIRONMENT = {"LANG": "C.UTF-8", "LD_BIND_NOW": "1"}
+ANSWER_MAX = 4096  # bytes
 RESPAWN_FIRST = 0.05  # s until a dead spawner is replaced; doubles while replacements die young
 RESPAWN_MAX = 5.0
 SETTLED = 10.0  # s after which a spawner counts as sound
@@ -40,12 +43,10 @@ class Handlers(NamedTuple):
 
 
 class Request(NamedTuple):
-    """For one child. `channel` stays the asker's; `results` is closed here."""
+    """For one child: `spawner.request`. `channel` stays the asker's; `results` is closed here."""
 
     serial: int
-    uuid: str
-    uid: Optional[int]
-    resume: Optional[reports.Resume]
+    packet: bytes
     channel: socket.socket
     results: socket.socket
 
@@ -71,6 +72,7 @@ class SpawnerLink:
         self._control: Optional[socket.socket] = None
         self._queue: Deque[Request] = collections.deque()
         self._asked: Set[int] = set()
+        self._greeted = False
         self._heard = 0.0  # when it last answered, or was first asked
         self._since = 0.0
         self._respawn_delay = RESPAWN_FIRST
@@ -89,7 +91,8 @@ class SpawnerLink:
             arguments = [sys.executable, "-I", "-S", "-c", spawner.BOOT, import_path()]
             arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
             arguments += [json.dumps(self._settings)]
-            self.pid = os.posix_spawn(sys.executable, arguments, {"LANG": "C.UTF-8"})
+            self.pid = os.posix_spawn(sys.executable, arguments, ENVIRONMENT)
+        self._greeted = False
         self._since = time.monotonic()
         self.started += 1
         ours.setblocking(False)
@@ -137,10 +140,9 @@ class SpawnerLink:
     def _send(self) -> None:
         while self._queue and len(self._asked) < IN_FLIGHT_MAX and self._control is not None:
             request = self._queue[0]
-            words = [request.serial, request.uuid, request.uid, spawner.dump_resume(request.resume)]
             descriptors = [request.channel.fileno(), request.results.fileno()]
             try:
-                socket.send_fds(self._control, [json.dumps(words).encode("ascii")], descriptors)
+                socket.send_fds(self._control, [request.packet], descriptors)
             except BlockingIOError:
                 return  # the next answer makes room
             except OSError:
@@ -158,20 +160,21 @@ class SpawnerLink:
         """One answer; at the end of the connection the spawner has ended or soon will."""
         assert self._control is not None
         try:
-            packet = self._control.recv(spawner.REQUEST_MAX)
+            packet = self._control.recv(ANSWER_MAX)
         except OSError:
             packet = b""
         if not packet:
             self._hang_up_and_kill()
             return
-        serial, value = json.loads(packet)
-        if serial == spawner.GREETING:
-            self._handlers.greeted(value)
+        if not self._greeted:
+            self._greeted = True
+            self._handlers.greeted(json.loads(packet))
             return
+        serial, pid = spawner.BORN.unpack(packet)
         self._heard = time.monotonic()
         self._asked.discard(serial)
         self._send()
-        self._handlers.born(serial, value)
+        self._handlers.born(serial, pid)
 
     def _watch_time(self) -> None:
         if self._timer is None:

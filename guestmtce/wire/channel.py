@@ -1,4 +1,4 @@
-"""Messages on the guest channel, both directions (spec 1).
+"""Messages on the guest channel, both directions (spec 1); `regular` knows the usual ones by heart.
 
 A message is one JSON object on one line. `parse` turns a line into one of the tuples below or says
 what is wrong with it; the `build_*` functions turn values into the bytes to write, framing included.
@@ -168,9 +168,13 @@ class LineBuffer:
             self._rest = b""
             self._skipping = True
             self.overflows += 1
-        fitting = [line for line in lines if len(line) <= LINE_MAX]
-        self.overflows += len(lines) - len(fitting)
-        return [line for line in fitting if line and not line.isspace()]
+        complete = []
+        for line in lines:
+            if len(line) > LINE_MAX:
+                self.overflows += 1
+            elif line and not line.isspace():
+                complete.append(line)
+        return complete
 
 
 # --- JSON ------------------------------------------------------------------------------------------
@@ -327,7 +331,10 @@ def parse(line: bytes, shapes: Optional[Dict[str, Shape]] = None) -> Message:
     make, takes = shape
     if make is Exit:  # a guest that says goodbye has gone, whatever else it says
         fields.setdefault("log_msg", "")
-    return make(*[_field(fields, name, take) for name, take in takes])
+    values = []
+    for name, take in takes:
+        values.append(_field(fields, name, take))
+    return make(*values)
 
 
 # --- building --------------------------------------------------------------------------------------
@@ -336,16 +343,6 @@ _NAMES = {
     Init: "init", InitAck: "init_ack", Challenge: "challenge", ChallengeResponse: "challenge_response",
     ActionNotify: "action_notify", ActionResponse: "action_response", Exit: "exit", Nack: "nack",
 }  # type: Dict[Any, str]  # fmt: skip
-
-_CHALLENGE = (
-    '\n{"version":%d,"revision":%d,"msg_type":"challenge","sequence":%%d,"heartbeat_challenge":%%d}\n'
-    % (VERSION, REVISION)
-)
-
-
-def build_challenge(sequence: int, challenge: int) -> bytes:
-    """The bytes of a challenge; `challenge` in 0 … 2³¹−1. A fixed text: this one is sent every interval."""
-    return (_CHALLENGE % (sequence, challenge)).encode("ascii")
 
 
 def build(message: Message, sequence: int) -> bytes:
@@ -370,7 +367,11 @@ def build(message: Message, sequence: int) -> bytes:
 
 
 def _frame(fields: Dict[str, Any]) -> bytes:
-    return ("\n" + json.dumps(fields, separators=(",", ":")) + "\n").encode("ascii")
+    """`fields`, all int or str, as one line. Not by json.dumps as a whole: it makes an encoder each time."""
+    parts = []
+    for name, value in fields.items():
+        parts.append('"%s":%s' % (name, value if isinstance(value, int) else json.dumps(value)))
+    return ("\n{" + ",".join(parts) + "}\n").encode("ascii")
 
 
 # --- votes and notices -----------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""Memory laid out so that a forked process shares nearly all of it.
+
+After a fork a page stays shared until one of the two writes to it, and Python writes wherever it looks:
+every object that is used has its reference count changed. So what a child costs is the number of pages
+on which something lies that it uses, and on which it finds room for what it makes. Import and warm-up
+leave holes all over; what is made after them lies scattered in these holes. `fill_holes` makes whatever
+comes next lie side by side, on pages of its own.
+
+This is about CPython's small-object allocator and glibc's malloc. With any other, nothing is won and
+nothing lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from typing import Any, Callable, List
+
+POOL_SIZE = 16 * 1024  # bytes; CPython's pools are of one size of block each (3.9: 4 KiB, which divides it)
+POOL_HEADER = 48  # bytes before the first block of a pool
+BLOCK_STEP = 16  # bytes between the sizes of blocks
+BLOCK_MAX = 512  # bytes; larger blocks come from malloc
+BYTES_OVERHEAD = 33  # bytes that a `bytes` object is larger than its contents
+CHUNK_MAX = 64 * 1024  # bytes; the largest hole in malloc's heap worth filling
+TRIES_MAX = 20_000  # blocks of one size; where no new pool was begun by then, the allocator is another
+
+_filling: List[Any] = []  # kept for ever
+
+_malloc = ctypes.CDLL(None).malloc
+_malloc.restype = ctypes.c_size_t
+_malloc.argtypes = [ctypes.c_size_t]
+
+
+def fill_holes() -> None:
+    """Let blocks of every size come from a new pool, and larger ones from the heap's end, from now on."""
+    _fill(1 * BLOCK_STEP, object)
+    _fill(2 * BLOCK_STEP, itertools.count(10**8).__next__)
+    for size in range(3 * BLOCK_STEP, BLOCK_MAX + 1, BLOCK_STEP):
+        _fill(size, functools.partial(bytes, size - BYTES_OVERHEAD))
+    _fill_heap()
+
+
+def _fill(size: int, make: Callable[[], Any]) -> None:
+    """Until the first two blocks of a pool come one after the other: this pool is new."""
+    last = 0
+    for _ in range(TRIES_MAX):
+        _filling.append(make())
+        block = id(_filling[-1])
+        if last % POOL_SIZE == POOL_HEADER and block == last + size:
+            return
+        last = block
+
+
+def _fill_heap() -> None:
+    """Take every hole, from the largest to the smallest: one is filled when the heap grows instead."""
+    end = 0
+    for size in (*range(CHUNK_MAX, 4096, -1024), *range(4096, BLOCK_MAX, -BLOCK_STEP)):
+        for _ in range(TRIES_MAX):
+            start = _malloc(size)
+            if start > end:
+                end = start
+                break
