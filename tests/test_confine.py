@@ -187,13 +187,13 @@ confine.take = take
 def step_names():
     """Of every step that a child takes here."""
     before = set(os.listdir("/proc/self/fd"))
-    confinement = confine.Confinement(os.getppid())
+    confinement = confine.Confinement(os.getppid(), None)
     for descriptor in set(os.listdir("/proc/self/fd")) - before:
         try:
             os.close(int(descriptor))
         except OSError:
             pass  # the listing's own
-    return [step.what for step in confinement._first + confinement._last]
+    return [step.what for step in confinement._steps]
 
 
 @pytest.mark.parametrize("name", step_names())

@@ -6,7 +6,8 @@ siblings (not dumpable); by limits, open files, processes, core dumps, files wri
 the system calls that it has no use for (seccomp). Every step either works or raises Unconfined, which
 ends that child. What this kernel does not have at all is left out, and told to the master.
 
-The C library is resolved and every call made ready in the spawner, so that a child only calls.
+The C library is resolved and every call made ready in the spawner, so that a child only calls: what it
+would look up or make, it would own, 100 kB of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 from guestmtce.server import sandbox
 from guestmtce.server.sandbox import Step
@@ -43,7 +44,8 @@ RANDOM_AT = 2  # descriptor of /dev/urandom in a child, where the kernel has no 
 
 WARM_UP_ROUNDS = 20  # more than the interpreter waits for before it rewrites code for its arguments
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.PyDLL(None, use_errno=True)  # none of its calls waits: no need to give up the lock
+_libc.getuid.restype = ctypes.c_uint
 
 
 class Unconfined(OSError):
@@ -107,8 +109,8 @@ def prctl_step(what: str, option: int, value: int) -> Step:
 
 def take(steps: Sequence[Step]) -> None:
     """Make the calls. Raises Unconfined at the first that fails."""
-    for what, call, arguments in steps:
-        if call(*arguments) != 0:
+    for what, call, arguments, wanted in steps:
+        if call(*arguments) != wanted and wanted is not None:
             number = ctypes.get_errno()
             raise Unconfined(number, "%s: %s" % (what, os.strerror(number)))
 
@@ -116,22 +118,39 @@ def take(steps: Sequence[Step]) -> None:
 class Confinement:
     """All that can be made ready before there is a child, in the spawner, of whom `master` is the parent.
 
-    `words` says, for the master, what can be had: a name → "yes", or "no (why)".
+    `words` says, for the master, what can be had: a name → "yes", or "no (why)". `identity` is None where
+    the process is not root.
     """
 
-    def __init__(self, master: int) -> None:
+    def __init__(self, master: int, identity: Optional[Identity]) -> None:
         self.words: Dict[str, str] = {}
-        self._master = master
         random = _open_random()
         self._kept = [] if random is None else [random]  # at RANDOM_AT
         self.random_bytes = os.urandom if random is None else _read_random
-        descriptors = 2 + len(self._kept)
-        self._first = [prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1), *self._landlock()]
-        self._first.append(prctl_step("end with the master", PR_SET_PDEATHSIG, signal.SIGKILL))
-        self._last = [prctl_step("not dumpable", PR_SET_DUMPABLE, 0), *_limits(descriptors)]
-        self._last += self._seccomp()
+        self._user = identity.uid if identity is not None else None
+        self._uid = ctypes.c_uint(0)
+        self._ranks = self._rank_steps(identity.gid) if identity is not None else []
+        self._received = ctypes.c_int(-1), ctypes.c_int(-1)
+        limits = _limits(2 + len(self._kept))
+        self._steps = [
+            prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1),
+            *self._landlock(),
+            prctl_step("end with the master", PR_SET_PDEATHSIG, signal.SIGKILL),
+            Step("the parent has gone", _libc.getppid, (), master),
+            prctl_step("not dumpable", PR_SET_DUMPABLE, 0),
+            *limits,
+            *self._seccomp(),
+        ]
         self.words["rlimits"] = "yes"
-        self._highest = max(map(int, os.listdir("/proc/self/fd")))
+        self._descriptors = list(self._descriptor_steps())
+
+    def _rank_steps(self, group: int) -> List[Step]:
+        uid, gid = self._uid, ctypes.c_uint(group)
+        return [
+            Step("no groups", _libc.setgroups, (ctypes.c_size_t(0), ctypes.c_void_p(None))),
+            Step("group", _libc.setresgid, (gid, gid, gid)),
+            Step("user", _libc.setresuid, (uid, uid, uid)),
+        ]
 
     def _landlock(self) -> List[Step]:
         try:
@@ -153,29 +172,35 @@ class Confinement:
         self.words["seccomp"] = "yes"
         return steps
 
-    def keep_only(self, received: Sequence[int]) -> None:
-        """Of all descriptors: the `received` ones, on 0 the socket, on 1 the pipe, and what `apply` needs.
-
-        The spawner holds 0 to 2 and few more, all known, so what was received is above them.
-        """
-        kept = [*received, *self._kept]
+    def _descriptor_steps(self) -> Iterator[Step]:
+        """The spawner holds 0 to 2 and few more, all known, so what is received is above them."""
+        kept = [*self._received, *map(ctypes.c_int, self._kept)]
         for number, descriptor in enumerate(kept):
-            os.dup2(descriptor, number, inheritable=False)
-        os.closerange(len(kept), max(self._highest, *received) + 1)
+            yield Step("take along", _libc.dup2, (descriptor, ctypes.c_int(number)), number)
+        yield from (Step("close", _libc.close, (descriptor,)) for descriptor in self._received)
+        for number in range(len(kept), 1 + max(map(int, os.listdir("/proc/self/fd")))):
+            yield Step("close", _libc.close, (ctypes.c_int(number),), None)  # not all of them are open
 
-    def apply(self, identity: Optional[Identity]) -> None:
-        """All the rest.
+    def keep_only(self, received: Sequence[int]) -> None:
+        """Of all descriptors: the two `received`, on 0 the socket, on 1 the pipe, and what `apply` needs.
 
-        `identity` is None where the process is not root. Raises Unconfined, or OSError.
+        Raises Unconfined.
         """
-        if identity is not None:
-            os.setgroups([])
-            os.setresgid(identity.gid, identity.gid, identity.gid)
-            os.setresuid(identity.uid, identity.uid, identity.uid)
-        take(self._first)
-        if os.getppid() != self._master:
-            raise Unconfined("the parent has gone")
-        take(self._last)
+        for place, descriptor in zip(self._received, received):
+            place.value = descriptor
+        take(self._descriptors)
+
+    def apply(self, uid: Optional[int]) -> None:
+        """All the rest; `uid` is the child's own, if it has one. Raises Unconfined."""
+        if self._user is not None:
+            self._become(self._user if uid is None else uid)
+        take(self._steps)
+
+    def _become(self, user: int) -> None:
+        self._uid.value = user
+        take(self._ranks)
+        if _libc.getuid() != user:  # C cut it to 32 bits, or took it for "unchanged"
+            raise Unconfined("user %d: no such user can be" % user)
 
 
 def _limits(descriptors: int) -> List[Step]:
@@ -236,7 +261,7 @@ def warm_up() -> None:
     What is done for the first time costs time and memory of its own: better once, in the spawner. It needs
     no new privileges either.
     """
+    gone = ctypes.c_int(-1)
+    steps = [prctl_step("warm-up", PR_SET_NO_NEW_PRIVS, 1), Step("warm-up", _libc.close, (gone,), None)]
     for _ in range(WARM_UP_ROUNDS):
-        take([prctl_step("warm-up", PR_SET_NO_NEW_PRIVS, 1)])
-    os.setresgid(-1, -1, -1)
-    os.setresuid(-1, -1, -1)
+        take(steps)

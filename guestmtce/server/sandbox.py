@@ -69,7 +69,7 @@ LANDLOCK_RIGHTS: Dict[int, Tuple[int, int, int]] = {
     6: (0, 0, 0b11),  # abstract UNIX sockets, signals
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
@@ -78,11 +78,12 @@ class Missing(Exception):
 
 
 class Step(NamedTuple):
-    """A C call that returns 0 when it worked, ready to be made."""
+    """A C call, ready to be made, and what it returns when it worked; None: it need not."""
 
     what: str
     call: Any
     arguments: Tuple[Any, ...]
+    wanted: Optional[int] = 0
 
 
 # --- the filter ------------------------------------------------------------------------------------

@@ -67,16 +67,15 @@ def main(arguments: List[str]) -> None:
     confine.warm_up()
     gc.collect()
     compact.fill_holes()
-    confinement = prepare(control, int(master))
-    spawner = Spawner(control, confinement, identity, settings)
+    spawner = Spawner(control, prepare(control, int(master), identity), settings)
     gc.freeze()
     gc.disable()
     spawner.serve()
 
 
-def prepare(control: socket.socket, master: int) -> confine.Confinement:
+def prepare(control: socket.socket, master: int, identity: Optional[confine.Identity]) -> confine.Confinement:
     """Find out what a child can be confined with, and tell the master."""
-    confinement = confine.Confinement(master)
+    confinement = confine.Confinement(master, identity)
     child.random_bytes = confinement.random_bytes
     words = {**confinement.words, "oom": confine.go_before_the_master()}
     try:
@@ -89,18 +88,11 @@ def prepare(control: socket.socket, master: int) -> confine.Confinement:
 class Spawner:
     """Forks a child per request."""
 
-    __slots__ = ("_confinement", "_control", "_identity", "_newborn")
+    __slots__ = ("_confinement", "_control", "_newborn")
 
-    def __init__(
-        self,
-        control: socket.socket,
-        confinement: confine.Confinement,
-        identity: Optional[confine.Identity],
-        settings: Settings,
-    ) -> None:
+    def __init__(self, control: socket.socket, confinement: confine.Confinement, settings: Settings) -> None:
         self._control = control
         self._confinement = confinement
-        self._identity = identity
         self._newborn = Child(settings)  # made once, and every child's
 
     def serve(self) -> None:
@@ -127,12 +119,9 @@ class Spawner:
         speaks_on = received[1]
         try:
             set_title("guestServer: " + uuid)
-            identity = self._identity
-            if identity is not None and uid is not None:
-                identity = identity._replace(uid=uid)
             self._confinement.keep_only(received)
             speaks_on = 1
-            self._confinement.apply(identity)
+            self._confinement.apply(uid)
             status = child.END_DEFECT
             status = _live(self._newborn, 0, 1, resume)
         except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
