@@ -151,7 +151,7 @@ def test_a_late_challenge_is_not_made_later_by_an_open_question():
     bench.ask(1, channel.VOTE, "stop")
     bench.tick(BEGIN + 1.5)
     assert bench.session.state == CHALLENGED
-    assert bench.told(s.Late) == []
+    assert bench.told(s.Late) == [s.Late(0.5)]
 
 
 @settings(deadline=None)
@@ -312,3 +312,33 @@ def test_many_inits_are_all_acknowledged_but_reported_once_a_second():
     bench.run(2.0, answers=True)
     assert [report.init.invocation_id for report in bench.told(s.Acknowledged)] == [0, 99]
     assert bench.kinds().count("Running") == 2
+
+
+# --- phases, and our own lateness ------------------------------------------------------------------
+
+
+MOST = channel.INT32_MAX
+
+
+@pytest.mark.parametrize(
+    ("spread", "number", "rest"),
+    [(0.0, MOST, 1.0), (1.0, 0, 1.0), (1.0, MOST // 4, 0.75), (1.0, MOST, 0.0), (0.5, MOST, 0.5)],
+)
+def test_the_first_rest_is_cut_by_chance_and_no_other(spread, number, rest):
+    bench = Bench(s.Settings(phase_spread=spread))
+    bench.session._number = lambda: number
+    bench.init()
+    bench.answer()
+    assert bench.session.deadline == pytest.approx(BEGIN + rest)
+    bench.tick(bench.session.deadline)
+    bench.answer()
+    assert bench.session.deadline == pytest.approx(BEGIN + rest + 1.0)
+
+
+def test_challenges_that_we_make_late_are_told_now_and_then():
+    bench = Bench().heartbeat()
+    for _ in range(1, 25):
+        bench.tick(bench.session.deadline + 0.1)
+        bench.answer()
+    told = bench.told(s.Late)
+    assert [round(one.seconds, 3) for one in told] == [0.1] * 3  # one in ten seconds

@@ -23,6 +23,7 @@ class Settings(NamedTuple):
     init_report_period: float = 1.0
     note_period: float = 10.0
     wake_slack: float = 0.02  # a wake-up later than this is our own lateness
+    phase_spread: float = 0.0  # the first rest is cut by a chance part of up to this, so that phases differ
 
 
 # --- what a session reports ------------------------------------------------------------------------

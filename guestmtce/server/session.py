@@ -107,9 +107,9 @@ class Session:
 
     __slots__ = (
         "_announced", "_answers_in_silence", "_challenge", "_data", "_due", "_excused", "_idle_since",
-        "_ill_at", "_init", "_interval", "_lines", "_nacked_at", "_noted", "_number", "_past", "_question",
-        "_reports", "_sent_at", "_sequence", "_settings", "_silence_event", "_silence_until", "_told_init",
-        "_told_init_at", "heartbeating", "misses", "state",
+        "_ill_at", "_init", "_interval", "_late_told_at", "_lines", "_nacked_at", "_noted", "_number",
+        "_past", "_question", "_reports", "_sent_at", "_sequence", "_settings", "_silence_event",
+        "_silence_until", "_told_init", "_told_init_at", "heartbeating", "misses", "state",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, number: Callable[[], int]) -> None:
@@ -135,7 +135,7 @@ class Session:
         self._silence_until: Optional[float] = None
         self._silence_event = ""
         self._answers_in_silence = False
-        self._nacked_at = -NEVER
+        self._nacked_at = self._late_told_at = -NEVER
         self._noted: Dict[str, Tuple[float, int]] = {}
         self._data = b""
         self._reports: List[Report] = []
@@ -293,6 +293,11 @@ class Session:
         self._due = now + self._interval
 
     def _challenge_again(self, _message: object, now: float) -> None:
+        late = now - self._due
+        told_before = now - self._late_told_at < self._settings.note_period
+        if late > self._settings.wake_slack and not told_before:  # it costs the guest nothing, but is a sign
+            self._late_told_at = now
+            self._reports.append(Late(late))
         self._send_challenge(now)
 
     def _answered(self, message: ChallengeResponse, now: float) -> None:
@@ -304,6 +309,7 @@ class Session:
             self._tell_init(now)
         if not self._announced:
             self._announced = True
+            self._due = max(now, self._due - self._interval * self._settings.phase_spread * self._chance())
             self._reports.append(Running())
         if message.heartbeat_health == channel.HEALTHY:
             if self._ill_at is not None:
@@ -311,6 +317,10 @@ class Session:
                 self._reports.append(Well())
         else:
             self._ill(message, now)
+
+    def _chance(self) -> float:
+        """0 … 1, by the challenge's number, which is random: guests that start together part company."""
+        return self._challenge / channel.INT32_MAX
 
     def _ill(self, message: ChallengeResponse, now: float) -> None:
         if message.heartbeat_health != channel.UNHEALTHY:

@@ -58,6 +58,7 @@ class ServerSettings(DaemonSettings):
     nack_period: float = setting(1.0, "timers.nack_period", SHORTEST, DAY)
     note_period: float = setting(10.0, "timers.note_period", SHORTEST, DAY)
     wake_slack: float = setting(0.02, "timers.wake_slack", SHORTEST, DAY)
+    phase_spread: float = setting(1.0, "timers.phase_spread", 0, 1)
     reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
     reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
     settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
@@ -96,4 +97,5 @@ class ServerSettings(DaemonSettings):
             nack_period=self.nack_period,
             note_period=self.note_period,
             wake_slack=self.wake_slack,
+            phase_spread=self.phase_spread,
         )

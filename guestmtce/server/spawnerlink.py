@@ -88,7 +88,7 @@ class SpawnerLink:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
-            arguments = [sys.executable, "-I", "-S", "-c", spawner.BOOT, import_path()]
+            arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, import_path()]
             arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
             arguments += [json.dumps(self._settings)]
             self.pid = os.posix_spawn(sys.executable, arguments, ENVIRONMENT)
