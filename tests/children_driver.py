@@ -66,7 +66,7 @@ class Bench:
             settings or reports.Settings(),
             identity,
             spawn_timeout,
-            Handlers(self.started.append, self._reported, self._ended),
+            Handlers(self.started.append, self._reported, self._ended, lambda: None),
             uids,
         )
         self.children.open()

@@ -58,9 +58,11 @@ from guestmtce.server.children import Children, Handlers
 loop = Loop()
 identity = confine.Identity(int(sys.argv[2]), int(sys.argv[3])) if int(sys.argv[2]) >= 0 else None
 children = Children(loop, reports.Settings(), identity, 5.0,
-                    Handlers(lambda uuid: None, lambda *_: None, lambda *_: None))
+                    Handlers(lambda uuid: None, lambda *_: None, lambda *_: None, lambda: None))
 children.open()
 near, far = socket.socketpair()
+while not children.spawner.has_room:
+    loop.run_once()
 children.start(sys.argv[1], near, None)
 while not children.pids():
     loop.run_once()

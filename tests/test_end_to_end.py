@@ -18,6 +18,7 @@ SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
     "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.expected_silence=1.5", "timers.settled=0.05",
 ]  # fmt: skip
+GUESTS_PATIENCE = 0.5  # s; 5 s in life
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]
 
 
@@ -206,6 +207,7 @@ def test_a_killed_master_takes_its_children_along_and_the_next_one_resumes(cloud
     inits = {uuid: facts["inits"] for uuid, facts in host.guests.status().items()}
     children = list(cloud.children().values())
     assert len(children) == GUESTS
+    killed = time.monotonic()
     host.server.kill()
     wait_for(lambda: all(gone(child) for child in children), "every child is gone", 1.0)
     cloud.start_server(host)
@@ -215,7 +217,8 @@ def test_a_killed_master_takes_its_children_along_and_the_next_one_resumes(cloud
         return all(facts["answers"] > before[uuid] for uuid, facts in host.guests.status().items())
 
     wait_for(all_answered, "all heartbeat again", 2.0)
-    assert {uuid: facts["inits"] for uuid, facts in host.guests.status().items()} == inits
+    if time.monotonic() - killed < GUESTS_PATIENCE:  # a busy machine may take longer: then they say it again
+        assert {uuid: facts["inits"] for uuid, facts in host.guests.status().items()} == inits
     wait_for(lambda: len(cloud.heartbeating()) == GUESTS, "the agent knows")
     assert cloud.vim.events("alarm") == []
 

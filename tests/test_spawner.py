@@ -180,14 +180,28 @@ def test_a_hundred_at_once(bench):
 # --- many at once ----------------------------------------------------------------------------------
 
 
-def test_more_than_the_spawner_s_socket_holds_are_asked_for_at_once_and_all_are_born(make_bench):
+def test_where_there_is_room_thousands_can_be_asked_for(make_bench):
     bench = make_bench()
     uuids = [uuid_of(number) for number in range(100, 700)]
-    for uuid in uuids:
+    for number, uuid in enumerate(uuids):
+        bench.until(lambda: bench.children.spawner.has_room)
         bench.start(uuid)
-    for uuid in uuids[::3]:
-        bench.children.drop(uuid)  # some of them before they were asked for
+        if number % 3 == 0:
+            bench.children.drop(uuid)
     left = [uuid for number, uuid in enumerate(uuids) if number % 3]
     bench.until(lambda: sorted(bench.children.pids()) == left, seconds=30)
     assert bench.ends == [] and bench.children.spawner.started == 1
     bench.until(lambda: len(psutil.Process().children()) == len(left) + 1)
+
+
+def test_there_is_room_for_a_few_while_the_spawner_does_not_answer_and_none_without_it(bench):
+    bench.until(lambda: bench.children.confinement)
+    os.kill(bench.children.spawner.pid, signal.SIGSTOP)
+    for number in range(spawnerlink.IN_FLIGHT_MAX):
+        assert bench.children.spawner.has_room
+        bench.start(uuid_of(number))
+    assert not bench.children.spawner.has_room
+    os.kill(bench.children.spawner.pid, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner.pid == 0)
+    assert not bench.children.spawner.has_room
+    bench.until(lambda: bench.children.spawner.has_room)

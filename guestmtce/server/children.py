@@ -67,11 +67,14 @@ class Child:
 
 
 class Handlers(NamedTuple):
-    """Whom to tell: of a start (uuid), a report (uuid, report), an end (uuid, why, detail)."""
+    """Whom to tell: of a start (uuid), a report (uuid, report), an end (uuid, why, detail), and that there
+    is room for more.
+    """
 
     started: Callable[[str], None]
     report: Callable[[str, reports.Report], None]
     end: Callable[[str, str, str], None]
+    room: Callable[[], None]
 
 
 class Children:
@@ -93,7 +96,9 @@ class Children:
         self.confinement: Dict[str, str] = {}  # a means → "yes", or "no (why)"
         self._loop = loop
         self._handlers = handlers
-        births = spawnerlink.Handlers(self._greeted, self._reported_birth, self._spawner_failed)
+        births = spawnerlink.Handlers(
+            self._greeted, self._reported_birth, self._spawner_failed, handlers.room
+        )
         self.spawner = spawnerlink.SpawnerLink(loop, settings, identity, spawn_timeout, births)
         self._uids = uids if identity is not None else None
         self._by_uuid: Dict[str, Child] = {}
@@ -120,21 +125,23 @@ class Children:
 
     def start(self, uuid: str, channel: socket.socket, resume: Optional[reports.Resume]) -> None:
         """Have a child forked that serves `channel`, which is closed here. Raises OSError if that fails."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        uid = None
         try:
-            if not self.spawner.ready:
-                raise OSError("there is no spawner at the moment")
-            uid = self._uids.take() if self._uids is not None else None
-            packet = spawner.request(self._serial + 1, uuid, uid, resume)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                uid = self._uids.take() if self._uids is not None else None
+                packet = spawner.request(self._serial + 1, uuid, uid, resume)
+                self.spawner.ask(self._serial + 1, packet, [channel.fileno(), theirs.fileno()])
         except OSError:
             channel.close()
+            ours.close()
+            self._free(uid)
             raise
-        ours.setblocking(False)
         self._serial += 1
         newborn = Child(uuid, self._serial, channel, ours, uid)
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
-        self.spawner.ask(spawnerlink.Request(newborn.serial, packet, channel, theirs))
 
     def ask(self, uuid: str, ask: pipe.Ask) -> None:
         """Give the guest's child a question. A pipe that is full loses it; its deadline settles it."""
@@ -153,10 +160,7 @@ class Children:
         self._let_go(dropped)
         if dropped.pid is None:
             self._awaited.pop(dropped.serial)
-            if self.spawner.withdraw(dropped.serial):
-                self._free(dropped.uid)
-            else:
-                self._abandoned[dropped.serial] = dropped.uid
+            self._abandoned[dropped.serial] = dropped.uid
         else:
             self._by_pid.pop(dropped.pid)
             dropped.kill()

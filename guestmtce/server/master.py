@@ -45,7 +45,8 @@ class Master(program.Service[ServerSettings]):
         self._due: Optional[Timer] = None
         self._liveness = Liveness(loop, self._children_pids, self._guests.child_patience, self._child_stuck)
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
-        handlers = Handlers(self._child_started, self._child_reported, self._child_ended)
+        self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
+        handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
         own_uids = uids.parse(settings.child_uids)
         identity = _identity(settings.child_user)
         self._children = Children(
@@ -177,6 +178,19 @@ class Master(program.Service[ServerSettings]):
                 self._due = self._loop.at(self._guests.next_due, self._tick)
 
     def _connect(self, effect: guest.Connect) -> None:
+        """A guest that is connected speaks at once: it is, when there will be somebody to listen."""
+        self._to_connect[effect.uuid] = effect
+        self._connect_next()
+
+    def _connect_next(self) -> None:
+        while self._to_connect and self._children.spawner.has_room:
+            self._connect_now(self._to_connect.pop(next(iter(self._to_connect))))
+
+    def _room(self) -> None:
+        self._connect_next()
+        self._carry_out()
+
+    def _connect_now(self, effect: guest.Connect) -> None:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             channel.setblocking(False)
@@ -187,6 +201,7 @@ class Master(program.Service[ServerSettings]):
             self._guests.connect_failed(effect.uuid, error, time.monotonic())
 
     def _drop(self, effect: guest.Drop) -> None:
+        self._to_connect.pop(effect.uuid, None)
         self._children.drop(effect.uuid)
 
     def _put(self, effect: guest.Put) -> None:

@@ -1,13 +1,12 @@
 """The master's side of the spawner: its process, what is asked of it, and its replacement.
 
-A few requests are with the spawner, and the others wait here: what its socket holds is little (278 requests,
+A few requests are with the spawner at any moment (`has_room`): what its socket holds is little (278 requests,
 measured), and thousands of guests may want their children at once. A spawner that answers nothing for too
 long, or ends, is replaced; who waited for it is told that it failed.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Set
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Set
 
 import setproctitle
 
@@ -35,20 +34,14 @@ IN_FLIGHT_MAX = 32  # requests that the spawner has and has not answered
 
 
 class Handlers(NamedTuple):
-    """Whom to tell: what the spawner said of itself, a birth (serial, pid), that all requests have failed."""
+    """Whom to tell: what the spawner said of itself, a birth (serial, pid), that all requests have failed,
+    and that there is room for more.
+    """
 
     greeted: Callable[[Any], None]
     born: Callable[[int, int], None]
     failed: Callable[[], None]
-
-
-class Request(NamedTuple):
-    """For one child: `spawner.request`. `channel` stays the asker's; `results` is closed here."""
-
-    serial: int
-    packet: bytes
-    channel: socket.socket
-    results: socket.socket
+    room: Callable[[], None]
 
 
 class SpawnerLink:
@@ -70,18 +63,12 @@ class SpawnerLink:
         self._timeout = timeout
         self._handlers = handlers
         self._control: Optional[socket.socket] = None
-        self._queue: Deque[Request] = collections.deque()
         self._asked: Set[int] = set()
         self._greeted = False
         self._heard = 0.0  # when it last answered, or was first asked
         self._since = 0.0
         self._respawn_delay = RESPAWN_FIRST
         self._timer: Optional[Timer] = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can be asked."""
-        return self._control is not None
 
     def open(self) -> None:
         """Start a spawner."""
@@ -104,8 +91,6 @@ class SpawnerLink:
         self._hang_up()
         if self.pid:
             kill(self.pid)
-        while self._queue:
-            self._queue.popleft().results.close()
         self._asked.clear()
         self._handlers.failed()
 
@@ -123,36 +108,20 @@ class SpawnerLink:
 
     # --- requests ----------------------------------------------------------------------------------
 
-    def ask(self, request: Request) -> None:
-        """Have a child forked, as soon as it is its turn."""
-        self._queue.append(request)
-        self._send()
+    @property
+    def has_room(self) -> bool:
+        """Whether it can be asked for one more child."""
+        return self._control is not None and len(self._asked) < IN_FLIGHT_MAX
 
-    def withdraw(self, serial: int) -> bool:
-        """Whether the request was still here; then there will be no child."""
-        waiting = next((one for one in self._queue if one.serial == serial), None)
-        if waiting is None:
-            return False
-        self._queue.remove(waiting)
-        waiting.results.close()
-        return True
-
-    def _send(self) -> None:
-        while self._queue and len(self._asked) < IN_FLIGHT_MAX and self._control is not None:
-            request = self._queue[0]
-            descriptors = [request.channel.fileno(), request.results.fileno()]
-            try:
-                socket.send_fds(self._control, [request.packet], descriptors)
-            except BlockingIOError:
-                return  # the next answer makes room
-            except OSError:
-                self._hang_up_and_kill()
-                return
-            self._queue.popleft().results.close()
-            if not self._asked:
-                self._heard = time.monotonic()
-            self._asked.add(request.serial)
-            self._watch_time()
+    def ask(self, serial: int, packet: bytes, descriptors: Sequence[int]) -> None:
+        """Have a child forked: `spawner.request`, with its socket and its pipe. Raises OSError."""
+        if self._control is None:
+            raise OSError("there is no spawner at the moment")
+        socket.send_fds(self._control, [packet], descriptors)
+        if not self._asked:
+            self._heard = time.monotonic()
+        self._asked.add(serial)
+        self._watch_time()
 
     # --- answers -----------------------------------------------------------------------------------
 
@@ -169,12 +138,13 @@ class SpawnerLink:
         if not self._greeted:
             self._greeted = True
             self._handlers.greeted(json.loads(packet))
+            self._handlers.room()
             return
         serial, pid = spawner.BORN.unpack(packet)
         self._heard = time.monotonic()
         self._asked.discard(serial)
-        self._send()
         self._handlers.born(serial, pid)
+        self._handlers.room()
 
     def _watch_time(self) -> None:
         if self._timer is None:
