@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import psutil
 import pytest
