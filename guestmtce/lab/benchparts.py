@@ -28,6 +28,7 @@ POLL = 0.1
 HANG_PACE = 0.05  # between two guests that hang: the VIM takes one alarm after the other
 CYCLE_PACE = 0.02
 LEAK_READINGS = 5
+NEWEST = 50  # children whose memory is looked at
 MEMORY_ALL_UP_TO = 500
 MEMORY_SAMPLE = 200
 PERCENT = 100
@@ -299,13 +300,21 @@ def leaks(stage: Stage) -> Figures:
     if os.geteuid() != 0:
         return {"left_out": NOT_ROOT}
     stage.settle()
-    readings = [{"cycles": 0, **measure.holdings(stage.server.popen.pid)}]
+    readings = [_holdings(stage, 0)]
     for part in range(1, LEAK_READINGS):
         done = stage.plan.cycles * part // (LEAK_READINGS - 1)
         churn(stage, done - readings[-1]["cycles"])
         stage.settle()
-        readings.append({"cycles": done, **measure.holdings(stage.server.popen.pid)})
+        readings.append(_holdings(stage, done))
     return {"readings": readings}
+
+
+def _holdings(stage: Stage, cycles: int) -> Figures:
+    """What guestServer holds, and the private memory of the children that it had forked last."""
+    pids = sorted(int(row["pid"]) for row in stage.rows().values())[-NEWEST:]
+    uss = [measure.memory(pid).uss for pid in pids]
+    held = measure.holdings(stage.server.popen.pid)
+    return {"cycles": cycles, **held, "child_uss_kb": sum(uss) // max(1, len(uss))}
 
 
 def churn(stage: Stage, cycles: int) -> None:

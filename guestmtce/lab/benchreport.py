@@ -111,6 +111,7 @@ def _reconnect(part: Figures) -> Lines:
 
 def _leaks(part: Figures) -> Lines:
     text = "%(descriptors)d descriptors, %(zombies)d zombies, USS %(uss_kb)d kB, RSS %(rss_kb)d kB"
+    text += "; newest children %(child_uss_kb)d kB"
     return [("after %(cycles)d cycles" % reading, text % reading) for reading in part["readings"]]
 
 
