@@ -38,6 +38,7 @@ setup(
         "console_scripts": [
             "guestServer = guestmtce.server.master:main",
             "guestAgent = guestmtce.agent.main:main",
+            "guestClient = guestmtce.guest.main:main",
             "guestmtce = guestmtce.cli:main",
         ]
     },

@@ -1,0 +1,141 @@
+"""The configuration of the guest client: a file of shell-style `KEY=value` lines.
+
+A value that cannot be used never keeps a guest from being watched: it is named, with its key and its line,
+and the default is taken.
+"""
+
+import shlex
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+from guestmtce.guest.settings import Settings
+from guestmtce.wire import channel
+
+CONFIG_FILE = "/etc/guest-client/heartbeat/guest_heartbeat.conf"
+ACTIONS = ("log", "reboot", "stop")
+# One second is added to what is configured before the host is told, as the deployed client does; it is
+# the margin that the guest keeps for its answer. The sum travels as ms in a signed 32-bit int.
+EXTRA_SECS = 1
+SECS_MAX = channel.SECS_MAX - EXTRA_SECS
+DAY = 86400.0  # s
+
+
+class Config(NamedTuple):
+    """Times in s unless the name says otherwise; an empty script is none."""
+
+    interval_ms: int = 1000
+    corrective_action: str = "reboot"
+    vote: int = 8
+    shutdown_notice: int = 8
+    suspend_notice: int = 8
+    resume_notice: int = 13
+    restart: int = 600
+    health_check_interval: float = 30.0
+    health_check_script: str = ""
+    event_notification_script: str = ""
+
+    def init(self, invocation_id: int, name: str) -> channel.Init:
+        """How the guest introduces itself."""
+        return channel.Init(
+            invocation_id,
+            name,
+            self.interval_ms,
+            self.vote + EXTRA_SECS,
+            self.shutdown_notice + EXTRA_SECS,
+            self.suspend_notice + EXTRA_SECS,
+            self.resume_notice + EXTRA_SECS,
+            self.restart + EXTRA_SECS,
+            self.corrective_action,
+        )
+
+
+# Each takes a value's text and returns the value, or raises ValueError with what would be right.
+
+
+def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    def take(text: str) -> Any:
+        expected = "a number from %g to %d expected" % (low, high)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return take
+
+
+def _action(text: str) -> str:
+    if text not in ACTIONS:
+        raise ValueError("one of %s expected" % ", ".join(ACTIONS))
+    return text
+
+
+def _script(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError("a full path expected")
+    return text
+
+
+def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
+    """Key → field and how its text is taken."""
+    secs = _between(int, 1, SECS_MAX)
+    return {
+        "HB_INTERVAL": ("interval_ms", _between(int, settings.interval_floor_ms, channel.INT32_MAX)),
+        "CORRECTIVE_ACTION": ("corrective_action", _action),
+        "VOTE": ("vote", secs),
+        "SHUTDOWN_NOTICE": ("shutdown_notice", secs),
+        "SUSPEND_NOTICE": ("suspend_notice", secs),
+        "RESUME_NOTICE": ("resume_notice", secs),
+        "RESTART": ("restart", secs),
+        "HEALTH_CHECK_INTERVAL": ("health_check_interval", _between(float, settings.health_floor, DAY)),
+        "HEALTH_CHECK_SCRIPT": ("health_check_script", _script),
+        "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _script),
+    }
+
+
+def parse(text: str, name: str, settings: Settings) -> Tuple[Config, List[str]]:
+    """The configuration in `text`, and a line for the log for each thing in it that cannot be used.
+
+    `name` is the file's, for those lines. Of a key given twice the last counts, as in a shell.
+    """
+    keys = _keys(settings)
+    values: Dict[str, Any] = {}
+    notes: List[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        key, value = line.partition("=")[::2]
+        key = key.strip()
+        try:
+            field, take = keys[key]
+            values[field] = take(_unquoted(value))
+        except KeyError:
+            notes.append("%s, line %d: %s: unknown key, ignored" % (name, number, key))
+        except ValueError as error:
+            default = getattr(Config(), field)
+            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, number, key, value, error, default))
+            values.pop(field, None)
+    return Config(**values), notes
+
+
+def _unquoted(value: str) -> str:
+    """The one word that a shell would make of it. Raises ValueError."""
+    try:
+        words = shlex.split(value, comments=True)
+    except ValueError:
+        raise ValueError("a quote is missing") from None
+    if len(words) > 1:
+        raise ValueError("one word expected, or quotes around all of it")
+    return words[0] if words else ""
+
+
+def load(path: str, settings: Settings) -> Tuple[Config, List[str]]:
+    """The configuration in the file `path`, and lines for the log. A file that cannot be read: defaults."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError as error:
+        return Config(), ["%s: %s: the defaults are taken" % (path, error.strerror)]
+    return parse(text, path, settings)

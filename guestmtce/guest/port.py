@@ -1,0 +1,227 @@
+"""The port to the host: a virtio-serial device (or another character device), or a UNIX socket to connect to.
+
+A virtio port stays open when the host hangs up; reads then give nothing, and polling reports a hang-up
+without end, so it is not polled but looked at again (`probe_first`, doubling to `probe_max`). A port that
+fails, and a socket that ends, is closed and opened again (`reopen_first` to `reopen_max`).
+
+Nothing here waits: what the host does not read is kept, message by message, up to WAITING_MAX, and then the
+oldest goes. Of answers to challenges only the newest ever counts.
+"""
+
+import collections
+import os
+import select
+import socket
+import stat
+import time
+from typing import Callable, Deque, Optional
+
+from guestmtce.guest.log import Log
+from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.settings import Settings
+
+READ_SIZE = 65536  # bytes
+WAITING_MAX = 16384  # bytes that the host has not read yet
+
+DEVICE_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Retry:
+    """When to try next: `first` s from the failure, doubling to `most`; a success forgets."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self._wait = first
+
+    def next(self) -> float:
+        """How long to wait now, in s."""
+        wait, self._wait = self._wait, min(2 * self._wait, self._most)
+        return wait
+
+    def reset(self) -> None:
+        """It worked."""
+        self._wait = self._first
+
+
+class Port:
+    """See the module's text. A part of the loop; to be started with its first `tick`.
+
+    It tells `on_open` when a host is there, `on_data` what it says and `on_close` when it is gone.
+    """
+
+    def __init__(self, loop: Loop, path: str, settings: Settings, log: Log) -> None:
+        self.on_open: Callable[[], None] = lambda: None
+        self.on_close: Callable[[], None] = lambda: None
+        self.on_data: Callable[[bytes], None] = lambda data: None
+        self.deadline = 0.0
+        self.dropped = 0
+        self._loop = loop
+        self._path = path
+        self._log = log
+        self._reopen = Retry(settings.reopen_first, settings.reopen_max)
+        self._probe = Retry(settings.probe_first, settings.probe_max)
+        self._descriptor: Optional[int] = None
+        self._is_socket = False
+        self._attached = False  # a host is at the other end
+        self._waiting: Deque[bytes] = collections.deque()
+        self._begun = False  # part of the first waiting message is written
+
+    # --- coming and going --------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Open the port, or look whether the host is back."""
+        self.deadline = NEVER
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            elif self._has_failed():
+                raise OSError("the port has failed")
+        except OSError as error:
+            self._log("%s: %s" % (self._path, error.strerror or error), "open")
+            self._fail()
+        else:
+            self._attach() if self._is_socket else self._read()
+
+    def _open(self) -> int:
+        """Raises OSError."""
+        self._is_socket = stat.S_ISSOCK(os.stat(self._path).st_mode)
+        if self._is_socket:
+            return _connect(self._path)
+        descriptor = os.open(self._path, DEVICE_FLAGS)
+        if os.isatty(descriptor):
+            _make_raw(descriptor)
+        return descriptor
+
+    def _has_failed(self) -> bool:
+        """Whether the device will never speak again, as a terminal whose other side is gone."""
+        watched = select.poll()
+        watched.register(self._descriptor or 0, 0)
+        return any(events & (select.POLLERR | select.POLLNVAL) for _, events in watched.poll(0))
+
+    def _attach(self) -> None:
+        """The host is there."""
+        if self._attached or self._descriptor is None:
+            return
+        self._attached = True
+        self._reopen.reset()
+        self._probe.reset()
+        self._log("%s: connected" % self._path, "connected")
+        self._loop.watch(self._descriptor, self._serve)
+        self.on_open()
+
+    def _detach(self) -> None:
+        """The host is not there; a device stays open and is looked at again."""
+        if self._descriptor is not None:
+            self._loop.unwatch(self._descriptor)
+        self._waiting.clear()
+        self._begun = False
+        self.deadline = time.monotonic() + self._probe.next()
+        if self._attached:
+            self._attached = False
+            self._log("%s: the host hung up" % self._path, "hung up")
+            self.on_close()
+
+    def _fail(self) -> None:
+        """The port is of no more use: it is opened again."""
+        self._detach()
+        self.close()
+        self.deadline = time.monotonic() + self._reopen.next()
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        if self._descriptor is not None:
+            self._loop.unwatch(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    # --- reading and writing -----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self._flush()
+        self._read()
+
+    def _read(self) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            data = os.read(self._descriptor, READ_SIZE)
+        except BlockingIOError:
+            self._attach()
+        except OSError as error:
+            self._log("%s: %s" % (self._path, error.strerror), "read")
+            self._fail()
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if data:
+            self._attach()
+            self.on_data(data)
+        elif self._is_socket:
+            self._fail()
+        else:
+            self._detach()
+
+    def send(self, message: bytes) -> None:
+        """Write `message` now or as soon as the host reads; without a host it is gone."""
+        if not self._attached:
+            return
+        self._waiting.append(message)
+        while sum(map(len, self._waiting)) > WAITING_MAX and len(self._waiting) > 2:
+            self._drop_oldest()
+        if len(self._waiting) == 1:
+            self._flush()
+
+    def _drop_oldest(self) -> None:
+        """Not the one of which the host has a part: it would take the next for the rest."""
+        del self._waiting[1 if self._begun else 0]
+        self.dropped += 1
+        self._log("the host does not read: a message was dropped", "dropped")
+
+    def _flush(self) -> None:
+        """Write what waits, as far as it goes."""
+        while self._waiting and self._descriptor is not None:
+            try:
+                written = os.write(self._descriptor, self._waiting[0])
+            except BlockingIOError:
+                self._loop.watch(self._descriptor, self._serve, writing=True)
+                return
+            except OSError as error:
+                self._log("%s: %s" % (self._path, error.strerror), "write")
+                self._fail()
+                return
+            self._written(written)
+        if self._attached and self._descriptor is not None:
+            self._loop.watch(self._descriptor, self._serve)
+
+    def _written(self, count: int) -> None:
+        rest = self._waiting[0][count:]
+        self._begun = bool(rest)
+        if rest:
+            self._waiting[0] = rest
+        else:
+            self._waiting.popleft()
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is still to be written."""
+        return bool(self._waiting)
+
+
+def _connect(path: str) -> int:
+    """A socket's descriptor, connected. Raises OSError."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.setblocking(False)
+        link.connect(path)
+        return link.detach()
+    finally:
+        link.close()
+
+
+def _make_raw(descriptor: int) -> None:
+    """A terminal (a serial line, a test) must neither echo nor change a byte."""
+    import tty  # for these only: a virtio port is no terminal
+
+    tty.setraw(descriptor)

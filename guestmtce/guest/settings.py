@@ -1,0 +1,47 @@
+"""Every period, time-out, floor and limit of the guest client, with its unit and where it comes from.
+
+What a user configures is in `guestmtce.guest.config`; these are for developers: `--set NAME=VALUE` lets
+tests run faster than life.
+"""
+
+from typing import List, NamedTuple
+
+
+class Settings(NamedTuple):
+    """Times in s unless the name says otherwise."""
+
+    # towards the host (spec 1)
+    init_period: float = 5.0  # between two inits that nobody acknowledges
+    patience: float = 5.0  # without a challenge, at least, before the guest introduces itself again
+    return_patience: float = 1.0  # without a challenge after the host hung up and came back
+    action_repeat: float = 60.0  # an ill guest asks for its corrective action so often
+    answer_margin: float = 1.0  # before the host's time-out a question is answered, whatever is known
+    interval_floor_ms: int = 400  # the smallest HB_INTERVAL
+    # the port
+    reopen_first: float = 0.05  # before a device that cannot be opened is tried again; doubles
+    reopen_max: float = 2.0
+    probe_first: float = 0.05  # before an open port without a host is looked at again; doubles
+    probe_max: float = 0.5
+    # scripts
+    health_floor: float = 1.0  # the smallest HEALTH_CHECK_INTERVAL
+    # local processes
+    member_floor_ms: int = 100  # the smallest interval of their heartbeats
+    register_within: float = 5.0  # a connection that has not registered by then is closed
+    # the log
+    log_period: float = 10.0  # between two lines about the same thing
+    # ending
+    goodbye: float = 0.5  # how long the last words may take
+
+
+def overridden(words: List[str]) -> Settings:
+    """The defaults with `NAME=VALUE` words applied. Raises ValueError that names the word."""
+    settings = Settings()
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in Settings._fields:
+            raise ValueError("--set %s: NAME=VALUE expected, of %s" % (word, ", ".join(Settings._fields)))
+        try:
+            settings = settings._replace(**{name: type(getattr(settings, name))(value)})
+        except ValueError:
+            raise ValueError("--set %s: no number" % word) from None
+    return settings
