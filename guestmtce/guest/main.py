@@ -1,25 +1,24 @@
 """The program guestClient: ties the client to its port, its scripts and the local processes."""
 
-import argparse
 import functools
 import os
 import signal
 import sys
 import time
-from typing import Dict, FrozenSet, Optional, Sequence
+from typing import FrozenSet, List, Optional, Sequence
 
-from guestmtce.guest import client, config, daemon
+from guestmtce.guest import client, config, daemon, options
+from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.health import Illness, worst
 from guestmtce.guest.log import Log, open_log
 from guestmtce.guest.loop import Loop
+from guestmtce.guest.options import Options
 from guestmtce.guest.port import Port
 from guestmtce.guest.scripts import EventScript, HealthScript, Runner
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
-DEVICE = "/dev/virtio-ports/cgcs.heartbeat"
-PID_FILE = "/run/guestClient.pid"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
 
@@ -32,37 +31,69 @@ def random_id() -> int:
 class Program:
     """Everything that runs, wired together."""
 
-    def __init__(self, given: argparse.Namespace, settings: Settings, log: Log) -> None:
+    def __init__(self, given: Options, settings: Settings, log: Log) -> None:
         self._settings = settings
         self._log = log
         self._loop = Loop()
         self._config, notes = config.load(given.config, settings)
         for note in notes:
             log(note)
-        self._illnesses: Dict[str, Illness] = {}
+        self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
-        self._port = Port(self._loop, given.device, settings, log)
-        self._port.on_open = lambda: self._act(self.client.opened(time.monotonic()))
-        self._port.on_close = lambda: self._act(self.client.closed(time.monotonic()))
-        self._port.on_data = lambda data: self._act(self.client.receive(data, time.monotonic()))
+        self._port = self._make_port(given.device)
+        self._apps = self._make_apps(given)
         self._runners = [Runner(self._loop), Runner(self._loop)]
-        self._health = HealthScript(self._runners[0], self._config, self._feel, log)
-        self._event = EventScript(self._runners[1], self._config.event_notification_script, self._vote, log)
-        self._loop.parts = [self._port, self._health, _Ticking(self)]
+        self._health = HealthScript(self._runners[0], self._config, self._found, log)
+        path = self._config.event_notification_script
+        self._event = EventScript(self._runners[1], path, self._script_voted, log)
+        self._loop.parts = [self._port, self._apps, self._health, _Ticking(self)]
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         for number in SIGNALS:
             self._loop.on_signal(number, functools.partial(self._stop, number))
 
+    def _make_port(self, path: str) -> Port:
+        port = Port(self._loop, path, self._settings, self._log)
+        port.on_open = lambda: self._act(self.client.opened(time.monotonic()))
+        port.on_close = lambda: self._act(self.client.closed(time.monotonic()))
+        port.on_data = lambda data: self._act(self.client.receive(data, time.monotonic()))
+        return port
+
+    def _make_apps(self, given: Options) -> Apps:
+        """The socket for local processes; a guest is watched without them, too."""
+        try:
+            apps = Apps(self._loop, given.socket, given.group, self._settings, self._log)
+        except (OSError, KeyError) as error:
+            self._log("no local process can register: %s: %s" % (given.socket, error))
+            apps = Apps(self._loop, "", "", self._settings, self._log)
+        apps.on_health = self._feel
+        apps.on_vote = self._voted
+        apps.on_leave = lambda voter: self._act(self.client.leave(voter))
+        return apps
+
     def run(self) -> None:
-        """Until a signal ends it."""
+        """Until a signal ends it. A defect of ours is logged: whoever supervises us starts us again."""
         self._log("started, pid %d" % os.getpid())
-        self._loop.run()
-        self._linger()
+        try:
+            self._loop.run()
+            self._linger()
+        except Exception:
+            self._log_defect()
+            raise
+        self._close()
+        self._log("ended")
+
+    def _log_defect(self) -> None:
+        import traceback  # for this only
+
+        for line in traceback.format_exc().splitlines():
+            self._log(line)
+
+    def _close(self) -> None:
         for runner in self._runners:
             runner.stop()
+        self._apps.close()
         self._port.close()
         self._loop.close()
-        self._log("ended")
 
     def _linger(self) -> None:
         """Give the host a moment to read our last words."""
@@ -88,10 +119,12 @@ class Program:
                 self._put(report)
             else:
                 self._event.withdraw(report.number)
+                self._apps.withdraw(report.number)
 
     def _put(self, question: client.Put) -> None:
         if self._config.event_notification_script:
             self._event.put(question.number, question.notification_type, question.event_type)
+        self._apps.ask(*question)
 
     def tick(self, now: float) -> None:
         """The client's time has come."""
@@ -100,16 +133,22 @@ class Program:
     # --- what scripts and processes say ------------------------------------------------------------
 
     def _voters(self) -> FrozenSet[str]:
-        return frozenset([SCRIPT] if self._config.event_notification_script else [])
+        script = [SCRIPT] if self._config.event_notification_script else []
+        return self._apps.registry.voters.union(script)
 
-    def _vote(self, number: int, result: str, reason: str) -> None:
-        self._act(self.client.vote(number, SCRIPT, result, reason))
+    def _voted(self, number: int, voter: str, result: str, reason: str) -> None:
+        self._act(self.client.vote(number, voter, result, reason))
 
-    def _feel(self, illness: Optional[Illness]) -> None:
-        self._illnesses.pop(SCRIPT, None)
-        if illness is not None:
-            self._illnesses[SCRIPT] = illness
-        self._act(self.client.feel(worst(self._illnesses.values())))
+    def _script_voted(self, number: int, result: str, reason: str) -> None:
+        self._voted(number, SCRIPT, result, reason)
+
+    def _found(self, illness: Optional[Illness]) -> None:
+        self._illness = illness
+        self._feel()
+
+    def _feel(self) -> None:
+        mine: List[Illness] = [] if self._illness is None else [self._illness]
+        self._act(self.client.feel(worst(mine + self._apps.registry.illnesses)))
 
     def _reap(self) -> None:
         for runner in self._runners:
@@ -140,21 +179,9 @@ class _Deadline:
         pass
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="guestClient", description="the heartbeat client of a guest")
-    add = parser.add_argument
-    add("--device", metavar="PATH", default=DEVICE, help="port to the host, or a UNIX socket (%(default)s)")
-    add("--config", metavar="FILE", default=config.CONFIG_FILE, help="default: %(default)s")
-    add("--foreground", "-f", action="store_true", help="stay in front, without a pid file; log to stderr")
-    add("--log", "-l", metavar="FILE", default="", help="log to FILE instead of syslog")
-    add("--pid-file", metavar="FILE", default=PID_FILE, help="default: %(default)s")
-    add("--set", metavar="NAME=VALUE", action="append", default=[], help="a setting for developers")
-    return parser
-
-
-def _start(given: argparse.Namespace) -> int:
+def _start(given: Options) -> int:
     """Raises OSError, ValueError, daemon.AlreadyRunning."""
-    settings = overridden(given.set)
+    settings = overridden(given.settings)
     log = open_log(given.foreground, given.log, settings.log_period)
     if given.foreground:
         Program(given, settings, log).run()
@@ -170,8 +197,11 @@ def _start(given: argparse.Namespace) -> int:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
-    given = _parser().parse_args(arguments)
     try:
+        given = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if given.help:
+            print(options.HELP, end="")
+            return 0
         return _start(given)
     except daemon.AlreadyRunning as error:
         print("guestClient: %s" % error, file=sys.stderr)

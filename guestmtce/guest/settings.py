@@ -4,7 +4,7 @@ What a user configures is in `guestmtce.guest.config`; these are for developers:
 tests run faster than life.
 """
 
-from typing import List, NamedTuple
+from typing import NamedTuple, Sequence
 
 
 class Settings(NamedTuple):
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     goodbye: float = 0.5  # how long the last words may take
 
 
-def overridden(words: List[str]) -> Settings:
+def overridden(words: Sequence[str]) -> Settings:
     """The defaults with `NAME=VALUE` words applied. Raises ValueError that names the word."""
     settings = Settings()
     for word in words:

@@ -1,0 +1,178 @@
+"""The UNIX socket for local processes: connections in, lines out, no more than a few, and none waited for.
+
+The socket lies in a folder that only root can write to, so nobody can put another in its place; root, and
+the group that was configured, may connect. What is said on it is the registry's affair.
+"""
+
+import os
+import socket
+import stat
+import time
+from typing import Callable, Dict
+
+from guestmtce.guest import registry
+from guestmtce.guest.log import Log
+from guestmtce.guest.loop import Loop
+from guestmtce.guest.registry import Registry
+from guestmtce.guest.settings import Settings
+
+SOCKET = "/run/guest-client/processes.sock"
+CONNECTIONS_MAX = 16  # registered or not yet; more wait
+FOLDER_MODE = 0o755
+READ_SIZE = 8192  # bytes
+
+
+class Apps:
+    """See the module's text. A part of the loop. Raises OSError when the socket cannot be made.
+
+    It tells `on_health` when the processes' health may have changed, `on_vote` and `on_leave` of voters.
+    """
+
+    def __init__(self, loop: Loop, path: str, group: str, settings: Settings, log: Log) -> None:
+        self.on_health: Callable[[], None] = lambda: None
+        self.on_vote: Callable[[int, str, str, str], None] = lambda *_: None
+        self.on_leave: Callable[[str], None] = lambda voter: None
+        self.registry = Registry(settings)
+        self._loop = loop
+        self._log = log
+        self._path = path
+        self._links: Dict[int, socket.socket] = {}
+        self._listener = _listen(path, group) if path else None
+        self._listen()
+
+    @property
+    def deadline(self) -> float:
+        """When a heartbeat is due."""
+        return self.registry.deadline
+
+    def tick(self, now: float) -> None:
+        """Heartbeats are due. Who has answered meanwhile is heard first."""
+        for key in list(self._links):
+            self._read(key)
+        self.registry.tick(now)
+        self._act()
+
+    def ask(self, number: int, notification_type: str, event_type: str, seconds: float) -> None:
+        """Put a question to those who vote."""
+        self.registry.ask(number, notification_type, event_type, seconds)
+        self._act()
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for the answer any more."""
+        self.registry.withdraw(number)
+        self._act()
+
+    def close(self) -> None:
+        """Give back everything."""
+        for key in list(self._links):
+            self._drop(key)
+        if self._listener is not None:
+            self._loop.unwatch(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+            os.unlink(self._path)
+
+    # --- connections -------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Take connections while there is room; the others wait."""
+        if self._listener is None:
+            return
+        if len(self._links) < CONNECTIONS_MAX:
+            self._loop.watch(self._listener.fileno(), self._accept)
+        else:
+            self._loop.unwatch(self._listener.fileno())
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            link, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone again
+        link.setblocking(False)
+        key = link.fileno()
+        self._links[key] = link
+        self._loop.watch(key, lambda: self._serve(key))
+        self._listen()
+        self.registry.opened(key, time.monotonic())
+
+    def _serve(self, key: int) -> None:
+        self._read(key)
+        self._act()
+
+    def _read(self, key: int) -> None:
+        try:
+            data = self._links[key].recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.registry.received(key, data, time.monotonic())
+        else:
+            self._drop(key)
+            self.registry.closed(key)
+
+    def _drop(self, key: int) -> None:
+        link = self._links.pop(key, None)
+        if link is not None:
+            self._loop.unwatch(key)
+            link.close()
+            self._listen()
+
+    # --- what the registry wants -------------------------------------------------------------------
+
+    def _act(self) -> None:
+        reports = self.registry.take()
+        while reports:
+            for report in reports:
+                self._do(report)
+            reports = self.registry.take()
+        self.on_health()
+
+    def _do(self, report: object) -> None:
+        if isinstance(report, registry.Say):
+            self._say(report.key, report.line)
+        elif isinstance(report, registry.Close):
+            self._drop(report.key)
+        elif isinstance(report, registry.Voted):
+            self.on_vote(*report)
+        elif isinstance(report, registry.Left):
+            self.on_leave(report.voter)
+        elif isinstance(report, registry.Note):
+            self._log(report.text, report.about)
+
+    def _say(self, key: int, line: bytes) -> None:
+        """One that does not read, so that not even a line fits, is a broken one."""
+        link = self._links.get(key)
+        if link is None:
+            return
+        try:
+            sent = link.send(line)
+        except OSError:
+            sent = 0
+        if sent < len(line):
+            self._drop(key)
+            self.registry.closed(key, "it does not read")
+
+
+def _listen(path: str, group: str) -> socket.socket:
+    """The listening socket at `path`. Raises OSError."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, FOLDER_MODE, exist_ok=True)
+    status = os.stat(folder)
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise OSError("%s must be writable by us alone" % folder)
+    if os.path.exists(path):
+        os.unlink(path)  # of a guest client before; the pid file says that none runs
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    if group:
+        import grp  # for these only
+
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        os.chmod(path, 0o660)
+    listener.listen(CONNECTIONS_MAX)
+    return listener

@@ -1,0 +1,348 @@
+"""The local processes that are watched, or asked, with this guest: bytes and time in, lines and reports out.
+
+Pure: no socket, no clock. `docs/guest-client.md` has the messages. A *member* is a process that registered;
+it is known by its name, and by its connection (`key`) while that lasts. At most MEMBERS_MAX are known.
+
+A member with a heartbeat is asked every interval. One that has not answered by the end of the second interval
+in a row, or whose connection ends without `bye`, or that breaks the rules, has failed: it makes the guest ill
+with its own corrective action until it answers again, or a process of its name registers anew. So a failed
+member keeps its place. One without a heartbeat leaves without a trace.
+
+The rules: a line of at most LINE_MAX bytes, an object that we understand, RATE lines a second (BURST at
+once), and registering within `register_within`. Who breaks one is told why and loses its connection.
+"""
+
+import json
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional
+
+from guestmtce.guest.ballot import ACCEPT, PROCESS, REJECT
+from guestmtce.guest.health import GRAVITY, Illness
+from guestmtce.guest.settings import Settings
+from guestmtce.wire import channel
+
+MEMBERS_MAX = 8
+NAME_MAX = 31  # bytes
+RATE = 20.0  # lines a second that one process may send
+BURST = 40.0  # lines
+INTERVAL_MAX_MS = 3600000
+MISSES_MAX = 2  # unanswered heartbeats in a row that are a failure
+NEVER = float("inf")
+
+
+class Broken(ValueError):
+    """A process broke the rules; the text says how."""
+
+
+class Say(NamedTuple):
+    """Write this line to the connection `key`."""
+
+    key: int
+    line: bytes
+
+
+class Close(NamedTuple):
+    """Close the connection `key`; whatever was said to it before is to be written first."""
+
+    key: int
+
+
+class Voted(NamedTuple):
+    """A member answered question `number`."""
+
+    number: int
+    voter: str
+    result: str
+    reason: str
+
+
+class Left(NamedTuple):
+    """A voter is gone."""
+
+    voter: str
+
+
+class Note(NamedTuple):
+    """A line for the log."""
+
+    about: str
+    text: str
+
+
+class Member:
+    """A registered process."""
+
+    def __init__(self, name: str, interval: float, action: str, votes: bool, now: float) -> None:
+        self.name = name
+        self.interval = interval  # s; 0: no heartbeat
+        self.action = action
+        self.votes = votes
+        self.illness: Optional[Illness] = None
+        self.failure: Optional[Illness] = None
+        self.due = now if interval else NEVER
+        self.number = 0  # of the latest heartbeat
+        self.answered = True
+        self.misses = 0
+        self.asked = 0  # the question it has not answered
+
+    def ill(self, why: str) -> Illness:
+        """Its illness, named."""
+        return Illness(self.action, channel.clean("%s: %s" % (self.name, why)))
+
+    @property
+    def voter(self) -> str:
+        """Its name on a ballot."""
+        return PROCESS + self.name
+
+
+class Link:
+    """A connection: what it may still send, and who is at its other end."""
+
+    def __init__(self, now: float, register_by: float) -> None:
+        self.lines = channel.LineBuffer()
+        self.member: Optional[Member] = None
+        self.register_by = register_by
+        self._allowance = BURST
+        self._counted_at = now
+
+    def count(self, lines: int, now: float) -> None:
+        """So many lines came. Raises Broken."""
+        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE) - lines
+        self._counted_at = now
+        if self._allowance < 0:
+            raise Broken("more than %d lines a second" % RATE)
+
+
+class Registry:
+    """See the module's text. `reports` holds what is to be done since it was last taken."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._links: Dict[int, Link] = {}
+        self._members: Dict[str, Member] = {}
+        self._reports: List[Any] = []
+
+    # --- the ways in -------------------------------------------------------------------------------
+
+    def opened(self, key: int, now: float) -> None:
+        """A process connected."""
+        self._links[key] = Link(now, now + self._settings.register_within)
+
+    def received(self, key: int, data: bytes, now: float) -> None:
+        """The process at `key` sent `data`."""
+        link = self._links.get(key)
+        if link is None:
+            return
+        overflows = link.lines.overflows
+        lines = link.lines.feed(data)
+        try:
+            if link.lines.overflows != overflows:
+                raise Broken("a line of more than %d bytes" % channel.LINE_MAX)
+            link.count(len(lines), now)
+            for line in lines:
+                if key in self._links:
+                    self._take(key, link, _object(line), now)
+        except Broken as broken:
+            self._say(key, type="refused", reason=str(broken))
+            self.closed(key, str(broken))
+            self._reports.append(Close(key))
+
+    def closed(self, key: int, why: str = "its connection ended") -> None:
+        """The connection is gone."""
+        link = self._links.pop(key, None)
+        member = link.member if link is not None else None
+        if member is None:
+            return
+        if member.interval:
+            self._fail(member, why)
+        else:
+            del self._members[member.name]
+        self._leave(member)
+
+    def tick(self, now: float) -> None:
+        """Time has passed; to be called at `deadline`, after every connection was drained."""
+        for key, link in list(self._links.items()):
+            if link.member is None and now >= link.register_by:
+                self._say(key, type="refused", reason="not registered in time")
+                self.closed(key)
+                self._reports.append(Close(key))
+            elif link.member is not None and now >= link.member.due:
+                self._beat(key, link.member, now)
+
+    def ask(self, number: int, notification_type: str, event_type: str, seconds: float) -> None:
+        """Put question `number` to every member that votes."""
+        for key, member in self._voting().items():
+            member.asked = number
+            what = {"number": number, "kind": notification_type, "event": event_type}
+            self._say(key, type="question", timeout_ms=int(seconds * 1000), **what)
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for the answer to question `number` any more."""
+        for key, member in self._voting().items():
+            if member.asked == number:
+                member.asked = 0
+                self._say(key, type="withdrawn", number=number)
+
+    # --- looking -----------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is to be called next."""
+        links = self._links.values()
+        return min([link.member.due if link.member else link.register_by for link in links], default=NEVER)
+
+    @property
+    def voters(self) -> FrozenSet[str]:
+        """Who is to be asked."""
+        return frozenset(member.voter for member in self._voting().values())
+
+    @property
+    def illnesses(self) -> List[Illness]:
+        """What the members feel, and those that failed."""
+        found = [member.failure or member.illness for member in self._members.values()]
+        return [illness for illness in found if illness is not None]
+
+    def take(self) -> List[Any]:
+        """What is to be done, once."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def _voting(self) -> Dict[int, Member]:
+        pairs = [(key, link.member) for key, link in self._links.items()]
+        return {key: member for key, member in pairs if member is not None and member.votes}
+
+    # --- a message ---------------------------------------------------------------------------------
+
+    def _take(self, key: int, link: Link, message: Dict[str, Any], now: float) -> None:
+        kind = message.get("type")
+        member = link.member
+        if kind == "register" and member is None:
+            link.member = self._register(message, now)
+            self._say(key, type="registered", name=link.member.name)
+        elif member is None:
+            raise Broken("register first")
+        elif kind == "alive":
+            self._alive(member, message)
+        elif kind == "health":
+            self._feel(member, message)
+        elif kind == "answer":
+            self._answer(member, message)
+        elif kind == "bye":
+            self._bye(key, member)
+        else:
+            raise Broken("unknown type " + repr(kind)[:NAME_MAX])
+
+    def _register(self, message: Dict[str, Any], now: float) -> Member:
+        """Raises Broken."""
+        name = _word(message, "name")
+        known = self._members.get(name)
+        if known is not None and any(link.member is known for link in self._links.values()):
+            raise Broken("a process of this name is registered")
+        if known is None and len(self._members) >= MEMBERS_MAX:
+            raise Broken("%d processes are registered: no more" % MEMBERS_MAX)
+        member = Member(name, self._interval(message), _action(message), message.get("votes") is True, now)
+        self._members[name] = member
+        self._note("the local process %s is registered" % name)
+        return member
+
+    def _interval(self, message: Dict[str, Any]) -> float:
+        """The interval of its heartbeat in s; 0: none. Raises Broken."""
+        value = message.get("interval_ms", 0)
+        if type(value) is not int or not 0 <= value <= INTERVAL_MAX_MS:
+            raise Broken("interval_ms: 0 to %d expected" % INTERVAL_MAX_MS)
+        return max(value, self._settings.member_floor_ms) / 1000 if value else 0.0
+
+    def _alive(self, member: Member, message: Dict[str, Any]) -> None:
+        if message.get("number") != member.number:
+            return  # late
+        member.answered, member.misses = True, 0
+        if member.failure is not None:
+            member.failure = None
+            self._note("the local process %s answers again" % member.name)
+        if "health" in message:
+            self._feel(member, message)
+
+    def _feel(self, member: Member, message: Dict[str, Any]) -> None:
+        if message.get("health") not in (channel.HEALTHY, channel.UNHEALTHY):
+            raise Broken("health: healthy or unhealthy expected")
+        ill = message["health"] == channel.UNHEALTHY
+        member.illness = member.ill(_text(message, "reason") or channel.UNHEALTHY) if ill else None
+
+    def _answer(self, member: Member, message: Dict[str, Any]) -> None:
+        result = message.get("vote")
+        if result not in (ACCEPT, REJECT):
+            raise Broken("vote: accept or reject expected")
+        reason = _text(message, "reason")
+        if member.asked and message.get("number") == member.asked:
+            self._reports.append(Voted(member.asked, member.voter, result, reason))
+            member.asked = 0
+
+    def _bye(self, key: int, member: Member) -> None:
+        del self._links[key]
+        del self._members[member.name]
+        self._leave(member)
+        self._reports.append(Close(key))
+        self._note("the local process %s left" % member.name)
+
+    # --- heartbeats --------------------------------------------------------------------------------
+
+    def _beat(self, key: int, member: Member, now: float) -> None:
+        if not member.answered:
+            member.misses += 1
+            if member.misses >= MISSES_MAX:
+                self._fail(member, "no answer for %d heartbeats" % MISSES_MAX)
+        member.number = member.number % channel.INT32_MAX + 1
+        member.answered = False
+        member.due = now + member.interval
+        self._say(key, type="heartbeat", number=member.number)
+
+    def _fail(self, member: Member, why: str) -> None:
+        if member.failure is None:
+            member.failure = member.ill(why)
+            self._note("the local process %s failed: %s" % (member.name, why))
+
+    def _leave(self, member: Member) -> None:
+        if member.votes:
+            self._reports.append(Left(member.voter))
+
+    # --- words -------------------------------------------------------------------------------------
+
+    def _say(self, key: int, **message: Any) -> None:
+        self._reports.append(Say(key, json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"))
+
+    def _note(self, text: str) -> None:
+        self._reports.append(Note("member", text))
+
+
+# --- fields ----------------------------------------------------------------------------------------
+# Each takes what a message holds, or raises Broken.
+
+
+def _object(line: bytes) -> Dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Broken("a JSON object expected")
+    return value
+
+
+def _word(message: Dict[str, Any], name: str) -> str:
+    value = _text(message, name)
+    if not value or not value.isprintable() or len(value.encode("utf-8")) > NAME_MAX:
+        raise Broken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
+    return value
+
+
+def _text(message: Dict[str, Any], name: str) -> str:
+    value = message.get(name, "")
+    if not isinstance(value, str):
+        raise Broken("%s: a string expected" % name)
+    return channel.clean(value)
+
+
+def _action(message: Dict[str, Any]) -> str:
+    value = message.get("corrective_action", "log")
+    if value not in GRAVITY:
+        raise Broken("corrective_action: one of %s expected" % ", ".join(GRAVITY))
+    return str(value)
