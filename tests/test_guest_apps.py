@@ -1,0 +1,223 @@
+"""The socket for local processes, with real ones: the example of the documentation, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from guest_rig import Rig
+
+from guestmtce.guest import apps
+from guestmtce.guest.apps import CONNECTIONS_MAX, Apps
+from guestmtce.guest.health import Illness
+from guestmtce.guest.settings import Settings
+
+EXAMPLE = Path(__file__).parent.parent / "scripts" / "guest" / "process_example.py"
+INTERVAL_MS = 100
+
+
+class World(Rig):
+    """The socket, served, and what came of it."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.path = str(folder / "run" / "processes.sock")
+        self.apps = Apps(self.loop, self.path, "", Settings(register_within=0.3), self.log)
+        self.loop.parts.append(self.apps)
+        self.votes, self.left = [], []
+        self.apps.on_vote = lambda *vote: self.votes.append(vote)
+        self.apps.on_leave = self.left.append
+
+    def connect(self):
+        link = socket.socket(socket.AF_UNIX)
+        link.setblocking(False)
+        link.connect(self.path)
+        return link
+
+    def register(self, name, **more):
+        link = self.connect()
+        say(link, type="register", name=name, **more)
+        assert self.hear(link)["type"] == "registered"
+        return link
+
+    def hear(self, link):
+        """The next line that is said to the process; None when it was closed."""
+        line = b""
+        while not line.endswith(b"\n"):
+            self.serve(lambda: self._readable(link), "a word to the process")
+            byte = link.recv(1)
+            if not byte:
+                return None
+            line += byte
+        return json.loads(line)
+
+    def _readable(self, link):
+        try:
+            link.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        return True
+
+    @property
+    def ill(self):
+        return self.apps.registry.illnesses
+
+
+def say(link, **message):
+    link.sendall(json.dumps(message).encode() + b"\n")
+
+
+@pytest.fixture
+def world(tmp_path):
+    one = World(tmp_path)
+    yield one
+    one.apps.close()
+    one.close()
+
+
+@pytest.fixture
+def example(world):
+    """The example of the documentation, registered and heartbeating."""
+    text = EXAMPLE.read_text(encoding="utf-8").replace('"interval_ms":1000', '"interval_ms":%d' % INTERVAL_MS)
+    process = subprocess.Popen([sys.executable, "-c", text, world.path])
+    world.serve(lambda: world.apps.registry.voters, "the example is registered")
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_example_has_about_ten_lines():
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    code = [one for one in lines if one and not one.startswith(("import", '"""'))]
+    assert len(code) <= 10
+
+
+def test_the_example_heartbeats_and_votes(world, example):
+    member = world.apps.registry._members["example"]
+    world.serve(lambda: member.number > 3 and member.answered, "it heartbeats")
+    world.apps.ask(5, "revocable", "stop", 7.0)
+    world.serve(lambda: world.votes, "it votes")
+    assert world.votes == [(5, "process example", "reject", "a backup is running")]
+    assert world.ill == []
+
+
+def test_a_process_that_is_stopped_makes_the_guest_ill_until_it_goes_on(world, example):
+    example.send_signal(signal.SIGSTOP)
+    world.serve(lambda: world.ill, "it is missed")
+    assert world.ill == [Illness("log", "example: no answer for 2 heartbeats")]
+    example.send_signal(signal.SIGCONT)
+    world.serve(lambda: not world.ill, "it is back")
+
+
+def test_a_process_that_is_killed_makes_the_guest_ill_and_is_no_voter(world, example):
+    example.kill()
+    world.serve(lambda: world.ill, "it is missed")
+    assert world.ill == [Illness("log", "example: its connection ended")]
+    assert world.left == ["process example"]
+    assert world.apps.registry.voters == frozenset()
+
+
+def test_only_root_or_who_made_it_can_connect_and_the_folder_is_ours(world):
+    assert stat.S_IMODE(os.stat(world.path).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(os.path.dirname(world.path)).st_mode) & 0o022 == 0
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    rig = Rig()
+    with pytest.raises(OSError, match="writable by us alone"):
+        Apps(rig.loop, str(tmp_path / "socket"), "", Settings(), rig.log)
+    rig.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a socket to another group")
+def test_a_group_may_be_let_in(tmp_path):
+    rig = Rig()
+    path = str(tmp_path / "run" / "socket")
+    one = Apps(rig.loop, path, "daemon", Settings(), rig.log)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o660 and os.stat(path).st_gid != 0
+    one.close()
+    rig.close()
+
+
+def test_a_socket_left_behind_is_replaced_and_ours_is_removed(tmp_path):
+    world = World(tmp_path)
+    world.apps._listener.close()
+    again = World(tmp_path)
+    again.register("a").close()
+    again.apps.close()
+    assert not os.path.exists(again.path)
+    world.close(), again.close()
+
+
+# --- hostile and broken processes ------------------------------------------------------------------
+
+
+def test_a_flood_of_bytes_or_lines_ends_its_connection_and_no_other(world):
+    good = world.register("good", interval_ms=INTERVAL_MS)
+    for flood in (b"x" * 100000, b"{}\n" * 30000, b'{"type":"register","name":"f"}\n' * 3000):
+        link = world.connect()
+        try:
+            link.send(flood)
+            world.serve(lambda link=link: closed(link), "the flood is ended")
+        finally:
+            link.close()
+    answers(world, good, 3)
+    assert world.ill == []
+
+
+def answers(world, link, count):
+    """The process answers so many heartbeats."""
+    while count:
+        message = world.hear(link)
+        if message["type"] == "heartbeat":
+            say(link, type="alive", number=message["number"])
+            count -= 1
+
+
+def closed(link):
+    try:
+        while link.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+def test_a_process_that_does_not_read_is_dropped_and_has_failed(world):
+    link = world.register("deaf", interval_ms=INTERVAL_MS, votes=True)
+    for asked in range(100000):
+        world.apps.ask(asked, "revocable", "stop", 1.0)
+        if world.ill:
+            break
+    assert world.ill == [Illness("log", "deaf: it does not read")]
+    link.close()
+
+
+def test_more_connections_than_there_is_room_for_wait(world):
+    links = [world.connect() for _ in range(CONNECTIONS_MAX)]
+    world.serve(lambda: len(world.apps._links) == CONNECTIONS_MAX, "as many as there is room for")
+    links += [world.connect() for _ in range(3)]
+    world.rest(0.02)
+    assert len(world.apps._links) == CONNECTIONS_MAX
+    world.serve(lambda: all(closed(link) for link in links), "each is closed, as it did not register")
+    world.register("late").close()
+    for link in links:
+        link.close()
+
+
+def test_without_a_path_there_is_no_socket():
+    rig = Rig()
+    one = apps.Apps(rig.loop, "", "", Settings(), rig.log)
+    assert one.deadline == float("inf")
+    one.close()
+    rig.close()

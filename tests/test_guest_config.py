@@ -1,0 +1,129 @@
+"""The guest client's configuration, command line and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestmtce.guest import config, options
+from guestmtce.guest.config import Config
+from guestmtce.guest.settings import Settings, overridden
+from guestmtce.wire import channel
+
+SAMPLE = Path(__file__).parent.parent / "scripts" / "guest" / "guest_heartbeat.conf"
+
+
+def read(text):
+    return config.parse(text, "FILE", Settings())
+
+
+def test_the_defaults_are_those_of_the_deployed_client():
+    expected = (1000, "reboot", 8, 8, 8, 13, 600, 30.0, "", "")
+    assert tuple(Config()) == expected
+
+
+def test_every_key_is_taken():
+    text = (
+        "HB_INTERVAL=2000\nCORRECTIVE_ACTION=stop\nVOTE=1\nSHUTDOWN_NOTICE=2\nSUSPEND_NOTICE=3\n"
+        "RESUME_NOTICE=4\nRESTART=5\nHEALTH_CHECK_INTERVAL=6\nHEALTH_CHECK_SCRIPT=/bin/a\n"
+        "EVENT_NOTIFICATION_SCRIPT=/bin/b\n"
+    )
+    assert read(text) == (Config(2000, "stop", 1, 2, 3, 4, 5, 6.0, "/bin/a", "/bin/b"), [])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("CORRECTIVE_ACTION='log'", "log"),
+        ('CORRECTIVE_ACTION="log"   # as a shell', "log"),
+        ("  CORRECTIVE_ACTION=log  ", "log"),
+        ("CORRECTIVE_ACTION=stop\r\nCORRECTIVE_ACTION=log", "log"),
+        ("# CORRECTIVE_ACTION=stop\n\n", "reboot"),
+    ],
+)
+def test_lines_are_read_as_a_shell_would(line, expected):
+    assert read(line) == (Config(corrective_action=expected), [])
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("HB_INTERVAL=399", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=soon", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("VOTE=0", "a number from 1 to 2147482 expected; 8 is taken"),
+        ("VOTE=99999999999", "a number from 1 to 2147482 expected; 8 is taken"),
+        ("HEALTH_CHECK_INTERVAL=nan", "a number from 1 to 86400 expected; 30.0 is taken"),
+        ("CORRECTIVE_ACTION=explode", "one of log, reboot, stop expected; 'reboot' is taken"),
+        ("CORRECTIVE_ACTION=log stop", "one word expected, or quotes around all of it; 'reboot' is taken"),
+        ('CORRECTIVE_ACTION="log', "a quote is missing; 'reboot' is taken"),
+        ("HEALTH_CHECK_SCRIPT=check.sh", "a full path expected; '' is taken"),
+    ],
+)
+def test_a_wrong_value_is_named_with_key_value_and_line_and_the_default_taken(line, why):
+    taken, notes = read("\nRESTART=5\n" + line)
+    assert taken == Config(restart=5)
+    assert notes == ["FILE, line 3: %s: %s" % (line, why)]
+
+
+def test_a_wrong_value_undoes_an_earlier_right_one():
+    taken, notes = read("VOTE=5\nVOTE=x")
+    assert (taken.vote, len(notes)) == (8, 1)
+
+
+@pytest.mark.parametrize("line", ["NONSENSE=1", "just words", "=1"])
+def test_what_is_unknown_is_named_and_ignored(line):
+    taken, notes = read(line)
+    assert taken == Config() and len(notes) == 1 and "unknown key" in notes[0]
+
+
+def test_a_file_that_is_not_there_means_the_defaults(tmp_path):
+    taken, notes = config.load(str(tmp_path / "none"), Settings())
+    assert taken == Config() and "No such file" in notes[0]
+
+
+def test_the_sample_shows_the_defaults_and_can_be_uncommented():
+    text = SAMPLE.read_text(encoding="utf-8")
+    assert read(text) == (Config(), [])
+    lines = [line[1:] for line in text.splitlines() if line.startswith("#") and line[1:2].isupper()]
+    assert len(lines) == len(Config._fields)
+    taken, notes = read("\n".join(lines))
+    assert notes == []
+    assert taken[:8] == Config()[:8]
+
+
+@given(st.text())
+def test_nothing_in_a_file_raises_and_what_is_taken_can_be_said(text):
+    taken, _ = read(text)
+    channel.build(taken.init(1, "vm"), 1)
+
+
+# --- command line ----------------------------------------------------------------------------------
+
+
+def test_the_command_line():
+    given_words = "-f -l LOG --device=D --set a=1 --set b=2 --socket S --pid-file P --config C --group G"
+    taken = options.parse(given_words.split())
+    assert taken == options.Options("D", "C", "S", "G", "P", True, "LOG", ["a=1", "b=2"], False)
+    assert options.parse([]) == options.Options(settings=[])
+    assert options.parse(["-h"]).help
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["--device"], ["word"]])
+def test_a_wrong_command_line_is_refused(words):
+    with pytest.raises(ValueError):
+        options.parse(words)
+
+
+def test_every_option_is_in_the_help():
+    assert all("--" + name.rstrip("=") in options.HELP for name in options.NAMES)
+
+
+def test_settings():
+    assert overridden(["patience=0.5", "interval_floor_ms=1"]) == Settings(patience=0.5, interval_floor_ms=1)
+    for word in ("nonsense=1", "patience=x", "patience"):
+        with pytest.raises(ValueError, match="--set " + word):
+            overridden([word])

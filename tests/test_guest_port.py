@@ -1,0 +1,237 @@
+"""The guest's port: hang-up, reopen, a host that does not read, terminals, and devices that are not there."""
+
+from __future__ import annotations
+
+import os
+import pty
+import socket
+
+import pytest
+from guest_rig import Rig
+
+from guestmtce.guest.port import WAITING_MAX, Port, Retry
+from guestmtce.guest.settings import Settings
+
+FAST = Settings(reopen_first=0.005, reopen_max=0.02, probe_first=0.005, probe_max=0.02)
+
+
+class World(Rig):
+    """A port, and what it told."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.events, self.data = [], b""
+        self.port = Port(self.loop, path, FAST, self.log)
+        self.port.on_open = lambda: self.events.append("open")
+        self.port.on_close = lambda: self.events.append("close")
+        self.port.on_data = self._take
+        self.loop.parts.append(self.port)
+
+    def _take(self, data):
+        self.data += data
+
+
+class Host:
+    """QEMU's place: a socket that the port connects to."""
+
+    def __init__(self, path):
+        self.path = path
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(1)
+
+    def accept(self):
+        self.link, _ = self.listener.accept()
+        self.link.settimeout(5)
+        return self.link
+
+    def read(self, size):
+        data = b""
+        while len(data) < size:
+            data += self.link.recv(size - len(data))
+        return data
+
+    def close(self):
+        self.listener.close()
+        os.unlink(self.path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "port")
+
+
+@pytest.fixture
+def world(path):
+    one = World(path)
+    yield one
+    one.port.close()
+    one.close()
+
+
+@pytest.fixture
+def host(path):
+    one = Host(path)
+    yield one
+    one.listener.close()
+
+
+def test_words_go_both_ways(world, host):
+    world.serve(lambda: world.events, "it is open")
+    host.accept().sendall(b"half a li")
+    world.serve(lambda: world.data, "the host is heard")
+    host.link.sendall(b"ne\n")
+    world.serve(lambda: world.data == b"half a line\n", "the rest")
+    world.port.send(b"hello")
+    assert host.read(5) == b"hello"
+
+
+def test_a_socket_that_is_not_there_is_tried_until_it_is(world, path):
+    world.rest(0.05)
+    assert world.events == [] and "No such file" in world.lines[0]
+    host = Host(path)
+    world.serve(lambda: world.events == ["open"], "it is open")
+    host.close()
+
+
+def test_a_host_that_hangs_up_is_told_and_connected_to_again(world, host):
+    world.serve(lambda: world.events, "it is open")
+    host.accept().close()
+    world.serve(lambda: world.events == ["open", "close", "open"], "it is open again")
+    host.accept()
+    world.port.send(b"new")
+    assert host.read(3) == b"new"
+
+
+def test_what_waits_for_a_host_that_hung_up_is_lost(world, host):
+    world.serve(lambda: world.events, "it is open")
+    host.accept()
+    while not world.port.waits:
+        world.port.send(b"x" * 4000)
+    host.link.close()
+    world.serve(lambda: world.events == ["open", "close", "open"], "it is open again")
+    assert not world.port.waits
+    host.accept()
+    world.port.send(b"new")
+    assert host.read(3) == b"new"
+
+
+def test_without_a_host_nothing_is_kept(world):
+    world.port.send(b"lost")
+    assert not world.port.waits
+
+
+def test_a_host_that_does_not_read_costs_the_oldest_messages_and_gets_the_others_whole(world, host):
+    world.serve(lambda: world.events, "it is open")
+    host.accept()
+    messages = [b"<%06d%s>" % (number, b"." * 92) for number in range(20000)]
+    for message in messages:
+        world.port.send(message)
+    assert world.port.dropped > 1000
+    assert sum(map(len, world.port._waiting)) <= WAITING_MAX
+    host.link.setblocking(False)
+    got = []
+
+    def all_read():
+        try:
+            got.append(host.link.recv(65536))
+        except BlockingIOError:
+            pass
+        return not world.port.waits
+
+    world.serve(all_read, "all is written")
+    text = b"".join([*got, drained(host.link)])
+    assert len(text) % 100 == 0
+    read = [text[at : at + 100] for at in range(0, len(text), 100)]
+    assert set(read) <= set(messages) and read == sorted(read)
+    assert len(read) == len(messages) - world.port.dropped and read[-1] == messages[-1]
+
+
+def drained(link):
+    data = b""
+    while True:
+        try:
+            data += link.recv(65536)
+        except BlockingIOError:
+            return data
+
+
+# --- character devices -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(path):
+    """The two ends of a terminal; the port finds the one at `path`."""
+    main, other = pty.openpty()
+    os.symlink(os.ttyname(other), path)
+    os.set_blocking(main, False)
+    yield main, other
+    for one in (main, other):
+        try:
+            os.close(one)
+        except OSError:
+            pass
+
+
+def test_a_terminal_neither_echoes_nor_changes_a_byte(world, terminal):
+    world.serve(lambda: world.events, "it is open")
+    os.write(terminal[0], b"\na\r\x03\x04\n")
+    world.serve(lambda: world.data == b"\na\r\x03\x04\n", "every byte")
+    world.port.send(b"\nb\n")
+    assert os.read(terminal[0], 100) == b"\nb\n"
+
+
+def test_a_terminal_whose_other_side_is_gone_is_opened_anew(world, terminal, path):
+    world.serve(lambda: world.events, "it is open")
+    os.close(terminal[1])
+    os.close(terminal[0])
+    world.serve(lambda: world.events == ["open", "close"], "the hang-up")
+    main, other = pty.openpty()
+    os.unlink(path)
+    os.symlink(os.ttyname(other), path)
+    world.serve(lambda: world.events == ["open", "close", "open"], "it is open again")
+    os.write(main, b"x")
+    world.serve(lambda: world.data == b"x", "the host is heard")
+    os.close(main), os.close(other)
+
+
+def test_a_device_without_a_host_stays_open_and_is_looked_at_again(world, path):
+    """As a virtio port: reads give nothing while the host is away. A FIFO does the same without a writer."""
+    os.mkfifo(path)
+    reader = world.port
+    # A FIFO that is opened for both has a writer: itself. Open it as the kernel's port would be seen.
+    reader._open = lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    world.rest(0.05)
+    descriptor = reader._descriptor
+    assert world.events == [] and descriptor is not None
+    for events in (["open"], ["open", "close", "open"]):
+        visit(world, path, events)
+    assert reader._descriptor == descriptor
+
+
+def visit(world, path, events):
+    """A host comes, says a word and goes; then `events` have been told, and the hang-up."""
+    writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    world.serve(lambda: world.events == events, "the host is there")
+    world.data = b""
+    os.write(writer, b"word")
+    world.serve(lambda: world.data == b"word", "the host is heard")
+    os.close(writer)
+    world.serve(lambda: world.events == [*events, "close"], "the hang-up")
+
+
+def test_waiting_without_a_host_takes_no_time_of_the_processor(world, path):
+    os.mkfifo(path)
+    world.port._open = lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    rounds = []
+    tick = world.port.tick
+    world.port.tick = lambda now: (rounds.append(now), tick(now))
+    world.rest(0.2)
+    assert 2 <= len(rounds) <= 20
+
+
+def test_retries_double_up_to_a_limit_and_start_anew():
+    retry = Retry(1, 5)
+    assert [retry.next() for _ in range(4)] == [1, 2, 4, 5]
+    retry.reset()
+    assert retry.next() == 1
