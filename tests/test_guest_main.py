@@ -1,0 +1,286 @@
+"""guestClient as a program: what it needs, its start and its end, its log, the init script."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from guest_process import FAST, GuestProcess, write_script
+
+from guestmtce.guest.log import Log, printable, to_file
+from guestmtce.lab.cluster import wait_for
+from guestmtce.wire import channel
+from guestmtce.wire.channel import ChallengeResponse, Exit, Init, InitAck
+
+HERE = Path(__file__).resolve().parent.parent
+OLD_PYTHON = shutil.which("python3.6")
+RSS_MAX = 15e6  # bytes
+SOURCES = [*(HERE / "guestmtce" / "guest").glob("*.py"), HERE / "guestmtce" / "wire" / "channel.py"]
+
+
+class Host:
+    """guestServer's place, at a socket."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(1)
+        self.listener.settimeout(10)
+        self.lines = channel.LineBuffer()
+        self.heard = []
+
+    def accept(self):
+        self.link, _ = self.listener.accept()
+        self.link.settimeout(10)
+        return self
+
+    def say(self, message):
+        self.link.sendall(channel.build(message, 1))
+
+    def hear(self, kind):
+        """The next message, which is of that kind."""
+        while not self.heard:
+            data = self.link.recv(65536)
+            assert data, "the guest hung up"
+            self.heard = [channel.parse(line) for line in self.lines.feed(data)]
+        message = self.heard.pop(0)
+        assert isinstance(message, kind), message
+        return message
+
+    def heartbeat(self):
+        self.say(InitAck(self.hear(Init).invocation_id))
+        self.say(channel.Challenge(42))
+        assert self.hear(ChallengeResponse).heartbeat_response == 42
+
+    def close(self):
+        self.listener.close()
+
+
+@pytest.fixture
+def host(tmp_path):
+    one = Host(tmp_path / "host")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def start(tmp_path, host):
+    started = []
+
+    def begin(**keys):
+        started.append(GuestProcess(tmp_path / "guest", host.path, **keys))
+        host.accept()
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.stop()
+        assert "Traceback" not in process.log()
+
+
+# --- what it needs ---------------------------------------------------------------------------------
+
+
+def test_it_needs_the_standard_library_and_the_channel_only():
+    """-S: no site-packages."""
+    code = "import sys, guestmtce.guest.main; print(*[name for name in sys.modules if 'guestmtce' in name])"
+    environment = {"PYTHONPATH": str(HERE), "PATH": os.environ["PATH"]}
+    words = [sys.executable, "-S", "-c", code]
+    loaded = (
+        subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True).stdout.decode().split()
+    )
+    others = {name for name in loaded if not name.startswith("guestmtce.guest")}
+    assert others == {"guestmtce", "guestmtce.wire", "guestmtce.wire.channel"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_it_is_written_for_python_3_6(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 6))
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.ImportFrom) and node.module in ("__future__", "dataclasses"))
+
+
+@pytest.mark.skipif(OLD_PYTHON is None, reason="no python3.6 here")
+def test_it_runs_with_python_3_6(host, tmp_path):
+    words = [OLD_PYTHON, "-m", "guestmtce.guest.main", "-f", "--device", host.path, "--socket", ""]
+    with subprocess.Popen(words, cwd=HERE, stderr=subprocess.DEVNULL) as process:
+        host.accept().heartbeat()
+        process.terminate()
+        host.hear(Exit)
+        assert process.wait(10) == 0
+
+
+def test_it_is_small(start, host):
+    process = start()
+    host.heartbeat()
+    rss = psutil.Process(process.popen.pid).memory_info().rss
+    print("\nguestClient: %.1f MB RSS with Python %s" % (rss / 1e6, sys.version.split()[0]))
+    assert rss < RSS_MAX
+
+
+# --- its life --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_with_a_goodbye(start, host, number):
+    process = start()
+    host.heartbeat()
+    process.signal(number)
+    assert host.hear(Exit).log_msg == "guestClient was ended by " + number.name
+    assert process.popen.wait(5) == 0
+    assert "ended" in process.log()
+
+
+def test_a_host_that_does_not_read_does_not_keep_it_from_ending(start, host):
+    process = start()
+    host.say(InitAck(host.hear(Init).invocation_id))
+    host.link.settimeout(0.2)
+    with pytest.raises(socket.timeout):
+        while True:
+            host.link.sendall(channel.build_challenge(1, 1) * 1000)
+            wait_for(lambda: not unread(host.link), "the guest reads on", 10)
+            if "does not read" in process.log():
+                raise socket.timeout
+    process.signal(signal.SIGTERM)
+    assert process.popen.wait(5) == 0
+
+
+def unread(link):
+    """Bytes that we wrote and the guest has not read."""
+    import array
+    import fcntl
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(link, termios.TIOCOUTQ, count)
+    return count[0]
+
+
+def test_a_busy_health_script_delays_no_heartbeat(start, host, tmp_path):
+    script = write_script(tmp_path / "health", "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyy; done")
+    start(HEALTH_CHECK_SCRIPT=script, HEALTH_CHECK_INTERVAL=5)
+    host.heartbeat()
+    delays = []
+    for number in range(100):
+        begun = time.monotonic()
+        host.say(channel.Challenge(number))
+        assert host.hear(ChallengeResponse).heartbeat_response == number
+        delays.append(time.monotonic() - begun)
+    print("\na heartbeat beside a script that floods: %.1f ms at most" % (1000 * max(delays)))
+    assert sorted(delays)[90] < 0.1
+
+
+def test_wrong_words_end_it_with_a_reason():
+    for words, why in ((["--nonsense"], "nonsense"), (["--set", "x=1"], "--set x=1"), (["more"], "more")):
+        command = [sys.executable, "-m", "guestmtce.guest.main", *words]
+        done = subprocess.run(command, stderr=subprocess.PIPE, cwd=HERE)
+        assert done.returncode == 2 and why in done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+
+
+def test_wrong_values_are_logged_and_the_guest_is_watched_all_the_same(start, host):
+    process = start(VOTE="soon", HB_INTERVAL=500)
+    init = host.hear(Init)
+    assert (init.vote_secs, init.heartbeat_interval_ms) == (9, 500)
+    assert "line 1: VOTE=soon: a number from 1 to 2147482 expected; 8 is taken" in process.log()
+
+
+# --- in the background, and the init script --------------------------------------------------------
+
+
+@pytest.fixture
+def init_script(tmp_path, host):
+    """Gives a function that runs heartbeat_init with a word; its status and what it printed."""
+    program = write_script(tmp_path / "guestClient", 'exec %s -m guestmtce.guest.main "$@"' % sys.executable)
+    options = "--log %s --config /nonexistent --socket %s" % (tmp_path / "log", tmp_path / "run" / "socket")
+    environment = {
+        **os.environ, "DAEMON": program, "DEVICE": host.path, "PIDFILE": str(tmp_path / "pid"),
+        "OPTIONS": options + "".join(" --set " + one for one in FAST), "PYTHONPATH": str(HERE),
+    }  # fmt: skip
+
+    def run(word, **more):
+        words = [str(HERE / "scripts" / "guest" / "heartbeat_init"), word]
+        done = subprocess.run(
+            words, env={**environment, **more}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20
+        )
+        return done.returncode, done.stdout.decode()
+
+    yield run
+    run("stop")
+
+
+def test_the_init_script(init_script, host, tmp_path):
+    assert init_script("status")[0] == 3
+    assert init_script("condrestart")[0] == 0
+    assert init_script("start") == (0, "")
+    pid = int((tmp_path / "pid").read_text())
+    host.accept().heartbeat()
+    assert os.getsid(pid) == pid
+    status, text = init_script("status")
+    assert (status, str(pid) in text) == (0, True)
+    status, text = init_script("start")
+    assert (status, "runs already, with pid %d" % pid in text) == (0, True)
+    assert init_script("stop")[0] == 0
+    assert host.hear(Exit)
+    assert not (tmp_path / "pid").exists()
+    assert "started, pid %d" % pid in (tmp_path / "log").read_text()
+
+
+def test_the_init_script_starts_over_a_stale_pid_file_and_tells_a_dead_one(init_script, host, tmp_path):
+    (tmp_path / "pid").write_text("999999999")
+    assert init_script("status")[0] == 1
+    assert init_script("start")[0] == 0
+    host.accept().heartbeat()
+    assert init_script("restart")[0] == 0
+    host.hear(Exit)
+    host.accept().heartbeat()
+
+
+def test_the_init_script_without_program_port_or_word(init_script):
+    assert init_script("start", DAEMON="/nonexistent")[0] == 5
+    assert init_script("start", DEVICE="/nonexistent")[0] == 0
+    assert init_script("status")[0] == 3
+    assert init_script("nonsense")[0] == 2
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_log_cannot_be_forged():
+    lines = []
+    Log(lines.append, 10)("a\nforged \x1b[0m line é \udcff" + "x" * 1000)
+    assert lines[0].startswith(r"a\nforged \x1b[0m line \xe9 \udcff" + "xx") and len(lines[0]) < 450
+    assert printable("short") == "short"
+
+
+def test_of_lines_about_one_thing_one_a_period_is_logged():
+    lines = []
+    log = Log(lines.append, 1000)
+    for _ in range(3):
+        log("again", "port")
+        log("other")
+    assert lines == ["again", "other", "other", "other"]
+    log._said["port"] = (-2000, 2)
+    log("again", "port")
+    assert lines[-1] == "again (and 2 more like it)"
+
+
+def test_a_log_that_nobody_reads_costs_lines_and_no_time():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, True)
+    log = Log(to_file(writer), 0)
+    for _ in range(2000):
+        log("x" * 200)
+    os.close(reader)
+    log("nobody is there")
+    os.close(writer)
