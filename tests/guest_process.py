@@ -1,10 +1,13 @@
-"""A real guestClient as a process, with a configuration and scripts in a folder of its own."""
+"""A real guestClient as a process, with its configuration in a folder of its own, and a host to talk to."""
 
 from __future__ import annotations
 
 import os
+import socket
 
 from guestmtce.lab.cluster import Process
+from guestmtce.wire import channel
+from guestmtce.wire.channel import ChallengeResponse, Init, InitAck
 
 FAST = [
     "init_period=0.2", "patience=0.5", "return_patience=0.2", "action_repeat=0.5", "answer_margin=0.5",
@@ -27,6 +30,45 @@ class GuestProcess(Process):
         words += ["--socket", self.socket]
         words += [word for setting in settings for word in ("--set", setting)]
         super().__init__(words, os.path.join(self.folder, "guestClient.log"))
+
+
+class Host:
+    """guestServer's place, at a socket."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(1)
+        self.listener.settimeout(10)
+        self.lines = channel.LineBuffer()
+        self.heard = []
+
+    def accept(self):
+        self.link, _ = self.listener.accept()
+        self.link.settimeout(10)
+        return self
+
+    def say(self, message):
+        self.link.sendall(channel.build(message, 1))
+
+    def hear(self, kind):
+        """The next message, which is of that kind."""
+        while not self.heard:
+            data = self.link.recv(65536)
+            assert data, "the guest hung up"
+            self.heard = [channel.parse(line) for line in self.lines.feed(data)]
+        message = self.heard.pop(0)
+        assert isinstance(message, kind), message
+        return message
+
+    def heartbeat(self):
+        self.say(InitAck(self.hear(Init).invocation_id))
+        self.say(channel.Challenge(42))
+        assert self.hear(ChallengeResponse).heartbeat_response == 42
+
+    def close(self):
+        self.listener.close()
 
 
 def write_script(path, text):
