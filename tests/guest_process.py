@@ -10,7 +10,7 @@ from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse, Init, InitAck
 
 FAST = [
-    "init_period=0.2", "patience=0.5", "return_patience=0.2", "action_repeat=0.5", "answer_margin=0.5",
+    "init_period=0.2", "patience=0.5", "return_patience=0.2", "action_repeat=0.5", "answer_margin=1",
     "interval_floor_ms=1", "reopen_first=0.01", "reopen_max=0.05", "probe_first=0.01", "probe_max=0.05",
     "health_floor=0.01", "log_period=0",
 ]  # fmt: skip
