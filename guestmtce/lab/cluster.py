@@ -71,13 +71,15 @@ def _die_with_us() -> None:
 
 
 class Process:
-    """A process of the lab: started in its own session, its output in a file."""
+    """A process of the lab (Python, unless `program` says else): in its own session, its output in a file."""
 
-    def __init__(self, arguments: List[str], output: str, **options: Any) -> None:
+    def __init__(
+        self, arguments: List[str], output: str, program: str = sys.executable, **options: Any
+    ) -> None:
         self.output = output
         with open(output, "ab") as file:
             self.popen = subprocess.Popen(
-                [sys.executable, *arguments],
+                [program, *arguments],
                 stderr=file,
                 start_new_session=True,
                 preexec_fn=_die_with_us,

@@ -1,0 +1,147 @@
+"""What a guest of the tests boots from: a Debian kernel and an initramfs with Python and guestClient in it.
+
+`scripts/setup-vm` has the files; here they become one cpio archive ("newc", as Linux unpacks it), together
+with the client from this checkout, its configuration and the two scripts that a test may replace.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Dict, Iterator, Tuple
+
+import guestmtce
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(guestmtce.__file__)))
+PREPARED = os.path.join(REPOSITORY, ".vm")
+KERNEL = os.path.join(PREPARED, "vmlinuz")
+CLIENT = ("guestmtce/__init__.py", "guestmtce/wire/__init__.py", "guestmtce/wire/channel.py")
+MODULES = (
+    "virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_console",
+)  # fmt: skip
+HEALTH_SCRIPT = "/etc/guest-client/heartbeat/health"
+EVENT_SCRIPT = "/etc/guest-client/heartbeat/event"
+
+# The guest's first process. The port `control` has a shell for the test: a line comes, what it prints and
+# its exit status go back. The names of the ports are what udev makes of them in a real guest.
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mkdir -p /proc /sys /dev /run /tmp /var/log
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+mount -t debugfs debug /sys/kernel/debug
+for module in %(modules)s; do insmod /modules/$module.ko; done
+mkdir /dev/virtio-ports
+for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done
+exec 3<>/dev/virtio-ports/control
+guestClient --foreground >/dev/console 2>&1 </dev/null 3>&- &
+echo "= ready $(cut -d ' ' -f 1 /proc/uptime)" >&3
+while :; do
+    while read -r token line <&3; do
+        eval "$line" >&3 2>&1 </dev/null
+        echo "= $token $?" >&3
+    done
+    sleep 0.1
+done
+"""
+CONFIGURATION = """HB_INTERVAL=1000
+CORRECTIVE_ACTION=reboot
+VOTE=8
+SHUTDOWN_NOTICE=8
+SUSPEND_NOTICE=8
+RESUME_NOTICE=13
+RESTART=120
+HEALTH_CHECK_INTERVAL=2
+HEALTH_CHECK_SCRIPT=%s
+EVENT_NOTIFICATION_SCRIPT=%s
+""" % (HEALTH_SCRIPT, EVENT_SCRIPT)
+# As pip makes it.
+GUEST_CLIENT = """#!/usr/bin/python3
+import sys
+from guestmtce.guest.main import main
+sys.exit(main())
+"""
+PACKAGES = "usr/lib/python3/dist-packages/"
+FINE = "#!/bin/sh\nexit 0\n"
+
+Entry = Tuple[str, int, int, bytes]  # path, mode, mtime, content
+
+
+def _tree(root: str) -> Iterator[Entry]:
+    """Everything below `root`, folders first."""
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(folders + files):
+            yield _entry(os.path.join(folder, name), os.path.relpath(os.path.join(folder, name), root))
+
+
+def _entry(path: str, name: str) -> Entry:
+    facts = os.lstat(path)
+    content = b""
+    if stat.S_ISLNK(facts.st_mode):
+        content = os.readlink(path).encode()
+    elif stat.S_ISREG(facts.st_mode):
+        with open(path, "rb") as file:
+            content = file.read()
+    return name, facts.st_mode, int(facts.st_mtime), content
+
+
+def _client() -> Iterator[str]:
+    """The paths, in this checkout, of what runs in the guest."""
+    yield from CLIENT
+    for name in sorted(os.listdir(os.path.join(REPOSITORY, "guestmtce", "guest"))):
+        if name.endswith(".py"):
+            yield "guestmtce/guest/" + name
+
+
+def _written() -> Dict[str, str]:
+    return {
+        "init": INIT % {"modules": " ".join(MODULES)},
+        "usr/bin/guestClient": GUEST_CLIENT,
+        "etc/guest-client/heartbeat/guest_heartbeat.conf": CONFIGURATION,
+        HEALTH_SCRIPT[1:]: FINE,
+        EVENT_SCRIPT[1:]: FINE,
+    }
+
+
+def _entries() -> Iterator[Entry]:
+    yield from _tree(os.path.join(PREPARED, "root"))
+    for module in MODULES:
+        yield _entry(os.path.join(PREPARED, "modules", module + ".ko"), "modules/%s.ko" % module)
+    for path in _client():
+        yield _entry(os.path.join(REPOSITORY, path), PACKAGES + path)
+    for path, text in _written().items():
+        yield path, stat.S_IFREG | 0o755, 0, text.encode()
+
+
+def _with_folders(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Every folder before what lies in it."""
+    known = {""}
+    for entry in entries:
+        parts = entry[0].split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            folder = "/".join(parts[:depth])
+            if folder not in known:
+                known.add(folder)
+                yield folder, stat.S_IFDIR | 0o755, 0, b""
+        known.add(entry[0])
+        yield entry
+
+
+def _record(number: int, entry: Entry) -> bytes:
+    path, mode, mtime, content = entry
+    name = path.encode() + b"\0"
+    fields = (number, mode, 0, 0, 1, mtime, len(content), 0, 0, 0, 0, len(name), 0)
+    head = b"070701" + b"".join(b"%08x" % field for field in fields) + name
+    return _padded(head) + _padded(content)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+def build(path: str) -> None:
+    """Write the archive to `path`."""
+    with open(path, "wb") as file:
+        for number, entry in enumerate(_with_folders(_entries()), 1):
+            file.write(_record(number, entry))
+        file.write(_record(0, ("TRAILER!!!", 0, 0, b"")))
