@@ -7,14 +7,17 @@ import time
 from typing import Any, Callable, Dict, List, Tuple
 
 import initramfs
+from guest import Guest
 from machine import Vm
 
 from guestmtce.lab.cluster import Cluster, Host, TimedOut, wait_for
+from guestmtce.wire import channel
 
 AGENT = ["timers.audit_first=0.2", "timers.mtc_ask_period=0.3"]
 BOOT_WAIT = 90.0  # s, for several at once on a small machine
 BACK_WAIT = 30.0  # s
 POLL = 0.05  # s
+SHORTEST_BEAT = len(channel.build(channel.ChallengeResponse(0, channel.HEALTHY, "log", ""), 0))  # bytes
 
 
 class Channels:
@@ -25,22 +28,28 @@ class Channels:
 
 
 class VmCluster(Cluster):
-    """`vms` holds the machines, in the order of `uuids`."""
+    """`vms` holds the machines, in the order of `uuids`; at the start all are on the first host."""
 
-    def __init__(self, guests: int, **options: Any) -> None:
-        super().__init__(guests, agent_settings=AGENT, **options)
+    def __init__(self, guests: int, hosts: int = 1) -> None:
+        super().__init__(guests, hosts, agent_settings=AGENT)
+        self.uuids = self.uuids[:guests]
         self.vms: List[Vm] = []
 
     def start_guests(self, host: Host) -> None:
-        """Power all machines on; `await_boot` waits for them."""
-        channels = os.path.join(self.folder, "qemu-%d" % host.number)
-        os.makedirs(channels, exist_ok=True)
-        host.guests = Channels(channels)
-        archive = os.path.join(self.folder, "initramfs")
-        initramfs.build(archive)
-        self.vms = [Vm(uuid, channels, self.folder, initramfs.KERNEL, archive) for uuid in self.uuids]
+        """Power all machines on, on the first host; `await_boot` waits for them."""
+        host.guests = Channels(os.path.join(self.folder, "qemu-%d" % host.number))
+        os.mkdir(host.guests.folder)
+        if host is not self.hosts[0]:
+            return
+        self.archive = os.path.join(self.folder, "initramfs")
+        initramfs.build(self.archive)
+        self.vms = [self.machine(uuid, host, self.folder) for uuid in self.uuids]
         for vm in self.vms:
             vm.start()
+
+    def machine(self, uuid: str, host: Host, folder: str) -> Vm:
+        """An instance on a host, with its files in `folder`."""
+        return Vm(uuid, host.guests.folder, folder, initramfs.KERNEL, self.archive)
 
     def stop(self) -> None:
         """Stop everything."""
@@ -51,7 +60,7 @@ class VmCluster(Cluster):
     def ready(self) -> Cluster:
         """Until all have booted and heartbeat and the VIM has heard so; the VIM knows what it ought to."""
         host = self.hosts[0]
-        self.vim.hosts = {host.uuid: True}
+        self.vim.hosts = {one.uuid: True for one in self.hosts}
         self.vim.instances = {host.uuid: [(uuid, host.name, True) for uuid in self.uuids]}
         self.provision()
         for vm in self.vms:
@@ -83,10 +92,10 @@ class VmCluster(Cluster):
         wait_for(lambda: self.status(uuid) == status, "the VIM hears that it is " + status, seconds, POLL)
         return self.told_since(began, "service", uuid)
 
-    def ask(self, word: str, uuid: str, event: str) -> Dict[str, str]:
+    def ask(self, word: str, uuid: str, event: str, host: int = 0) -> Dict[str, Any]:
         """A vote or a notice: what the VIM is told of it, and `seconds`."""
         began, before = time.monotonic(), len(self.vim.events("action", uuid))
-        status, reply = self.client.ask(word, uuid, self.hosts[0].name, event)
+        status, reply = self.client.ask(word, uuid, self.hosts[host].name, event)
         assert (status, int(reply["timeout"]) > 0) == (200, True), reply
         wait_for(
             lambda: len(self.vim.events("action", uuid)) > before,
@@ -98,23 +107,14 @@ class VmCluster(Cluster):
         data["seconds"] = self.told_since(began, "action", uuid)
         return data
 
-    def beats(self, vm: Vm, count: int = 2, seconds: float = 10.0) -> float:
-        """Until the guest has sent so many messages more; the seconds that it took.
+    def beats(self, guest: Guest, count: int = 2, seconds: float = 10.0) -> float:
+        """Until the guest has sent so many answers more; the seconds that it took.
 
         It is asked itself: what guestServer says of it may be what guestServer remembers.
         """
-        began, before = time.monotonic(), sent(vm)
-        wait_for(lambda: sent(vm) >= before + count * SHORTEST_MESSAGE, "it heartbeats", seconds, POLL)
+        began, before = time.monotonic(), guest.sent()
+        wait_for(lambda: guest.sent() >= before + count * SHORTEST_BEAT, "it heartbeats", seconds, POLL)
         return time.monotonic() - began
-
-
-SHORTEST_MESSAGE = 100  # bytes; an answer to a challenge has more
-
-
-def sent(vm: Vm) -> int:
-    """The bytes that the guest has written into its heartbeat port, as its kernel counts them."""
-    words = vm.do("grep bytes_sent /sys/kernel/debug/virtio-ports/vport0p1").split()
-    return int(words[1])
 
 
 def undisturbed(seconds: float, trouble: Callable[[], Any]) -> None:

@@ -23,7 +23,8 @@ HEALTH_SCRIPT = "/etc/guest-client/heartbeat/health"
 EVENT_SCRIPT = "/etc/guest-client/heartbeat/event"
 
 # The guest's first process. The port `control` has a shell for the test: a line comes, what it prints and
-# its exit status go back. The names of the ports are what udev makes of them in a real guest.
+# its exit status go back. The names of the ports, which come a little later
+# than the ports, are made into links as udev does it in a real guest.
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /run /tmp /var/log
@@ -31,7 +32,12 @@ mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
 for module in %(modules)s; do insmod /modules/$module.ko; done
 mkdir /dev/virtio-ports
-for port in /sys/class/virtio-ports/*; do ln -s ../${port##*/} /dev/virtio-ports/$(cat $port/name); done
+while ! [ -e /dev/virtio-ports/cgcs.heartbeat -a -e /dev/virtio-ports/control ]; do
+    for port in /sys/class/virtio-ports/*; do
+        name=$(cat $port/name) && [ -n "$name" ] && ln -sf ../${port##*/} /dev/virtio-ports/$name
+    done
+    usleep 20000
+done
 exec 3<>/dev/virtio-ports/control
 guestClient --foreground >/dev/console 2>&1 </dev/null 3>&- &
 echo "= ready $(cut -d ' ' -f 1 /proc/uptime)" >&3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
-from cloud import BACK_WAIT, POLL, VmCluster, sent, undisturbed
+from cloud import BACK_WAIT, POLL, VmCluster, undisturbed
 from initramfs import EVENT_SCRIPT, HEALTH_SCRIPT
 
 from guestmtce.lab.cluster import wait_for
@@ -130,10 +131,10 @@ def test_a_killed_guest_server_while_machines_run(qemu, no_tracebacks):
         host = cloud.hosts[0]
         before = len(cloud.vim.events("service"))
         host.server.kill()
-        counts = {vm: sent(vm) for vm in cloud.vms}
+        counts = {vm: vm.sent() for vm in cloud.vms}
         began = time.monotonic()
         cloud.start_server(host)
-        wait_for(lambda: all(sent(vm) > counts[vm] for vm in cloud.vms), "all heartbeat", 2 * INTERVAL, POLL)
+        wait_for(lambda: all(vm.sent() > counts[vm] for vm in cloud.vms), "all heartbeat", 2 * INTERVAL, POLL)
         took = time.monotonic() - began
         for vm in cloud.vms:
             cloud.beats(vm, 3)
@@ -146,6 +147,40 @@ def test_a_killed_guest_server_while_machines_run(qemu, no_tracebacks):
         }
         no_tracebacks(cloud)
         print("\nguestServer killed: all 3 heartbeat %.2f s after the start of the next one" % took)
+
+
+def migrated(cloud, vm):
+    """Move a machine to the second host, as libvirt does: the machine there, and when it took over."""
+    folder = os.path.join(cloud.folder, "target")
+    os.mkdir(folder)
+    line = "unix:" + os.path.join(folder, "line")
+    target = cloud.machine(vm.uuid, cloud.hosts[1], folder)
+    cloud.vms.append(target)
+    target.start("-incoming", line)
+    vm.qmp("migrate", uri=line)
+    wait_for(lambda: vm.qmp("query-migrate").get("status") == "completed", "it is there", BACK_WAIT, POLL)
+    vm.kill()
+    return target, time.monotonic()
+
+
+@pytest.mark.full
+def test_a_live_migration_to_another_host(qemu, no_tracebacks):
+    with VmCluster(1, hosts=2) as cloud:
+        cloud.ready()
+        uuid, target_host = cloud.uuids[0], cloud.hosts[1]
+        assert cloud.ask("notify", uuid, "live_migrate_begin")["guest-response"] == "proceed"
+        target, began = migrated(cloud, cloud.vms[0])
+        assert cloud.client.set(uuid, target_host.name, "enabled")[0] == 200
+        cloud.beats(target, 3, BACK_WAIT)
+        took = time.monotonic() - began
+        wait_for(lambda: cloud.heartbeating() == [uuid], "guestAgent knows", BACK_WAIT, POLL)
+        wait_for(lambda: uuid not in cloud.hosts[0].server.dump("guest"), "the first host forgets", 10, POLL)
+        told = cloud.ask("notify", uuid, "live_migrate_end", host=1)
+        assert told["guest-response"] == "proceed"
+        undisturbed(LOSS, cloud.alarms)
+        assert cloud.hosts[1].server.dump("guest")[uuid]["heartbeating"] == "enabled"
+        no_tracebacks(cloud)
+        print("\nlive migration: three heartbeats on the other host after %.1f s, no alarm" % took)
 
 
 TICKS = 100  # of a second, the kernel's USER_HZ
