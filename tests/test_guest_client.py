@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from guestmtce.guest import client as c
 from guestmtce.guest.client import ALONE, ENABLED, ENABLING, GONE, INTERRUPTED, Note, Put, Withdrawn
 from guestmtce.guest.health import Illness
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ActionResponse, ChallengeResponse, Exit, Init, InitAck
 
 # --- every pair of state and input -----------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_without_challenges_init_comes_after_two_intervals_and_five_seconds_at_l
 
 def test_every_challenge_is_answered_those_that_piled_up_too():
     bench = Bench().enabled()
-    bench.say(b"".join(channel.build_challenge(n, n) for n in (0, 5, channel.INT32_MAX)))
+    bench.say(b"".join(regular.build_challenge(n, n) for n in (0, 5, channel.INT32_MAX)))
     numbers = [answer.heartbeat_response for answer in bench.wrote(ChallengeResponse)]
     assert numbers == [0, 5, channel.INT32_MAX]
     assert bench.wrote(ChallengeResponse)[0][1:] == ("healthy", "reboot", "")
@@ -141,7 +141,7 @@ def test_every_challenge_is_answered_those_that_piled_up_too():
 
 def test_half_lines_garbage_and_refusals_cost_only_themselves():
     bench = Bench().enabled()
-    text = channel.build_challenge(1, 1)
+    text = regular.build_challenge(1, 1)
     for data in (
         text[:20],
         text[20:],
@@ -222,14 +222,14 @@ def test_a_half_line_does_not_outlive_its_connection():
     bench.say(b'{"version":3,')
     bench.close()
     bench.open()
-    bench.say(channel.build_challenge(1, 1)[1:])
+    bench.say(regular.build_challenge(1, 1)[1:])
     assert names(bench.wrote(ChallengeResponse)) == "ChallengeResponse"
 
 
 # --- anything in any order -------------------------------------------------------------------------
 
 LINES = [
-    channel.build_challenge(1, 1), b"garbage\n", b'{"version":3', channel.RESYNC,
+    regular.build_challenge(1, 1), b"garbage\n", b'{"version":3', channel.RESYNC,
     channel.build(InitAck(0), 1), channel.build(InitAck(channel.INT32_MAX), 1), channel.build(InitAck(10), 1),
     channel.build(channel.ActionNotify(1, "stop", "revocable", 3000), 1),
     channel.build(channel.ActionNotify(1, "pause", "irrevocable", 0), 1),

@@ -17,7 +17,7 @@ from guest_process import FAST, GuestProcess, Host, write_script
 
 from guestmtce.guest.log import Log, printable, to_file
 from guestmtce.lab.cluster import wait_for
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ChallengeResponse, Exit, Init, InitAck
 
 HERE = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def test_a_host_that_does_not_read_does_not_keep_it_from_ending(start, host):
     host.link.settimeout(0.2)
     with pytest.raises(socket.timeout):
         while True:
-            host.link.sendall(channel.build_challenge(1, 1) * 1000)
+            host.link.sendall(regular.build_challenge(1, 1) * 1000)
             wait_for(lambda: not unread(host.link), "the guest reads on", 10)
             if "does not read" in process.log():
                 raise socket.timeout

@@ -11,7 +11,7 @@ from guest_process import GuestProcess, Host, write_script
 from test_guest_apps import EXAMPLE
 
 from guestmtce.lab.cluster import wait_for
-from guestmtce.wire import channel
+from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ActionResponse, ChallengeResponse, Init, InitAck
 
 HEARTBEATS = [pytest.param(2000, marks=pytest.mark.ci), pytest.param(100000, marks=pytest.mark.full)]
@@ -49,7 +49,7 @@ def introduce(host):
 def heartbeats(host, ident, numbers):
     """A challenge follows every answer; now and then there is a question."""
     for number in numbers:
-        host.link.sendall(channel.build_challenge(number, number))
+        host.link.sendall(regular.build_challenge(number, number))
         assert host.hear(ChallengeResponse).heartbeat_response == number
         if number % VOTE_EVERY == 0:
             host.say(channel.ActionNotify(ident, "stop", "revocable", 9000))
@@ -93,7 +93,7 @@ def test_many_hang_ups_leave_nothing_behind(host, tmp_path, count):
             before = Measured(client.popen.pid)
         host.link.close()
         host.accept()
-        host.link.sendall(channel.build_challenge(number, number))
+        host.link.sendall(regular.build_challenge(number, number))
         assert host.hear(ChallengeResponse).heartbeat_response == number
     after = Measured(client.popen.pid)
     client.stop()
