@@ -63,7 +63,8 @@ class Stage(Cluster):
 
     def __init__(self, plan: Plan) -> None:
         floor = min(plan.interval_ms, ServerSettings.pulse_period_ms)
-        settings = ["client.hbs_pulse_period=%d" % floor]
+        # Processes are killed by the dozen: they are not to rest.
+        settings = ["client.hbs_pulse_period=%d" % floor, "supervision.child_deaths_max=1000"]
         super().__init__(plan.guests, 1, plan.interval_ms, server_settings=settings)
         self.plan = plan
 
