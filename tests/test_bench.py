@@ -33,9 +33,14 @@ def folder():
 
 
 def running(arguments, folder):
-    environment = {**os.environ, "TMPDIR": folder}
+    """It can be interrupted even if we cannot, as in the background of a script."""
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        env={**os.environ, "TMPDIR": folder},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
