@@ -108,7 +108,7 @@ class VmCluster(Cluster):
         return data
 
     def beats(self, guest: Guest, count: int = 2, seconds: float = 10.0) -> float:
-        """Until the guest has sent so many answers more; the seconds that it took.
+        """Until the guest has sent as much as so many answers are; the seconds that it took.
 
         It is asked itself: what guestServer says of it may be what guestServer remembers.
         """

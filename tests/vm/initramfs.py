@@ -1,13 +1,16 @@
 """What a guest of the tests boots from: a Debian kernel and an initramfs with Python and guestClient in it.
 
 `scripts/setup-vm` has the files; here they become one cpio archive ("newc", as Linux unpacks it), together
-with the client from this checkout, its configuration and the two scripts that a test may replace.
+with the client, installed from this checkout as a user installs it, its configuration and the two scripts
+that a test may replace.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import tempfile
 from typing import Dict, Iterator, Tuple
 
 import guestmtce
@@ -15,7 +18,7 @@ import guestmtce
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(guestmtce.__file__)))
 PREPARED = os.path.join(REPOSITORY, ".vm")
 KERNEL = os.path.join(PREPARED, "vmlinuz")
-CLIENT = ("guestmtce/__init__.py", "guestmtce/wire/__init__.py", "guestmtce/wire/channel.py")
+INSTALL = os.path.join(REPOSITORY, "scripts", "guest", "install")
 MODULES = (
     "virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_console",
 )  # fmt: skip
@@ -39,7 +42,7 @@ while ! [ -e /dev/virtio-ports/cgcs.heartbeat -a -e /dev/virtio-ports/control ];
     usleep 20000
 done
 exec 3<>/dev/virtio-ports/control
-guestClient --foreground >/dev/console 2>&1 </dev/null 3>&- &
+OPTIONS="--log /dev/console" /etc/init.d/heartbeat_init start 3>&-
 echo "= ready $(cut -d ' ' -f 1 /proc/uptime)" >&3
 while :; do
     while read -r token line <&3; do
@@ -60,13 +63,6 @@ HEALTH_CHECK_INTERVAL=2
 HEALTH_CHECK_SCRIPT=%s
 EVENT_NOTIFICATION_SCRIPT=%s
 """ % (HEALTH_SCRIPT, EVENT_SCRIPT)
-# As pip makes it.
-GUEST_CLIENT = """#!/usr/bin/python3
-import sys
-from guestmtce.guest.main import main
-sys.exit(main())
-"""
-PACKAGES = "usr/lib/python3/dist-packages/"
 FINE = "#!/bin/sh\nexit 0\n"
 
 Entry = Tuple[str, int, int, bytes]  # path, mode, mtime, content
@@ -91,18 +87,9 @@ def _entry(path: str, name: str) -> Entry:
     return name, facts.st_mode, int(facts.st_mtime), content
 
 
-def _client() -> Iterator[str]:
-    """The paths, in this checkout, of what runs in the guest."""
-    yield from CLIENT
-    for name in sorted(os.listdir(os.path.join(REPOSITORY, "guestmtce", "guest"))):
-        if name.endswith(".py"):
-            yield "guestmtce/guest/" + name
-
-
 def _written() -> Dict[str, str]:
     return {
         "init": INIT % {"modules": " ".join(MODULES)},
-        "usr/bin/guestClient": GUEST_CLIENT,
         "etc/guest-client/heartbeat/guest_heartbeat.conf": CONFIGURATION,
         HEALTH_SCRIPT[1:]: FINE,
         EVENT_SCRIPT[1:]: FINE,
@@ -110,27 +97,29 @@ def _written() -> Dict[str, str]:
 
 
 def _entries() -> Iterator[Entry]:
+    for path, text in _written().items():
+        yield path, stat.S_IFREG | 0o755, 0, text.encode()
     yield from _tree(os.path.join(PREPARED, "root"))
     for module in MODULES:
         yield _entry(os.path.join(PREPARED, "modules", module + ".ko"), "modules/%s.ko" % module)
-    for path in _client():
-        yield _entry(os.path.join(REPOSITORY, path), PACKAGES + path)
-    for path, text in _written().items():
-        yield path, stat.S_IFREG | 0o755, 0, text.encode()
+    with tempfile.TemporaryDirectory() as installed:
+        subprocess.run([INSTALL, installed], check=True)
+        yield from _tree(installed)
 
 
-def _with_folders(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Every folder before what lies in it."""
+def _in_order(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Every folder before what lies in it, and of two entries with one path the first."""
     known = {""}
     for entry in entries:
-        parts = entry[0].split("/")[:-1]
-        for depth in range(1, len(parts) + 1):
+        parts = entry[0].split("/")
+        for depth in range(1, len(parts)):
             folder = "/".join(parts[:depth])
             if folder not in known:
                 known.add(folder)
                 yield folder, stat.S_IFDIR | 0o755, 0, b""
-        known.add(entry[0])
-        yield entry
+        if entry[0] not in known:
+            known.add(entry[0])
+            yield entry
 
 
 def _record(number: int, entry: Entry) -> bytes:
@@ -148,6 +137,6 @@ def _padded(data: bytes) -> bytes:
 def build(path: str) -> None:
     """Write the archive to `path`."""
     with open(path, "wb") as file:
-        for number, entry in enumerate(_with_folders(_entries()), 1):
+        for number, entry in enumerate(_in_order(_entries()), 1):
             file.write(_record(number, entry))
         file.write(_record(0, ("TRAILER!!!", 0, 0, b"")))
