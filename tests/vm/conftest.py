@@ -14,8 +14,11 @@ def _set_up(script):
     path = os.path.join(initramfs.REPOSITORY, "scripts", script)
     result = subprocess.run([path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
-        words = result.stdout.decode(errors="replace").strip()
-        pytest.fail(words) if os.environ.get("CI") == "true" else pytest.skip(words.split("\n")[-1])
+        _lack(result.stdout.decode(errors="replace").strip())
+
+
+def _lack(words):
+    pytest.fail(words) if os.environ.get("CI") == "true" else pytest.skip(words.split("\n")[-1])
 
 
 @pytest.fixture(scope="session")
@@ -27,4 +30,6 @@ def qemu():
 @pytest.fixture(scope="session")
 def libvirt(qemu):
     """A libvirtd that can be started."""
+    if os.geteuid() != 0:
+        _lack("a libvirtd of the test's own needs root")
     _set_up("setup-libvirt")

@@ -13,7 +13,7 @@ from guestmtce.lab.cluster import wait_for
 
 INTERVAL = 1.0  # s, of the guest's configuration
 LOSS = 3 * INTERVAL  # the last answer came up to one interval before, then two misses
-SLACK = 0.5  # s, for QEMU, two daemons and a busy machine
+SLACK = 1.0  # s, for QEMU, two daemons and a busy machine
 GRACE = 2.0  # s that a closed channel may take to come back
 PATIENCE = 5.0  # s without a challenge until a guest introduces itself again
 REASON = "a backup is running"
@@ -39,11 +39,10 @@ def test_a_machine_is_stopped_goes_on_is_reset_is_killed_and_made_anew(qemu, no_
         vm.resume()
         resumed = cloud.await_status(uuid, "enabled")
 
-        vm.reset()
-        cloud.await_status(uuid, "disabled")
+        vm.reset()  # it is lost unless it boots within two intervals
         rebooted = vm.await_boot()
+        reset = rebooted + cloud.beats(vm)
         cloud.await_status(uuid, "enabled")
-        reset = cloud.told_since(vm.started, "service", uuid)
         alarms = cloud.alarms()
         assert set(alarms) == {("failed", "reboot")}
 
@@ -79,7 +78,7 @@ def test_votes_and_notices_of_a_machine_and_a_pause(qemu, no_tracebacks):
         vm.script(EVENT_SCRIPT, "sleep 4")
         slow = cloud.ask("notify", uuid, "resize_begin")
         assert (slow["guest-response"], slow["reason"]) == ("proceed", "")
-        assert 4 <= slow["seconds"] < 4 + 2 * SLACK
+        assert 4 <= slow["seconds"] < 4 + SLACK
         vm.script(EVENT_SCRIPT, "sleep 60")
         endless = cloud.ask("notify", uuid, "resize_begin")
         assert endless["guest-response"] == "proceed"
