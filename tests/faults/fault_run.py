@@ -49,7 +49,7 @@ class Truth:
 
     def __init__(self) -> None:
         self.hung: Dict[str, List[Tuple[float, Optional[float]]]] = {}
-        self.back: Dict[str, List[float]] = {}  # when each was switched on
+        self.back: Dict[str, List[float]] = {}  # when each was switched on, or restarted
         self.gone: Set[str] = set()
         self.made: Dict[str, float] = {}  # when the VIM had deleted it, to make it anew
         self.troubled: List[Tuple[float, float]] = []  # when the VIM may have heard what it did not confirm
@@ -109,6 +109,7 @@ class Life:
         if self.beats(uuid):
             self.truth.note("restart " + uuid[-2:])
             self.host_of(uuid).guests.say(uuid, "restart")
+            self.truth.back.setdefault(uuid, []).append(time.monotonic())
 
     def go(self) -> None:
         """A machine ends, with or without its socket. If it hung, that may be told, and need not be."""
