@@ -196,13 +196,11 @@ class Guests:
         """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or UNBORN."""
         guest = self.table[uuid]
         log.log(logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s: %s%s", uuid, why, detail)
-        guest.running = False
-        self._questions.take_back(guest)
+        self._without_child(guest, now)
         if why == PEER_CLOSED:
             guest.owes_answer = False
             self.outbox.untell(guest, ILLNESS, "the guest is gone")
             self._questions.agree_all(guest, "the guest is gone", now)
-        self._schedule_stopped(guest, now)
         if why == DIED and self._dies_too_often(guest, now):
             self._retry(guest, now + self._settings.child_rest, now)
         elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
@@ -211,6 +209,11 @@ class Guests:
             guest.backoff = self._settings.reconnect_first
             self._retry(guest, now, now)
         self.outbox.save(guest)
+
+    def _without_child(self, guest: Guest, now: float) -> None:
+        guest.running = False
+        self._questions.take_back(guest)
+        self._schedule_stopped(guest, now)
 
     def _dies_too_often(self, guest: Guest, now: float) -> bool:
         """Whether its children are to rest: forking them without end would cost the other guests."""
@@ -292,9 +295,7 @@ class Guests:
         Then it may have had none for the guest either. It gets a new connection, and its patience to answer.
         """
         log.warning("%s: heartbeat lost on a host that is overloaded: asking once more", guest.uuid)
-        guest.running = False
-        self._questions.take_back(guest)
-        self._schedule_stopped(guest, now)
+        self._without_child(guest, now)
         self.outbox.add(Drop(guest.uuid))
         self._retry(guest, now, now)
 

@@ -43,7 +43,6 @@ class Master(program.Service[ServerSettings]):
         self._store: Optional[Store] = None
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
-        self._liveness = Liveness(loop, self._children_pids, self._guests.child_patience, self._child_stuck)
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
@@ -52,6 +51,7 @@ class Master(program.Service[ServerSettings]):
         self._children = Children(
             loop, settings.session(), identity, settings.spawn_timeout, handlers, own_uids
         )
+        self._liveness = Liveness(loop, self._children.pids, self._guests.child_patience, self._child_stuck)
         self._child_user = _user_text(settings, identity)
 
     # --- life --------------------------------------------------------------------------------------
@@ -136,9 +136,6 @@ class Master(program.Service[ServerSettings]):
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
         self._guests.child_ended(uuid, why, detail, time.monotonic())
         self._carry_out()
-
-    def _children_pids(self) -> Dict[str, int]:
-        return self._children.pids()
 
     def _child_stuck(self, uuid: str) -> None:
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
