@@ -24,7 +24,9 @@ RUN_WAIT = 240.0  # s for one command, of which apt's are the longest
 POLL = 0.05  # s
 GROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 CLONE_NEWNET = 0x40000000
-# What a unit is while its host starts or has started; degraded: some unit of the tree's has failed.
+# Else nspawn forbids them; what it forbids by itself no unit can allow.
+CONFINING = "landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+# What a system is that has started; degraded: some unit of the tree's has failed.
 UP = ("running", "degraded")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +60,7 @@ class Tree:
         began = time.monotonic()
         self._make_groups()
         words = ["systemd-nspawn", "--quiet", "-D", self.root, "--boot", "--register=no", "--keep-unit"]
-        words += ["--console=pipe", "--private-network"]
+        words += ["--console=pipe", "--private-network", "--system-call-filter=" + CONFINING]
         with open(os.path.join(self.folder, "console"), "ab") as console:
             self.nspawn = subprocess.Popen(
                 words,
@@ -160,7 +162,12 @@ class Tree:
         enter += ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
         enter += ["DEBIAN_FRONTEND=noninteractive", "sh", "-c", command]
         done = subprocess.run(
-            enter, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
+            enter,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            start_new_session=True,
         )
         said = done.stdout.decode("utf-8", "replace")
         if status is not None and done.returncode != status:

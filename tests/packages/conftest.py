@@ -1,0 +1,107 @@
+"""What the tests of the packages need, got by the scripts that install or build it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from installed import Installed
+from tree import Tree
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+NEXT = "9.0.0"  # a version to upgrade to
+
+
+def _script(*words):
+    """Run a script of the checkout: what it prints. What it lacks is a failure in CI, else a reason to skip."""
+    path = os.path.join(REPOSITORY, "scripts", words[0])
+    result = subprocess.run([path, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if result.returncode:
+        _lack(result.stderr.decode(errors="replace").strip())
+    return result.stdout.decode()
+
+
+def _lack(words):
+    pytest.fail(words) if os.environ.get("CI") == "true" else pytest.skip(words.split("\n")[-1])
+
+
+@pytest.fixture(scope="session")
+def version():
+    """That of the checkout."""
+    text = open(os.path.join(REPOSITORY, "guestmtce", "__init__.py"), encoding="utf-8").read()
+    return text.split('__version__ = "')[1].split('"')[0]
+
+
+@pytest.fixture(scope="session")
+def debs(version):
+    """The folder with the Debian packages of two versions, built afresh."""
+    _script("setup-packages", "deb")
+    for one in (version, NEXT):
+        _script("build-deb", one)
+    return os.path.join(REPOSITORY, "dist")
+
+
+@pytest.fixture(scope="session")
+def rpms(version):
+    """The folder with the RPMs, built afresh."""
+    _script("setup-packages", "rpm")
+    _script("build-rpm")
+    return os.path.join(REPOSITORY, "dist")
+
+
+def _base(suite):
+    if os.geteuid() != 0:
+        _lack("a tree is booted by root only")
+    _script("setup-packages", "boot")
+    return _script("setup-tree", suite).strip()
+
+
+@pytest.fixture(scope="session")
+def bookworm():
+    """The folder of a Debian 12 tree that is not to be changed."""
+    return _base("bookworm")
+
+
+SUITES = [
+    pytest.param("bookworm", marks=pytest.mark.ci),
+    pytest.param("trixie", marks=pytest.mark.full),
+    pytest.param("bullseye", marks=pytest.mark.full),
+]
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def place(request, debs, version):
+    """Our packages in a booted tree of each suite, with a cloud around them, for the tests of a file in turn."""
+    base = _base(request.param)
+    with Tree(base) as tree:
+        tree.boot()
+        installed = Installed(tree)
+        try:
+            installed.offer(debs, version)
+            installed.apt("install mtce-guest-server mtce-guest-agent mtce-guest-client")
+            yield installed
+        finally:
+            installed.close_cloud()
+
+
+@pytest.fixture
+def cloud(place):
+    """The same with guestAgent started and all guests heartbeating; no alarm was raised so far."""
+    if place.guests is None:
+        place.open_cloud()
+    place.tree.run("systemctl start guestServer guestAgent")
+    place.provision()
+    place.vim.record.clear()
+    return place
+
+
+@pytest.fixture
+def scratch():
+    """A folder that has gone afterwards."""
+    import tempfile
+
+    folder = tempfile.mkdtemp()
+    yield folder
+    shutil.rmtree(folder)

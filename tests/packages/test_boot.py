@@ -1,0 +1,152 @@
+"""The Debian packages on a system that boots: installed, started, watched, stopped, rotated, upgraded, removed.
+
+The tests of this file are one story for each suite, in this order.
+"""
+
+from __future__ import annotations
+
+import time
+
+from conftest import NEXT
+from installed import WAIT, spread
+from tree import POLL
+
+from guestmtce.lab.cluster import wait_for
+
+TERM_LIMIT = 2.0  # s
+UPGRADE_LIMIT = 2.0  # s without heartbeats beyond the interval between two
+INTERVAL = 1.0  # s
+STATUS_OF_STOPPED = 3
+STATUS_OF_DEAD = 1
+
+
+def test_guest_server_runs_at_once_and_after_a_reboot_and_guest_agent_when_it_is_told_to(place):
+    server, agent, tree = place.server, place.agent, place.tree
+    for booted in (0.0, None):
+        if booted is None:
+            booted = tree.reboot()
+        wait_for(lambda: server.is_active() == "active", "guestServer is active", WAIT, POLL)
+        assert server.is_enabled() == "enabled"
+        assert server.found() == [server.pid]
+        assert (agent.is_enabled(), agent.is_active(), agent.found()) == ("disabled", "inactive", [])
+    tree.run("systemctl start guestAgent")
+    assert agent.found() == [agent.pid]
+    assert agent.is_active() == "active"
+    print("\nbooted in %.1f s" % booted)
+
+
+def test_guests_heartbeat_and_one_that_hangs_is_reported(cloud):
+    uuid = cloud.uuids[0]
+    children = ["guestServer: " + one for one in cloud.uuids]
+    assert cloud.server.titles() == ["guestServer", *children, "guestServer: spawner"]
+    assert cloud.server.found() == [cloud.server.pid]
+    confined = cloud.server.health()["confinement"]
+    assert confined == "confinement user nobody landlock yes seccomp yes rlimits yes oom yes"
+    cloud.await_beats()
+    assert cloud.alarms() == []
+    cloud.guests.say(1, "hang")
+    began = time.monotonic()
+    wait_for(cloud.alarms, "the alarm", WAIT, POLL)
+    print("\nalarm after %.2f s" % (time.monotonic() - began))
+    assert {event["body"]["uuid"] for event in cloud.alarms()} == {uuid}
+    cloud.guests.say(1, "healthy")
+    cloud.await_heartbeats()
+
+
+def test_the_words_of_service_and_systemctl(cloud):
+    server, agent, tree = cloud.server, cloud.agent, cloud.tree
+    for daemon in (server, agent):
+        assert tree.status("service %s status" % daemon.name) == 0
+        assert tree.status("/etc/init.d/%s status" % daemon.name) == 0
+        pid = daemon.pid
+        tree.run("systemctl reload " + daemon.name)
+        wait_for(
+            lambda one=daemon: "reloaded" in tree.read("/var/log/%s.log" % one.name), "reloaded", WAIT, POLL
+        )
+        assert daemon.pid == pid
+        tree.run("/etc/init.d/%s restart" % daemon.name)
+        assert (daemon.found(), daemon.is_active()) == ([daemon.pid], "active")
+        assert daemon.pid != pid
+        began = time.monotonic()
+        daemon.signal("TERM")
+        wait_for(lambda one=daemon: one.is_active() == "inactive", "it has ended", TERM_LIMIT, POLL)
+        print("\n%s ended %.2f s after TERM" % (daemon.name, time.monotonic() - began))
+        assert (daemon.titles(), daemon.pid) == ([], 0)
+        assert tree.status("service %s status" % daemon.name) == STATUS_OF_STOPPED
+        assert tree.status("/etc/init.d/%s status" % daemon.name) == STATUS_OF_STOPPED
+        assert tree.status("/etc/init.d/%s condrestart" % daemon.name) == 0
+        assert daemon.found() == []
+        tree.run("/etc/init.d/%s start" % daemon.name)
+        assert (daemon.found(), daemon.is_active()) == ([daemon.pid], "active")
+
+
+def test_a_killed_main_takes_its_children_along_and_is_restarted(cloud):
+    server, agent, tree = cloud.server, cloud.agent, cloud.tree
+    with cloud.silences() as silences:
+        server.signal("KILL")
+        wait_for(lambda: server.titles() == [], "its children are gone", 1, POLL)
+        assert tree.status("/etc/init.d/guestServer status") == STATUS_OF_DEAD
+        assert server.is_active() == "failed"
+        tree.run("systemctl restart guestServer")
+        assert server.found() == [server.pid]
+        cloud.await_beats()
+    assert cloud.alarms() == []
+    agent.signal("KILL")
+    wait_for(lambda: agent.titles() == [], "it is gone", 1, POLL)
+    tree.run("systemctl restart guestAgent")
+    cloud.await_heartbeats()
+    assert cloud.alarms() == []
+    print("\nno answers for %s" % spread(silences))
+
+
+def test_a_second_start_leaves_the_first_alone(cloud):
+    pid = cloud.server.pid
+    said = cloud.tree.run("/usr/local/bin/guestServer")
+    assert said.strip() == "guestServer is already running, pid %d" % pid
+    assert cloud.server.found() == [pid]
+
+
+def test_logs_rotate_and_go_on(cloud):
+    tree = cloud.tree
+    for daemon in (cloud.server, cloud.agent):
+        log = "/var/log/%s.log" % daemon.name
+        assert daemon.name + ": INFO " in tree.read(log)
+        tree.run("logrotate -f /etc/logrotate.d/" + daemon.name)
+        assert daemon.name + ": INFO " in tree.read(log + ".1")
+        daemon.signal("HUP")
+        wait_for(lambda one=log: "reloaded" in tree.read(one), "the new log is written to", WAIT, POLL)
+        assert tree.run("stat -c '%a %U %G' " + log).strip() == "640 root root"
+
+
+def test_an_upgrade_costs_no_alarm_and_a_downgrade_works(cloud, debs, version):
+    tree, changed = cloud.tree, "/etc/mtc/guestServer.ini"
+    tree.write(changed, tree.read(changed).replace("debug_level = 0", "debug_level = 1"))
+    pids = cloud.server.pid, cloud.agent.pid
+    cloud.offer(debs, NEXT)
+    with cloud.silences() as silences:
+        cloud.apt("install mtce-guest-server mtce-guest-agent mtce-guest-client")
+        cloud.await_beats()
+    assert (cloud.server.pid != pids[0], cloud.agent.pid != pids[1]) == (True, True)
+    assert tree.run("dpkg-query -W -f '${Version}' mtce-guest-server") == NEXT
+    assert max(silences) < UPGRADE_LIMIT + INTERVAL
+    cloud.await_heartbeats()
+    assert cloud.alarms() == []
+    assert "debug_level = 1" in tree.read(changed)
+    print("\nno answers for %s during the upgrade" % spread(silences))
+
+    names = ["python3-guestmtce", "mtce-guest-server", "mtce-guest-agent", "mtce-guest-client"]
+    cloud.apt("install --allow-downgrades " + " ".join("%s=%s" % (name, version) for name in names))
+    assert tree.run("dpkg-query -W -f '${Version}' mtce-guest-server") == version
+    cloud.await_beats()
+    assert cloud.alarms() == []
+    assert "debug_level = 1" in tree.read(changed)
+
+
+def test_removed_and_purged_nothing_is_left(cloud):
+    cloud.server.dump("guest")
+    cloud.apt("remove mtce-guest-server mtce-guest-agent mtce-guest-client python3-guestmtce")
+    assert cloud.server.titles() + cloud.agent.titles() == []
+    assert cloud.tree.exists("/etc/mtc/guestServer.ini")
+    assert cloud.tree.status("/etc/init.d/guestServer stop") == 0
+    cloud.apt("purge mtce-guest-server mtce-guest-agent mtce-guest-client python3-guestmtce")
+    assert cloud.of_packages() == []
