@@ -15,7 +15,7 @@ NEXT = "9.0.0"  # a version to upgrade to
 
 
 def _script(*words):
-    """Run a script of the checkout: what it prints. What it lacks is a failure in CI, else a reason to skip."""
+    """What a script of the checkout prints. What it lacks is a failure in CI, else a reason to skip."""
     path = os.path.join(REPOSITORY, "scripts", words[0])
     result = subprocess.run([path, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if result.returncode:
@@ -73,7 +73,7 @@ SUITES = [
 
 @pytest.fixture(scope="module", params=SUITES)
 def place(request, debs, version):
-    """Our packages in a booted tree of each suite, with a cloud around them, for the tests of a file in turn."""
+    """Our packages in a booted tree of each suite, for the tests of a file in turn."""
     base = _base(request.param)
     with Tree(base) as tree:
         tree.boot()
