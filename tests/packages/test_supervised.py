@@ -1,0 +1,138 @@
+"""The installed daemons under who watches them: the process monitor, the resource agent, systemd."""
+
+from __future__ import annotations
+
+import re
+import time
+from xml.dom import minidom
+
+import pytest
+from installed import WAIT, spread
+from pmon import Monitor, elapsed
+from tree import POLL
+
+from guestmtce.lab.cluster import wait_for
+
+CONF = "/usr/share/starlingx/pmon.d/guestServer.conf"
+OCF = "/usr/lib/ocf/resource.d/platform/guestAgent"
+SUCCESS, GENERIC, UNIMPLEMENTED, NOT_INSTALLED, NOT_RUNNING = 0, 1, 3, 5, 7
+ACTION_LIMIT = 10.0  # s that the service manager gives an action
+# An exposure below this is what systemd itself calls OK.
+EXPOSURE_LIMIT = 4.9
+
+
+def test_pmon_finds_a_dead_guest_server_and_restarts_it(cloud):
+    monitor = Monitor(cloud.tree, CONF)
+    assert monitor.conf["mode"] == "passive"
+    monitor.step()
+    assert (monitor.restarts, monitor.pid()) == (0, cloud.server.pid)
+    with cloud.silences() as silences:
+        cloud.server.signal("KILL")
+        wait_for(lambda: not monitor.lives(), "it is dead", 1, POLL)
+        took = elapsed(monitor.step)
+        cloud.await_beats()
+    assert monitor.restarts == 1
+    assert cloud.server.found() == [monitor.pid()]
+    assert cloud.alarms() == []
+    print("\npmon restarted it in %.2f s; no answers for %s" % (took, spread(silences)))
+
+
+def test_pmon_in_active_mode_is_answered_and_misses_a_main_loop_that_stands_still(cloud):
+    tree, ini = cloud.tree, "/etc/mtc/guestServer.ini"
+    if "[pmon]" not in tree.read(ini):
+        pytest.skip("this guestServer has no active mode")
+    example = dict(re.findall(r"(?m)^;(\w+) *= *(\w+)", tree.read(CONF)))
+    assert example["mode"] == "active"
+    before = tree.read(ini)
+    tree.write(ini, re.sub(r"(?m)^port = \w+", "port = " + example["port"], before))
+    tree.run("systemctl restart guestServer")
+    monitor, port = Monitor(tree, CONF), int(example["port"])
+    assert all(monitor.pulse(port, float(example["timeout"])) for _ in range(3))
+    cloud.server.signal("STOP")
+    assert not monitor.pulse(port, 1)
+    cloud.server.signal("CONT")
+    tree.write(ini, before)
+    tree.run("systemctl restart guestServer")
+    cloud.await_beats()
+
+
+def test_the_resource_agent_takes_guest_agent_through_its_life(cloud):
+    tree, agent = cloud.tree, cloud.agent
+    tree.run("systemctl stop guestAgent")
+    status = lambda word: tree.status("OCF_ROOT=/usr/lib/ocf %s %s" % (OCF, word))  # noqa: E731
+    described = minidom.parseString(tree.run(OCF + " meta-data"))
+    actions = {node.getAttribute("name") for node in described.getElementsByTagName("action")}
+    assert actions == {"start", "stop", "monitor", "status", "validate-all", "meta-data"}
+    assert [status(word) for word in ("validate-all", "monitor", "stop", "nonsense")] == [
+        SUCCESS, NOT_RUNNING, SUCCESS, UNIMPLEMENTED,
+    ]  # fmt: skip
+
+    took = elapsed(lambda: tree.run(OCF + " start"))
+    assert took < ACTION_LIMIT
+    assert agent.found() == [agent.pid]
+    pid = agent.pid
+    assert [status(word) for word in ("start", "monitor", "status")] == [SUCCESS] * 3
+    assert agent.pid == pid
+    cloud.await_heartbeats()
+
+    agent.signal("STOP")
+    hung = elapsed(lambda: tree.run(OCF + " monitor", status=GENERIC))
+    stopped = elapsed(lambda: tree.run(OCF + " stop"))  # INT, INT, INT, KILL
+    assert (agent.found(), agent.pid) == ([], 0)
+    assert status("monitor") == NOT_RUNNING
+    tree.run(OCF + " start")
+    at_once = elapsed(lambda: tree.run(OCF + " stop"))
+    assert at_once < 2
+    assert agent.found() == []
+    tree.run("mv /usr/local/bin/guestAgent /usr/local/bin/guestAgent.away")
+    assert [status(word) for word in ("validate-all", "start")] == [NOT_INSTALLED] * 2
+    tree.run("mv /usr/local/bin/guestAgent.away /usr/local/bin/guestAgent")
+    print("\nstart %.1f s, stop %.1f s; hung: monitor says so after %.1f s, stop takes %.1f s"
+          % (took, at_once, hung, stopped))  # fmt: skip
+
+
+def test_the_resource_agent_lets_a_stranger_live(cloud):
+    tree = cloud.tree
+    tree.run("systemctl stop guestAgent")
+    tree.run("(exec sleep 300) >/dev/null 2>&1 </dev/null & echo $! >/run/guestAgent.pid")
+    pid = cloud.agent.pid
+    assert tree.status(OCF + " monitor") == NOT_RUNNING
+    assert tree.status("/etc/init.d/guestAgent status") == 1  # dead, and its pid file is there
+    assert tree.status("/etc/init.d/guestAgent reload") == NOT_RUNNING
+    tree.run(OCF + " stop")
+    assert tree.status("kill -0 %d" % pid) == 0
+    tree.run("kill %d" % pid)
+    tree.run("systemctl start guestAgent")
+    assert cloud.agent.found() == [cloud.agent.pid]
+
+
+@pytest.mark.parametrize("name", ["guestServer", "guestAgent"])
+def test_the_units_are_sound_and_hardened(place, name):
+    said = place.tree.run("systemd-analyze verify %s.service 2>&1" % name, status=None)
+    assert [line for line in said.splitlines() if name in line] == []
+    exposed = place.tree.run("systemd-analyze security %s.service" % name).splitlines()[-1]
+    figure = float(re.findall(r"\d+\.\d+", exposed)[0])
+    assert figure < EXPOSURE_LIMIT
+    print("\n" + exposed)
+
+
+def test_systemd_itself_waits_for_the_daemons_and_notices_one_that_stands_still(cloud):
+    tree = cloud.tree
+    source = "/usr/lib/python3/dist-packages/guestmtce/daemon"
+    if tree.status("grep -rq NOTIFY_SOCKET " + source):
+        pytest.skip("these daemons do not speak to systemd")
+    for daemon in (cloud.server, cloud.agent):
+        name = daemon.name
+        folder = "/etc/systemd/system/%s.service.d" % name
+        tree.run("mkdir -p %s && cp /usr/share/guestmtce/%s.notify.conf %s/" % (folder, name, folder))
+        tree.run("sed -i 's/^WatchdogSec=.*/WatchdogSec=3/' %s/%s.notify.conf" % (folder, name))
+        tree.run("systemctl daemon-reload && systemctl restart " + name)
+        assert daemon.found() == [daemon.pid]
+        time.sleep(4)  # s, beyond the watchdog's time
+        pid = daemon.pid
+        assert tree.run("systemctl show --value -p NRestarts " + name).strip() == "0"
+        daemon.signal("STOP")
+        wait_for(lambda one=daemon, old=pid: one.pid not in (0, old), "it was replaced", WAIT, POLL)
+        wait_for(lambda one=daemon: one.is_active() == "active", "it serves", WAIT, POLL)
+        tree.run("rm -r %s && systemctl daemon-reload && systemctl restart %s" % (folder, name))
+    cloud.await_beats()
