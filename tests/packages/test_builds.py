@@ -1,0 +1,121 @@
+"""The packages as files: what is in them with which modes, and what the linters say."""
+
+from __future__ import annotations
+
+import glob
+import os
+import subprocess
+
+import pytest
+from conftest import REPOSITORY
+
+PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
+DEPENDENCIES = {"cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"}
+
+
+def daemon_files(name, units):
+    """What every daemon's package brings: path → mode."""
+    return {
+        "/usr/local/bin/" + name: PRIVATE,
+        "/etc/init.d/" + name: PRIVATE,
+        "/etc/mtc/%s.ini" % name: PLAIN,
+        "/etc/mtc/tmp": "drwxr-xr-x",
+        "/etc/logrotate.d/" + name: PLAIN,
+        "/usr/share/guestmtce/%s.notify.conf" % name: PLAIN,
+        "%s/%s.service" % (units, name): PLAIN,
+    }
+
+
+def wanted(units, pmon, modules):
+    """Package → path → mode: the paths that others rely on."""
+    shared = {
+        modules + "/guestmtce/%s/__init__.py" % part: PLAIN for part in ("daemon", "wire", "server", "agent")
+    }
+    return {
+        "mtce-guest-server": {**daemon_files("guestServer", units), pmon + "/guestServer.conf": PLAIN},
+        "mtce-guest-agent": {
+            **daemon_files("guestAgent", units),
+            "/usr/lib/ocf/resource.d/platform/guestAgent": PROGRAM,
+        },
+        "mtce-guest-client": {
+            "/usr/local/bin/guestClient": PROGRAM,
+            "/usr/local/lib/guest-client/guestmtce/guest/main.py": PLAIN,
+            "/usr/local/lib/guest-client/guestmtce/wire/channel.py": PLAIN,
+            "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
+            "/etc/init.d/heartbeat_init": PROGRAM,
+            units + "/guestClient.service": PLAIN,
+        },
+        "python3-guestmtce": {**shared, "/usr/share/guestmtce/daemon-functions": PLAIN},
+    }
+
+
+def _said(*words):
+    return subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.decode()
+
+
+def _deb_files(package):
+    rows = [line.split() for line in _said("dpkg-deb", "-c", package).splitlines()]
+    assert {row[1] for row in rows} == {"root/root"}
+    return {row[5].rstrip("/")[1:]: row[0] for row in rows}
+
+
+def _rpm_files(package):
+    form = "[%{FILEMODES:perms} %{FILENAMES} %{FILEUSERNAME}/%{FILEGROUPNAME}\n]"
+    rows = [line.split() for line in _said("rpm", "-qp", "--queryformat", form, package).splitlines()]
+    assert {row[2] for row in rows} == {"root/root"}
+    return {row[1]: row[0] for row in rows}
+
+
+def _check(files, expected):
+    assert {path: files.get(path) for path in expected} == expected
+    assert [path for path in files if "/lab" in path or "__pycache__" in path or "cli.py" in path] == []
+
+
+@pytest.mark.ci
+def test_the_debian_packages_hold_every_file_in_its_place(debs, version):
+    packages = wanted("/lib/systemd/system", "/usr/share/starlingx/pmon.d", "/usr/lib/python3/dist-packages")
+    for name, expected in packages.items():
+        _check(_deb_files("%s/%s_%s_all.deb" % (debs, name, version)), expected)
+
+
+@pytest.mark.ci
+def test_the_debian_packages_need_what_every_debian_has(debs, version):
+    def field(package, name):
+        return _said("dpkg-deb", "-f", "%s/%s_%s_all.deb" % (debs, package, version), name)
+
+    needed = {one.split()[0].strip() for one in field("python3-guestmtce", "Depends").split(",")}
+    assert needed - {"python3", "python3:any"} == {"python3-" + name for name in DEPENDENCIES}
+    client = {one.split()[0].strip() for one in field("mtce-guest-client", "Depends").split(",")}
+    assert client <= {"python3", "python3:any"}
+
+
+@pytest.mark.ci
+def test_lintian_finds_nothing_that_is_not_explained(debs, version):
+    changes = glob.glob("%s/mtce-guest_%s_*.changes" % (debs, version))
+    words = ["lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", *changes]
+    found = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert (found.returncode, found.stdout.decode()) == (0, "")
+
+
+@pytest.mark.ci
+def test_the_checkout_stays_clean(debs, rpms):
+    changed = _said(
+        "git", "-C", REPOSITORY, "status", "--porcelain", "--ignored=no", "deb_folder", "rpm", "scripts"
+    )
+    assert [line for line in changed.splitlines() if line.startswith("??")] == []
+    assert not os.path.exists(os.path.join(REPOSITORY, "debian"))
+
+
+@pytest.mark.ci
+def test_the_rpms_hold_every_file_in_its_place(rpms, version):
+    packages = wanted("/usr/lib/systemd/system", "/etc/pmon.d", "/usr/lib/python3.9/site-packages")
+    for name, expected in packages.items():
+        _check(_rpm_files("%s/%s-%s-1.noarch.rpm" % (rpms, name, version)), expected)
+
+
+@pytest.mark.ci
+def test_rpmlint_finds_nothing_that_is_not_explained(rpms, version):
+    reasons, spec = (os.path.join(REPOSITORY, "rpm", one) for one in ("rpmlint.toml", "mtce-guest.spec"))
+    packages = glob.glob("%s/*-%s-1.noarch.rpm" % (rpms, version))
+    found = subprocess.run(["rpmlint", "-c", reasons, spec, *packages], stdout=subprocess.PIPE)
+    assert " 0 errors, 0 warnings" in found.stdout.decode()

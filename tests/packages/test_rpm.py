@@ -1,0 +1,65 @@
+"""The RPMs in a tree: installed by rpm itself, their scriptlets run, both programs started."""
+
+from __future__ import annotations
+
+import glob
+import subprocess
+
+import pytest
+from installed import WAIT, Installed
+from tree import POLL, Tree
+
+from guestmtce.lab.cluster import wait_for
+
+SITE = "/usr/lib/python3.9/site-packages"
+DEPENDENCIES = "cherrypy3 psutil pyinotify requests setproctitle"
+
+
+def _scriptlet(package, name):
+    said = subprocess.run(
+        ["rpm", "-qp", "--queryformat", "%%{%s}" % name, package], stdout=subprocess.PIPE, check=True
+    )
+    return said.stdout.decode()
+
+
+def _run_scriptlet(tree, package, name, argument):
+    """As rpm would in the running tree: `argument` is how many of the package will be installed."""
+    tree.write("/root/scriptlet", _scriptlet(package, name))
+    tree.run("sh -e /root/scriptlet %d" % argument)
+
+
+@pytest.mark.ci
+def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
+    packages = glob.glob("%s/*-%s-1.noarch.rpm" % (rpms, version))
+    assert len(packages) == 4
+    server, agent = ("%s/mtce-guest-%s-%s-1.noarch.rpm" % (rpms, one, version) for one in ("server", "agent"))
+    with Tree(bookworm) as tree:
+        installed = Installed(tree)
+        tree.write("/usr/lib/python3/dist-packages/el.pth", SITE + "\n")  # EL's Python looks there by itself
+        subprocess.run(["rpm", "--root", tree.root, "--nodeps", "-i", *packages], check=True)
+        tree.boot()
+        tree.run("apt-get -q -y install " + " ".join("python3-" + one for one in DEPENDENCIES.split()))
+        assert installed.server.is_enabled() == "disabled"  # there was no systemd to ask when rpm ran
+
+        _run_scriptlet(tree, server, "POSTIN", 1)
+        assert installed.server.is_enabled() == "enabled"
+        wait_for(lambda: installed.server.is_active() == "active", "guestServer runs", WAIT, POLL)
+        assert installed.server.found() == [installed.server.pid]
+        assert installed.agent.is_enabled() == "disabled"
+        tree.run("systemctl start guestAgent")
+        assert installed.agent.found() == [installed.agent.pid]
+        installed.open_cloud()
+        try:
+            installed.provision()
+        finally:
+            installed.close_cloud()
+
+        pids = installed.server.pid, installed.agent.pid
+        _run_scriptlet(tree, server, "POSTUN", 1)
+        _run_scriptlet(tree, agent, "POSTUN", 1)
+        assert (installed.server.pid, installed.agent.pid) != pids
+        for daemon, package in ((installed.server, server), (installed.agent, agent)):
+            _run_scriptlet(tree, package, "PREUN", 0)
+            assert (daemon.titles(), daemon.is_enabled()) == ([], "disabled")
+            _run_scriptlet(tree, package, "POSTUN", 0)
+        assert tree.run("ls -d /run/guest* /var/log/guest*.dump 2>/dev/null || true").split() == []
