@@ -28,6 +28,9 @@ def test_guest_server_runs_at_once_and_after_a_reboot_and_guest_agent_when_it_is
         assert server.is_enabled() == "enabled"
         assert server.found() == [server.pid]
         assert (agent.is_enabled(), agent.is_active(), agent.found()) == ("disabled", "inactive", [])
+    for word, then in (("enable", "enabled"), ("disable", "disabled")):
+        tree.run("systemctl %s guestAgent" % word)
+        assert agent.is_enabled() == then
     tree.run("systemctl start guestAgent")
     assert agent.found() == [agent.pid]
     assert agent.is_active() == "active"

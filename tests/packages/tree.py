@@ -138,7 +138,11 @@ class Tree:
     # --- looking and doing -------------------------------------------------------------------------
 
     def path(self, path: str) -> str:
-        """Where a file of the tree is for us; its /run is in its own memory while it runs."""
+        """Where a file of the tree is for us; its /run is in its own memory while it runs.
+
+        /var/run is a link, which would lead us to our own.
+        """
+        path = path[len("/var") :] if path.startswith("/var/run/") else path
         root = "/proc/%d/root" % self.leader if self.nspawn is not None else self.root
         return root + path
 
