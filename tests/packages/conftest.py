@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 
 import pytest
-from installed import Installed
-from tree import Tree
-
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-NEXT = "9.0.0"  # a version to upgrade to
+from installed import NEXT, Installed
+from tree import REPOSITORY, Tree
 
 
 def _script(*words):
@@ -95,13 +91,3 @@ def cloud(place):
     place.provision()
     place.vim.record.clear()
     return place
-
-
-@pytest.fixture
-def scratch():
-    """A folder that has gone afterwards."""
-    import tempfile
-
-    folder = tempfile.mkdtemp()
-    yield folder
-    shutil.rmtree(folder)

@@ -19,8 +19,9 @@ from guestmtce.lab.mtcagent import MtcAgent
 from guestmtce.lab.vim import Client, Vim
 from guestmtce.wire.datagram import HostRecord
 
+NEXT = "9.0.0"  # a version to upgrade to
 CHANNELS = "/var/lib/libvirt/qemu"
-REPOSITORY = "/srv/packages"
+OFFERED = "/srv/packages"
 SOURCE = "sources.list.d/local.list"
 HOST = HostRecord("compute-0", host_uuid(0), "127.0.0.1")
 LOOPBACK = "127.0.0.1"
@@ -110,8 +111,8 @@ class Installed:
         with open(os.path.join(offered, "Packages"), "wb") as index:
             words = ["dpkg-scanpackages", "--multiversion", "."]
             subprocess.run(words, cwd=offered, stdout=index, stderr=subprocess.DEVNULL, check=True)
-        shutil.copytree(offered, self.tree.path(REPOSITORY), dirs_exist_ok=True)
-        self.tree.write("/etc/apt/" + SOURCE, "deb [trusted=yes] file:%s ./\n" % REPOSITORY)
+        shutil.copytree(offered, self.tree.path(OFFERED), dirs_exist_ok=True)
+        self.tree.write("/etc/apt/" + SOURCE, "deb [trusted=yes] file:%s ./\n" % OFFERED)
         only = "-o Dir::Etc::sourcelist=%s -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0" % SOURCE
         self.tree.run("apt-get -q update " + only)
 
@@ -125,7 +126,7 @@ class Installed:
         names += " -o -name guest-client -o -name heartbeat_init -o -path /etc/mtc -o -name 'mtce-guest*'"
         known = (
             "-path /proc -o -path /sys -o -path %s -o -path /etc/rsyslog.d -o -path /var/log/journal"
-            % REPOSITORY
+            % OFFERED
         )
         known += " -o -path /var/lib/apt -o -path /var/cache/apt"
         return self.tree.run("find / \\( %s \\) -prune -o \\( %s \\) -print" % (known, names)).split()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 
-from conftest import NEXT
-from installed import WAIT, spread
+from installed import NEXT, WAIT, spread
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for

@@ -7,7 +7,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import REPOSITORY
+from tree import REPOSITORY
 
 PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
 DEPENDENCIES = {"cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"}

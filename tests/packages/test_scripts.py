@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import REPOSITORY
+from tree import REPOSITORY
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon import config

@@ -18,6 +18,7 @@ import psutil
 
 from guestmtce.lab.cluster import wait_for
 
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BOOT_WAIT = 60.0  # s
 STOP_WAIT = 30.0  # s
 RUN_WAIT = 240.0  # s for one command, of which apt's are the longest
