@@ -31,20 +31,20 @@ def version():
 
 
 @pytest.fixture(scope="session")
-def debs(version):
-    """The folder with the Debian packages of two versions, built afresh."""
-    _script("setup-packages", "deb")
+def debs(version, tmp_path_factory):
+    """A folder with the Debian packages of two versions, built afresh."""
+    folder = str(tmp_path_factory.mktemp("debs"))
     for one in (version, NEXT):
-        _script("build-deb", one)
-    return os.path.join(REPOSITORY, "dist")
+        _script("build-deb", one, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def rpms(version):
-    """The folder with the RPMs, built afresh."""
-    _script("setup-packages", "rpm")
-    _script("build-rpm")
-    return os.path.join(REPOSITORY, "dist")
+def rpms(version, tmp_path_factory):
+    """A folder with the RPMs, built afresh."""
+    folder = str(tmp_path_factory.mktemp("rpms"))
+    _script("build-rpm", version, folder)
+    return folder
 
 
 def _base(suite):

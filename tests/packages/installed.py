@@ -181,8 +181,12 @@ class Installed:
     def await_beats(self, seconds: float = WAIT) -> None:
         """Until every guest has answered once more: asked of the guests themselves."""
         before = self.beats()
-        changed = lambda: all(self.beats()[uuid] > before[uuid] for uuid in before)  # noqa: E731
-        wait_for(changed, "every guest answers", seconds, POLL)
+
+        def all_answered() -> bool:
+            beats = self.beats()
+            return all(beats[uuid] > before[uuid] for uuid in before)
+
+        wait_for(all_answered, "every guest answers", seconds, POLL)
 
     def alarms(self) -> List[Dict[str, Any]]:
         """What the VIM was told of failures."""

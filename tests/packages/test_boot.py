@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 
-from installed import NEXT, WAIT, spread
+from installed import CHANNELS, GUESTS, NEXT, WAIT, spread
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.port import Port
 
 TERM_LIMIT = 2.0  # s
 UPGRADE_LIMIT = 2.0  # s without heartbeats beyond the interval between two
@@ -52,6 +54,19 @@ def test_guests_heartbeat_and_one_that_hangs_is_reported(cloud):
     assert {event["body"]["uuid"] for event in cloud.alarms()} == {uuid}
     cloud.guests.say(1, "healthy")
     cloud.await_heartbeats()
+
+
+def test_the_installed_client_heartbeats(cloud):
+    tree, uuid, device = cloud.tree, uuid_of(GUESTS + 1), "/run/guest-port"
+    channel = "%s/cgcs.heartbeat.%s.sock" % (CHANNELS, uuid)
+    assert tree.run("systemctl is-enabled guestClient").strip() == "enabled"
+    with Port(tree.path(channel), tree.path(device)):
+        wait_for(lambda: tree.exists(device), "guestServer has connected", WAIT, POLL)
+        tree.run("/usr/local/bin/guestClient --device %s --pid-file /run/guestClient.pid" % device)
+        heartbeats = lambda: cloud.server.dump("guest")[uuid]["heartbeating"] == "enabled"  # noqa: E731
+        wait_for(heartbeats, "the client heartbeats", WAIT, POLL)
+        tree.run("kill $(cat /run/guestClient.pid)")
+    assert cloud.alarms() == []
 
 
 def test_the_words_of_service_and_systemctl(cloud):
@@ -99,6 +114,15 @@ def test_a_killed_main_takes_its_children_along_and_is_restarted(cloud):
     cloud.await_heartbeats()
     assert cloud.alarms() == []
     print("\nno answers for %s" % spread(silences))
+
+
+def test_guest_server_waits_until_its_host_is_ready(cloud):
+    tree, server = cloud.tree, cloud.server
+    tree.run("rm /run/.goenabled && systemctl restart guestServer")
+    assert (server.is_active(), server.titles()) == ("active", ["guestServer"])
+    tree.run("touch /run/.goenabled")
+    cloud.await_beats()
+    assert cloud.alarms() == []
 
 
 def test_a_second_start_leaves_the_first_alone(cloud):
