@@ -99,6 +99,7 @@ class Installed:
         self.vim = Vim(port=VIM_PORT)
         self.guests: Any = None
         self._mtc: Any = None
+        self._asking = threading.Lock()  # the guests are one process, which answers in turn
 
     # --- packages ----------------------------------------------------------------------------------
 
@@ -164,6 +165,21 @@ class Installed:
                 assert self.client.set(uuid, HOST.hostname, "enabled")[0] == 200
         self.await_heartbeats()
 
+    @contextlib.contextmanager
+    def instance(self, uuid: str) -> Iterator[None]:
+        """The VIM has one more instance meanwhile, and wants its heartbeat reported."""
+        listed = self.vim.instances[HOST.uuid]
+        listed.append((uuid, HOST.hostname, True))
+        with self.tree.network():
+            assert self.client.create(uuid, HOST.hostname)[0] == 200
+            assert self.client.set(uuid, HOST.hostname, "enabled")[0] == 200
+        try:
+            yield
+        finally:
+            listed.pop()
+            with self.tree.network():
+                self.client.delete(uuid)
+
     def await_heartbeats(self) -> float:
         """Until all heartbeat, as guestAgent sees it; the seconds that it took."""
         began = time.monotonic()
@@ -176,7 +192,8 @@ class Installed:
 
     def beats(self) -> Dict[str, float]:
         """When each guest last answered a challenge."""
-        return {uuid: facts["last_beat"] for uuid, facts in self.guests.status().items()}
+        with self._asking:
+            return {uuid: facts["last_beat"] for uuid, facts in self.guests.status().items()}
 
     def await_beats(self, seconds: float = WAIT) -> None:
         """Until every guest has answered once more: asked of the guests themselves."""

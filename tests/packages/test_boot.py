@@ -60,10 +60,13 @@ def test_the_installed_client_heartbeats(cloud):
     tree, uuid, device = cloud.tree, uuid_of(GUESTS + 1), "/run/guest-port"
     channel = "%s/cgcs.heartbeat.%s.sock" % (CHANNELS, uuid)
     assert tree.run("systemctl is-enabled guestClient").strip() == "enabled"
-    with Port(tree.path(channel), tree.path(device)):
+
+    def heartbeats():
+        return cloud.server.dump("guest").get(uuid, {}).get("heartbeating") == "enabled"
+
+    with cloud.instance(uuid), Port(tree.path(channel), tree.path(device)):
         wait_for(lambda: tree.exists(device), "guestServer has connected", WAIT, POLL)
         tree.run("/usr/local/bin/guestClient --device %s --pid-file /run/guestClient.pid" % device)
-        heartbeats = lambda: cloud.server.dump("guest")[uuid]["heartbeating"] == "enabled"  # noqa: E731
         wait_for(heartbeats, "the client heartbeats", WAIT, POLL)
         tree.run("kill $(cat /run/guestClient.pid)")
     assert cloud.alarms() == []
