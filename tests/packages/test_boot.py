@@ -128,6 +128,19 @@ def test_guest_server_waits_until_its_host_is_ready(cloud):
     assert cloud.alarms() == []
 
 
+def test_guest_server_serves_a_host_without_a_platform(cloud):
+    tree, folder = cloud.tree, "/etc/systemd/system/guestServer.service.d"
+    tree.run("rm /run/.goenabled && mkdir -p " + folder)
+    command = "ExecStart=/usr/local/bin/guestServer --no-wait"
+    tree.write(folder + "/override.conf", "[Service]\nExecStart=\n%s\n" % command)
+    tree.run("systemctl daemon-reload && systemctl restart guestServer")
+    cloud.await_beats()
+    tree.run("rm -r %s && touch /run/.goenabled" % folder)
+    tree.run("systemctl daemon-reload && systemctl restart guestServer")
+    cloud.await_beats()
+    assert cloud.alarms() == []
+
+
 def test_a_second_start_leaves_the_first_alone(cloud):
     pid = cloud.server.pid
     said = cloud.tree.run("/usr/local/bin/guestServer")
