@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -268,6 +269,24 @@ def test_many_stops_are_one_stop(running):
     assert not running.path(".info").exists()
 
 
+def test_a_request_that_never_ends_does_not_keep_the_agent(tmp_path):
+    daemon = Daemon("guestAgent", tmp_path)
+    try:
+        assert daemon.start().returncode == 0
+        words = b"POST /v1/instances/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        clients = [socket.create_connection((LOCALHOST, daemon.ports["http"]), 5) for _ in range(8)]
+        for client in clients:
+            client.sendall(words)
+        pid, began = daemon.pid, time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        wait_for(lambda: gone(pid), "it is gone")
+        assert time.monotonic() - began < 2
+        assert not daemon.path(".pid").exists()
+        assert not daemon.path(".info").exists()
+    finally:
+        daemon.end()
+
+
 def test_reports_are_written_when_asked_for(running):
     os.unlink(running.path(".info"))
     running.signal(signal.SIGUSR1)
@@ -320,3 +339,57 @@ def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
     finally:
         process.kill()
         process.communicate()
+
+
+# --- those who watch -------------------------------------------------------------------------------
+
+
+def pulse(pmon, daemon, sequence):
+    """Ask as pmon does; its answer."""
+    words = "%s 12345678 %d" % (daemon.name, sequence)
+    pmon.sendto(words.encode(), (LOCALHOST, daemon.ports["pulse"]))
+    return pmon.recv(100).decode()
+
+
+def test_pmon_is_answered_by_the_loop_and_not_by_one_that_stands_still(daemon):
+    daemon.ports["pulse"], reply_port = free_ports(2)
+    pmon = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    pmon.bind((LOCALHOST, reply_port))
+    pmon.settimeout(5)
+    (daemon.folder / "daemon.ini").write_text(
+        "[pmon]\nport=%d\nreply_port=%d\n" % (daemon.ports["pulse"], reply_port)
+    )
+    assert daemon.start().returncode == 0
+    assert [pulse(pmon, daemon, n) for n in (0, 1)] == ["%s edcba987 %d" % (daemon.name, n) for n in (0, 1)]
+    daemon.signal(signal.SIGSTOP)
+    pmon.settimeout(0.2)
+    with pytest.raises(socket.timeout):
+        pulse(pmon, daemon, 2)
+    daemon.signal(signal.SIGCONT)
+    pmon.settimeout(5)
+    assert pmon.recv(100).decode() == "%s edcba987 2" % daemon.name
+    pmon.close()
+
+
+def test_systemd_is_told_of_start_life_reload_and_end(daemon):
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    path = str(daemon.folder / "notify")
+    systemd.bind(path)
+    systemd.settimeout(5)
+    words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder)), "-f"]
+    watched = {**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "40000"}
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=watched)
+    try:
+        assert systemd.recv(1000).decode().split("\n") == ["READY=1", "MAINPID=%d" % process.pid]
+        assert {systemd.recv(1000) for _ in range(3)} == {b"WATCHDOG=1"}
+        process.send_signal(signal.SIGHUP)
+        heard = next(word for word in iter(lambda: systemd.recv(1000), b"") if word != b"WATCHDOG=1")
+        assert heard.startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert systemd.recv(1000) == b"READY=1"
+        process.send_signal(signal.SIGTERM)
+        assert b"STOPPING=1" in iter(lambda: systemd.recv(1000), b"")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        systemd.close()

@@ -128,11 +128,11 @@ def test_a_question_ends_with_the_guest_s_going(kind, going):
 
 def test_a_question_s_deadline_wants_the_socket_drained_first():
     bench = Bench().heartbeat()
-    assert not bench.session.awaits_answer
+    assert not bench.session.awaits_answer()
     bench.ask(7, VOTE, "stop", 500)
     assert bench.session.state == RESTING
     assert bench.session.deadline == BEGIN + 0.5
-    assert bench.session.awaits_answer
+    assert bench.session.awaits_answer()
 
 
 def test_a_resumed_guest_can_be_asked():

@@ -45,7 +45,7 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
     os.set_inheritable(theirs.fileno(), True)
     ours.close()  # it serves nobody, and returns
     words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, spawnerlink.import_path()]
-    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(reports.Settings())]
+    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(vars(reports.Settings()))]
     done = subprocess.run(words, capture_output=True, close_fds=False, timeout=10, check=False)
     theirs.close()
     assert done.stderr == b""
@@ -127,7 +127,7 @@ def test_a_spawner_whose_master_did_not_listen_ends_quietly():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.set_inheritable(theirs.fileno(), True)
     words = [sys.executable, "-I", "-S", "-c", spawner.BOOT, spawnerlink.import_path()]
-    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(reports.Settings())]
+    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(vars(reports.Settings()))]
     with subprocess.Popen(words, stderr=subprocess.PIPE, close_fds=False) as one:
         theirs.close()
         assert ours.recv(4096, socket.MSG_PEEK).startswith(b'{"')

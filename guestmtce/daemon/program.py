@@ -7,12 +7,13 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from typing import Callable, Dict, Generic, List, Optional, Sequence, Type, TypeVar
 
 import setproctitle
 
-from guestmtce.daemon import config, files
+from guestmtce.daemon import config, files, notify, pmon
 from guestmtce.daemon import log as logs
 from guestmtce.daemon.daemonise import Foreground, daemonise
 from guestmtce.daemon.loop import Loop
@@ -20,6 +21,8 @@ from guestmtce.daemon.pidfile import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
 
 log = logging.getLogger(__name__)
+
+END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
 
@@ -111,6 +114,7 @@ class _Life(Generic[Settings]):
         self._pid_file = pid_file
         self._starter = starter
         self._started = time.monotonic()
+        self._status = 1  # until it serves
         self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
 
     def live(self, make: Callable[[Loop, Settings], Service[Settings]]) -> int:
@@ -126,16 +130,36 @@ class _Life(Generic[Settings]):
             self._write_info(service)
             self._pid_file.write()
             service.open()
+            if self._settings.pmon_port:
+                pmon.serve(loop, self._name, self._settings.pmon_port, self._settings.pmon_reply_port)
+            notify.ready()
+            notify.feed_watchdog(loop.after)
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
+            self._status = 0
             loop.run()
             log.info("stopping")
         finally:
+            self._end_in_time()
+            notify.tell(notify.STOPPING)
             service.close()
             files.remove(self._info_path)
             self._pid_file.release()
             loop.close()  # from now on a second signal would kill
-        return 0
+        return self._status
+
+    def _end_in_time(self) -> None:
+        """Whatever hangs, a handler of the VIM's included: this process ends. It forks no more."""
+
+        def end() -> None:
+            log.error("stopping takes too long: ended")
+            files.remove(self._info_path)
+            self._pid_file.release()
+            os._exit(self._status)
+
+        guard = threading.Timer(END_WITHIN, end)
+        guard.daemon = True
+        guard.start()
 
     def _write_info(self, service: Service[Settings]) -> None:
         up = "up %d s" % (time.monotonic() - self._started)
@@ -154,6 +178,13 @@ class _Life(Generic[Settings]):
 
     def _reload(self) -> None:
         """HUP: take the new configuration as far as that can be done while running."""
+        notify.tell(notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * notify.USEC))
+        try:
+            self._take_configuration()
+        finally:
+            notify.tell(notify.READY)
+
+    def _take_configuration(self) -> None:
         try:
             fresh, _ = config.load(self._kind, self._name, self._paths, self._arguments)
         except (config.ConfigError, SystemExit) as error:

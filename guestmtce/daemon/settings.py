@@ -25,3 +25,5 @@ class DaemonSettings:
     debug_level: int = setting(
         0, "debug.debug_level", 0, 255, flag="-d --debug", help="above 0: log every message and decision"
     )
+    pmon_port: int = setting(0, "pmon.port", 0, PORT_MAX)  # 0: pmon watches in its passive mode
+    pmon_reply_port: int = setting(2200, "pmon.reply_port", 1, PORT_MAX)

@@ -29,6 +29,8 @@ FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as
 FLOOD_REST_MIN = 0.005  # s
 UNTOLD_MAX = 256  # reports kept while the master does not read
 POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
+POLL_LATE = 0.002  # s; the most that rounding, and waking up, make it late
+POLL_SLACK = 0.001  # part of its time by which Linux lets poll(2) be late, to wake up less often
 
 
 random_bytes = urandom  # `confine` has another where this one would open a file
@@ -37,6 +39,15 @@ random_bytes = urandom  # `confine` has another where this one would open a file
 def random_challenge() -> int:
     """A number in 0 … 2³¹−1 that the guest cannot foresee."""
     return int.from_bytes(random_bytes(4), "little") & 0x7FFFFFFF
+
+
+def _short_of(wait: float) -> float:
+    """A judgement is to be on time: poll(2) is late by its rounding and a thousandth, so less than `wait`."""
+    if wait > POLL_LATE:
+        return wait - POLL_LATE - wait * POLL_SLACK
+    if wait > 0:
+        sleep(wait)
+    return 0.0
 
 
 class _Ended(Exception):
@@ -80,10 +91,12 @@ class Child:
         wait = session.deadline - monotonic()
         if wait > POLL_MAX:
             wait = POLL_MAX
+        if session.awaits_answer():
+            wait = _short_of(wait)
         ready = self._poll.poll(int(wait * 1000) + 1 if wait > 0 else 0)
         now = monotonic()
         # A judgement comes after a last look at the socket, not after poll's word alone.
-        heard = now >= session.deadline and session.awaits_answer
+        heard = now >= session.deadline and session.awaits_answer()
         for descriptor, events in ready:
             if descriptor == self._guest:
                 heard = True

@@ -4,7 +4,8 @@ After a fork a page stays shared until one of the two writes to it, and Python w
 every object that is used has its reference count changed. So what a child costs is the number of pages
 on which something lies that it uses, and on which it finds room for what it makes. Import and warm-up
 leave holes all over; what is made after them lies scattered in these holes. `fill_holes` makes whatever
-comes next lie side by side, on pages of its own.
+comes next lie side by side, on pages of its own. `gather` does so with code: most of it is seldom used, and
+what a healthy guest needs of it lies between.
 
 This is about CPython's small-object allocator and glibc's malloc. With any other, nothing is won and
 nothing lost.
@@ -14,8 +15,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import itertools
-from typing import Any, Callable, List
+import sys
+from opcode import opmap
+from types import CodeType, FunctionType
+from typing import Any, Callable, Dict, List
 
 POOL_SIZE = 16 * 1024  # bytes; CPython's pools are of one size of block each (3.9: 4 KiB, which divides it)
 POOL_HEADER = 48  # bytes before the first block of a pool
@@ -24,6 +29,8 @@ BLOCK_MAX = 512  # bytes; larger blocks come from malloc
 BYTES_OVERHEAD = 33  # bytes that a `bytes` object is larger than its contents
 CHUNK_MAX = 64 * 1024  # bytes; the largest hole in malloc's heap worth filling
 TRIES_MAX = 20_000  # blocks of one size; where no new pool was begun by then, the allocator is another
+
+NOTHING_TO_DO = bytes([opmap["NOP"], 0])  # an instruction
 
 _filling: List[Any] = []  # kept for ever
 
@@ -61,3 +68,35 @@ def _fill_heap() -> None:
             if start > end:
                 end = start
                 break
+
+
+def gather(codes: List[CodeType]) -> None:
+    """Make the code of all functions that have one of `codes` anew, side by side.
+
+    CPython counts references to a code object while it runs. What is small lies among blocks of its own
+    size, a page for each size: so all of it is made large, by instructions that are never reached.
+    """
+    order = {code: number for number, code in enumerate(codes)}
+    functions = [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__ in order]
+    functions.sort(key=lambda function: order[function.__code__])
+    fill_holes()
+    for function in functions:
+        code = function.__code__
+        lacking = max(0, BLOCK_MAX + BLOCK_STEP - code.__sizeof__())
+        function.__code__ = code.replace(co_code=code.co_code + NOTHING_TO_DO * -(-lacking // 2))
+
+
+def codes_of(run: Callable[[], Any]) -> List[CodeType]:
+    """What code of Python's `run` runs through, in the order of its first use."""
+    seen: Dict[CodeType, None] = {}
+
+    def see(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            seen.setdefault(frame.f_code)
+
+    sys.setprofile(see)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return list(seen)

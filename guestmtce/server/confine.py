@@ -3,11 +3,11 @@
 In this order: every descriptor but its guest's socket and its pipe, which become 0 and 1; its user and
 groups; the right to gain privileges; every file (Landlock); its life beyond its master's; the eyes of its
 siblings (not dumpable); by limits, open files, processes, core dumps, files written and memory; and last
-the system calls that it has no use for (seccomp). Every step either works or raises Unconfined, which
-ends that child. What this kernel does not have at all is left out, and told to the master.
+the system calls that it has no use for (seccomp). Every step either works or raises OSError, which ends
+that child. What this kernel does not have at all is left out, and told to the master.
 
-The C library is resolved and every call made ready in the spawner, so that a child only calls: what it
-would look up or make, it would own, 100 kB of it.
+What Python has no call for, the C library has: all of that is made ready in the spawner, so that a child
+only calls. What it would look up or make, it would own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from os import closerange, dup2, setgroups, setresgid, setresuid
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from guestmtce.server import sandbox
 from guestmtce.server.sandbox import Step
@@ -40,12 +41,13 @@ MEMORY_HEADROOM = 16 * 2**20  # bytes
 OOM_ABOVE_MASTER = 50  # thousandths of the host's memory
 OOM_MOST = 1000
 
+UNCHANGED = 2**32 - 1  # what setresuid(2) takes for "as it is"
+
 RANDOM_AT = 2  # descriptor of /dev/urandom in a child, where the kernel has no getrandom(2)
 
 WARM_UP_ROUNDS = 20  # more than the interpreter waits for before it rewrites code for its arguments
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # none of its calls waits: no need to give up the lock
-_libc.getuid.restype = ctypes.c_uint
 
 
 class Unconfined(OSError):
@@ -127,10 +129,7 @@ class Confinement:
         random = _open_random()
         self._kept = [] if random is None else [random]  # at RANDOM_AT
         self.random_bytes = os.urandom if random is None else _read_random
-        self._user = identity.uid if identity is not None else None
-        self._uid = ctypes.c_uint(0)
-        self._ranks = self._rank_steps(identity.gid) if identity is not None else []
-        self._received = ctypes.c_int(-1), ctypes.c_int(-1)
+        self._identity = identity
         limits = _limits(2 + len(self._kept))
         self._steps = [
             prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1),
@@ -142,15 +141,7 @@ class Confinement:
             *self._seccomp(),
         ]
         self.words["rlimits"] = "yes"
-        self._descriptors = list(self._descriptor_steps())
-
-    def _rank_steps(self, group: int) -> List[Step]:
-        uid, gid = self._uid, ctypes.c_uint(group)
-        return [
-            Step("no groups", _libc.setgroups, (ctypes.c_size_t(0), ctypes.c_void_p(None))),
-            Step("group", _libc.setresgid, (gid, gid, gid)),
-            Step("user", _libc.setresuid, (uid, uid, uid)),
-        ]
+        self._highest = max(map(int, os.listdir("/proc/self/fd")))
 
     def _landlock(self) -> List[Step]:
         try:
@@ -172,35 +163,32 @@ class Confinement:
         self.words["seccomp"] = "yes"
         return steps
 
-    def _descriptor_steps(self) -> Iterator[Step]:
-        """The spawner holds 0 to 2 and few more, all known, so what is received is above them."""
-        kept = [*self._received, *map(ctypes.c_int, self._kept)]
-        for number, descriptor in enumerate(kept):
-            yield Step("take along", _libc.dup2, (descriptor, ctypes.c_int(number)), number)
-        yield from (Step("close", _libc.close, (descriptor,)) for descriptor in self._received)
-        for number in range(len(kept), 1 + max(map(int, os.listdir("/proc/self/fd")))):
-            yield Step("close", _libc.close, (ctypes.c_int(number),), None)  # not all of them are open
-
     def keep_only(self, received: Sequence[int]) -> None:
         """Of all descriptors: the two `received`, on 0 the socket, on 1 the pipe, and what `apply` needs.
 
-        Raises Unconfined.
+        The spawner holds 0 to 2 and few more, all known, so what is received is above them. Raises OSError.
         """
-        for place, descriptor in zip(self._received, received):
-            place.value = descriptor
-        take(self._descriptors)
+        number = 0
+        for descriptor in (*received, *self._kept):
+            dup2(descriptor, number)
+            number += 1
+        closerange(number, max(self._highest, *received) + 1)
 
     def apply(self, uid: Optional[int]) -> None:
-        """All the rest; `uid` is the child's own, if it has one. Raises Unconfined."""
-        if self._user is not None:
-            self._become(self._user if uid is None else uid)
+        """All the rest; `uid` is the child's own, if it has one. Raises OSError."""
+        if self._identity is not None:
+            user, group = self._identity
+            become(user if uid is None else uid, group)
         take(self._steps)
 
-    def _become(self, user: int) -> None:
-        self._uid.value = user
-        take(self._ranks)
-        if _libc.getuid() != user:  # C cut it to 32 bits, or took it for "unchanged"
-            raise Unconfined("user %d: no such user can be" % user)
+
+def become(user: int, group: int) -> None:
+    """Be `user` and of `group`, and of no other. Raises OSError."""
+    if not 0 <= user < UNCHANGED:
+        raise Unconfined("user %d: no such user can be" % user)
+    setgroups([])
+    setresgid(group, group, group)
+    setresuid(user, user, user)
 
 
 def _limits(descriptors: int) -> List[Step]:

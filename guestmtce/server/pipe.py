@@ -43,7 +43,7 @@ class Ask(NamedTuple):
 
 def encode(message: Any) -> bytes:
     """A report or an `Ask` as a packet."""
-    return _json((type(message).__name__, *message)).encode("ascii")
+    return _json((type(message).__name__, *message)).encode()
 
 
 def _json(value: Any) -> str:

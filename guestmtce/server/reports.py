@@ -10,20 +10,39 @@ from guestmtce.wire.channel import NOTICE, VOTE, Init
 SILENT_AGREEMENT = {VOTE: "accept", NOTICE: "complete"}
 
 
-class Settings(NamedTuple):
-    """What may be configured. Times in s unless the name says ms; spec 1 gives the defaults."""
+class Settings:
+    """What may be configured. Times in s unless the name says ms; spec 1 gives the defaults.
 
-    interval_floor_ms: int = 400
-    failure_threshold: int = 1
-    guest_patience: float = 5.0  # an acknowledged guest waits max(2 × interval, this) for a challenge
-    idle_reconnect: float = 120.0
-    expected_silence: float = 60.0
-    ill_repeat: float = 55.0
-    nack_period: float = 1.0
-    init_report_period: float = 1.0
-    note_period: float = 10.0
-    wake_slack: float = 0.02  # a wake-up later than this is our own lateness
-    phase_spread: float = 0.0  # the first rest is cut by a chance part of up to this, so that phases differ
+    `guest_patience`: an acknowledged guest waits max(2 × interval, this) for a challenge. `wake_slack`: a
+    wake-up later than this is our own lateness. `phase_spread`: the first rest is cut by a chance part of up
+    to this, so that phases differ. A plain class: a child owns what it reads a named tuple's fields by.
+    """
+
+    def __init__(
+        self,
+        interval_floor_ms: int = 400,
+        failure_threshold: int = 1,
+        guest_patience: float = 5.0,
+        idle_reconnect: float = 120.0,
+        expected_silence: float = 60.0,
+        ill_repeat: float = 55.0,
+        nack_period: float = 1.0,
+        init_report_period: float = 1.0,
+        note_period: float = 10.0,
+        wake_slack: float = 0.02,
+        phase_spread: float = 0.0,
+    ) -> None:
+        self.interval_floor_ms = interval_floor_ms
+        self.failure_threshold = failure_threshold
+        self.guest_patience = guest_patience
+        self.idle_reconnect = idle_reconnect
+        self.expected_silence = expected_silence
+        self.ill_repeat = ill_repeat
+        self.nack_period = nack_period
+        self.init_report_period = init_report_period
+        self.note_period = note_period
+        self.wake_slack = wake_slack
+        self.phase_spread = phase_spread
 
 
 # --- what a session reports ------------------------------------------------------------------------

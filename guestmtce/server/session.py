@@ -59,8 +59,10 @@ from guestmtce.server.reports import (
     Stopped,
     Well,
 )
-from guestmtce.wire import channel, regular
+from guestmtce.wire import channel
 from guestmtce.wire.channel import (
+    HEALTHY,
+    INT32_MAX,
     NOTICE,
     ActionNotify,
     ActionResponse,
@@ -69,6 +71,8 @@ from guestmtce.wire.channel import (
     Init,
     Nack,
 )
+from guestmtce.wire.regular import build_challenge, build_init_ack, healthy_answer
+from guestmtce.wire.regular import init as regular_init
 
 WAITING = "waiting"
 RESUMING = "resuming"
@@ -95,21 +99,23 @@ AGREEMENTS = ("accept", "complete", "timeout")
 REMEMBERED = 8
 NEVER = float("inf")
 NOTHING: Output = (b"", ())
+RUNNING = Running()
 # What `_answered` needs of the answer of a guest that is well.
-WELL_ANSWER = ChallengeResponse(0, channel.HEALTHY, "none", "")
+WELL_ANSWER = ChallengeResponse(0, HEALTHY, "none", "")
 
 
 class Session:
     """The heartbeat of one guest over one connection. See the module's text.
 
-    `number` makes challenges, in 0 … 2³¹−1, that the guest cannot foresee.
+    `number` makes challenges, in 0 … 2³¹−1, that the guest cannot foresee. `deadline` is when `tick` is to be
+    called next.
     """
 
     __slots__ = (
         "_announced", "_answers_in_silence", "_challenge", "_data", "_due", "_excused", "_idle_since",
         "_ill_at", "_init", "_interval", "_late_told_at", "_lines", "_nacked_at", "_noted", "_number",
         "_past", "_question", "_reports", "_sent_at", "_sequence", "_settings", "_silence_event",
-        "_silence_until", "_told_init", "_told_init_at", "heartbeating", "misses", "state",
+        "_silence_until", "_told_init", "_told_init_at", "deadline", "heartbeating", "misses", "state",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, number: Callable[[], int]) -> None:
@@ -129,7 +135,7 @@ class Session:
         self._sequence = 0
         self._sent_at = self._excused = 0.0
         self._idle_since = 0.0
-        self._due = NEVER
+        self._due = self.deadline = NEVER
         self._ill_at: Optional[float] = None
         self._question: Optional[Question] = None
         self._silence_until: Optional[float] = None
@@ -197,17 +203,6 @@ class Session:
             self._send(ActionNotify(self._init.invocation_id, event_type, notification_type, timeout_ms))
         return self._output()
 
-    @property
-    def deadline(self) -> float:
-        """When `tick` is to be called next."""
-        deadline = self._due
-        if self._question is not None and self._question.deadline < deadline:
-            deadline = self._question.deadline
-        if self._silence_until is not None and self._silence_until < deadline:
-            deadline = self._silence_until
-        return deadline
-
-    @property
     def awaits_answer(self) -> bool:
         """Whether the deadline judges the guest: the socket is to be drained before `tick`."""
         return self.state in CHALLENGE_OPEN or self._question is not None
@@ -215,12 +210,12 @@ class Session:
     # --- a message ---------------------------------------------------------------------------------
 
     def _take(self, line: bytes, now: float) -> None:
-        number = regular.healthy_answer(line)
+        number = healthy_answer(line)
         if number is not None:
             self._input(RIGHT if self._is_right(number, now) else WRONG, WELL_ANSWER, now)
             return
         try:
-            message = regular.init(line) or channel.parse(line)
+            message = regular_init(line) or channel.parse(line)
         except channel.NotAMessage:
             self._note("garbage", "a line that is no JSON object was dropped", now)
         except channel.Refused as refused:
@@ -262,7 +257,7 @@ class Session:
         self._ill_at = None
         self._told_init = False
         self._tell_init(now)
-        self._data += regular.build_init_ack(self._next_sequence(), message.invocation_id)
+        self._data += build_init_ack(self._next_sequence(), message.invocation_id)
         self._send_challenge(now)
 
     def _tell_init(self, now: float) -> None:
@@ -286,8 +281,9 @@ class Session:
 
     def _send_challenge(self, now: float) -> None:
         self._past = [*self._past[1 - REMEMBERED :], self._challenge]
-        self._challenge = self._number()
-        self._data += regular.build_challenge(self._next_sequence(), self._challenge)
+        number = self._number
+        self._challenge = number()
+        self._data += build_challenge(self._next_sequence(), self._challenge)
         self._sent_at = now
         self._excused = 0.0
         self._due = now + self._interval
@@ -310,8 +306,8 @@ class Session:
         if not self._announced:
             self._announced = True
             self._due = max(now, self._due - self._interval * self._settings.phase_spread * self._chance())
-            self._reports.append(Running())
-        if message.heartbeat_health == channel.HEALTHY:
+            self._reports.append(RUNNING)
+        if message is WELL_ANSWER or message.heartbeat_health == HEALTHY:
             if self._ill_at is not None:
                 self._ill_at = None
                 self._reports.append(Well())
@@ -320,7 +316,7 @@ class Session:
 
     def _chance(self) -> float:
         """0 … 1, by the challenge's number, which is random: guests that start together part company."""
-        return self._challenge / channel.INT32_MAX
+        return self._challenge / INT32_MAX
 
     def _ill(self, message: ChallengeResponse, now: float) -> None:
         if message.heartbeat_health != channel.UNHEALTHY:
@@ -464,6 +460,13 @@ class Session:
             return MISS
         return LOSS
 
+    def _set_deadline(self) -> None:
+        self.deadline = self._due
+        if self._question is not None and self._question.deadline < self.deadline:
+            self.deadline = self._question.deadline
+        if self._silence_until is not None and self._silence_until < self.deadline:
+            self.deadline = self._silence_until
+
     def _excuse(self, now: float) -> bool:
         """Whether this judgement must wait because our own wake-up was late.
 
@@ -492,7 +495,7 @@ class Session:
         self._data += channel.build(message, self._next_sequence())
 
     def _next_sequence(self) -> int:
-        self._sequence = (self._sequence + 1) & channel.INT32_MAX
+        self._sequence = (self._sequence + 1) & INT32_MAX
         return self._sequence
 
     def _nack(self, why: str, now: float) -> None:
@@ -511,6 +514,7 @@ class Session:
             self._reports.append(Note(text, more))
 
     def _output(self) -> Output:
+        self._set_deadline()
         if not self._data and not self._reports:
             return NOTHING
         output = self._data, self._reports

@@ -20,11 +20,11 @@ import signal
 import socket
 import struct
 from marshal import dumps, loads
-from os import close
+from os import _exit, close
 from typing import Any, List, Optional, Tuple
 
 from guestmtce.server import child, compact, confine, pipe
-from guestmtce.server.child import Child
+from guestmtce.server.child import END_BOOT_FAILURE, END_DEFECT, Child
 from guestmtce.server.fork import fork_sibling
 from guestmtce.server.preload import set_title
 from guestmtce.server.reports import Note, Resume, Settings
@@ -54,7 +54,7 @@ _CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 def main(arguments: List[str]) -> None:
     """`arguments`: the control socket's descriptor, the master's pid, uid and gid or -1, the settings."""
     descriptor, master, uid, gid, settings_json = arguments
-    settings = Settings(*json.loads(settings_json))
+    settings = Settings(**json.loads(settings_json))
     identity = confine.Identity(int(uid), int(gid)) if int(uid) >= 0 else None
     control = socket.socket(fileno=int(descriptor))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -63,14 +63,16 @@ def main(arguments: List[str]) -> None:
     confine.close_all_but([control.fileno()])
     confine.null_standard()
     set_title(TITLE)
+    compact.gather(codes_of_a_life())
     warm_up()
     confine.warm_up()
     gc.collect()
     compact.fill_holes()
-    spawner = Spawner(control, prepare(control, int(master), identity), settings)
+    newborn = Child(settings)
+    confinement = prepare(control, int(master), identity)
     gc.freeze()
     gc.disable()
-    spawner.serve()
+    serve(control, confinement, newborn)
 
 
 def prepare(control: socket.socket, master: int, identity: Optional[confine.Identity]) -> confine.Confinement:
@@ -85,49 +87,50 @@ def prepare(control: socket.socket, master: int, identity: Optional[confine.Iden
     return confinement
 
 
-class Spawner:
-    """Forks a child per request."""
+def serve(control: socket.socket, confinement: confine.Confinement, newborn: Child) -> None:
+    """Fork a child per request, until the master goes. `newborn` is made once, and every child's.
 
-    __slots__ = ("_confinement", "_control", "_newborn")
-
-    def __init__(self, control: socket.socket, confinement: confine.Confinement, settings: Settings) -> None:
-        self._control = control
-        self._confinement = confinement
-        self._newborn = Child(settings)  # made once, and every child's
-
-    def serve(self) -> None:
-        """Until the master goes. It does as little as can be: what it writes to, no child shares any more."""
-        while True:
-            try:
-                packet, ancillary, _, _ = self._control.recvmsg(REQUEST_MAX, DESCRIPTORS_SPACE)
-            except ConnectionResetError:
-                return  # it went with answers unread
-            if not packet:
-                return
-            guest, results = DESCRIPTORS.unpack(ancillary[0][2])
-            serial, uuid, uid, resume = loads(packet)
-            pid = fork_sibling()
-            if pid == 0:
-                self._be_child((guest, results), uuid, uid, resume)
-            close(guest)
-            close(results)
-            self._control.send(BORN.pack(serial, pid))
-
-    def _be_child(self, received: Tuple[int, int], uuid: str, uid: Optional[int], resume: Any) -> None:
-        """Does not return: nothing may run on as a second spawner."""
-        status = child.END_BOOT_FAILURE
-        speaks_on = received[1]
+    It does as little as can be: what it writes to, no child shares any more.
+    """
+    while True:
         try:
-            set_title("guestServer: " + uuid)
-            self._confinement.keep_only(received)
-            speaks_on = 1
-            self._confinement.apply(uid)
-            status = child.END_DEFECT
-            status = _live(self._newborn, 0, 1, resume)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
-            last_words(speaks_on, error)
-        finally:
-            os._exit(status)
+            packet, ancillary, _, _ = control.recvmsg(REQUEST_MAX, DESCRIPTORS_SPACE)
+        except ConnectionResetError:
+            return  # it went with answers unread
+        if not packet:
+            return
+        received = DESCRIPTORS.unpack(ancillary[0][2])
+        serial, uuid, uid, resume = loads(packet)
+        pid = fork_sibling()
+        if pid == 0:
+            be_child(received, uuid, uid, resume, confinement, newborn)
+        close(received[0])
+        close(received[1])
+        control.send(BORN.pack(serial, pid))
+
+
+def be_child(
+    received: Tuple[int, int],
+    uuid: str,
+    uid: Optional[int],
+    resume: Any,
+    confinement: confine.Confinement,
+    newborn: Child,
+) -> None:
+    """Does not return: nothing may run on as a second spawner."""
+    status = END_BOOT_FAILURE
+    speaks_on = received[1]
+    try:
+        set_title("guestServer: " + uuid)
+        confinement.keep_only(received)
+        speaks_on = 1
+        confinement.apply(uid)
+        status = END_DEFECT
+        status = _live(newborn, 0, 1, resume)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
+        last_words(speaks_on, error)
+    finally:
+        _exit(status)
 
 
 def last_words(descriptor: int, error: BaseException) -> None:
@@ -153,7 +156,18 @@ def request(serial: int, uuid: str, uid: Optional[int], resume: Optional[Resume]
 
 def warm_up() -> None:
     """Live guests' lives, so that the code's caches are written here and not in every child."""
-    lives = [_Life(number) for number in range(WARM_UP_LIVES)]
+    _live_all([_Life(number < WARM_UP_ODD) for number in range(WARM_UP_LIVES)])
+
+
+def codes_of_a_life() -> List[Any]:
+    """The code that a child runs through whose guest is well, and that which makes it."""
+    makes = (serve, fork_sibling, be_child, _live)
+    confines = (confine.Confinement.keep_only, confine.Confinement.apply, confine.become)
+    lives = compact.codes_of(lambda: _live_all([_Life(False)]))
+    return [one.__code__ for one in (*makes, *confines, confine.take)] + lives
+
+
+def _live_all(lives: List[_Life]) -> None:
     guest = os.fork()
     if guest == 0:
         try:
@@ -169,8 +183,8 @@ def warm_up() -> None:
 class _Life:
     """One connection of a guest that does not exist, from its first word to its end."""
 
-    def __init__(self, number: int) -> None:
-        self._odd = number < WARM_UP_ODD
+    def __init__(self, odd: bool) -> None:
+        self._odd = odd
         self._near = socket.socketpair()
         self._results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._init = channel.DEFAULT_INIT._replace(

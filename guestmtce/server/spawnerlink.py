@@ -77,7 +77,7 @@ class SpawnerLink:
             os.set_inheritable(theirs.fileno(), True)
             arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, import_path()]
             arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
-            arguments += [json.dumps(self._settings)]
+            arguments += [json.dumps(vars(self._settings))]
             self.pid = os.posix_spawn(sys.executable, arguments, ENVIRONMENT)
         self._greeted = False
         self._since = time.monotonic()
