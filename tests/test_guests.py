@@ -18,8 +18,7 @@ from guests_driver import (
 )
 
 from guestmtce.server import guest as row
-from guestmtce.server import guests as g
-from guestmtce.server import reports
+from guestmtce.server import links, reports
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
 
@@ -451,7 +450,7 @@ def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
 
 def test_deaths_far_between_are_no_reason_to_rest():
     bench = retrying()
-    die(bench, 3 * SETTINGS.child_deaths_max, apart=g.DEATHS_WINDOW / SETTINGS.child_deaths_max + 0.1)
+    die(bench, 3 * SETTINGS.child_deaths_max, apart=links.DEATHS_WINDOW / SETTINGS.child_deaths_max + 0.1)
     assert not bench.guest.failing
 
 

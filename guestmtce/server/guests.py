@@ -20,71 +20,35 @@ held back until a living guest would have shown itself.
 from __future__ import annotations
 
 import errno
-import heapq
 import logging
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional
 
-from guestmtce.daemon.log import Throttle, printable
+from guestmtce.daemon.log import printable
 from guestmtce.server import reports
 from guestmtce.server.guest import (
     ABSENT,
-    CONNECTED,
     CONNECTING,
-    DIED,
     FAILURE,
     ILLNESS,
     NEVER,
-    PEER_CLOSED,
     RETRYING,
     STATE,
-    UNBORN,
-    Connect,
     Drop,
-    Effect,
     Guest,
     Key,
     Look,
     SaveHost,
     Untold,
 )
-from guestmtce.server.outbox import Outbox
-from guestmtce.server.questions import Questions
-from guestmtce.server.settings import ServerSettings
+from guestmtce.server.links import Links
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
 
 log = logging.getLogger(__name__)
 
-DEATHS_WINDOW = 60.0  # s in which the deaths of a guest's children are counted
 
-
-class Guests:
+class Guests(Links):
     """The table. See the module's text."""
-
-    def __init__(self, settings: ServerSettings) -> None:
-        self.table: Dict[str, Guest] = {}
-        self.host_reporting = True
-        self._settings = settings
-        self.outbox = Outbox()
-        self._due: List[Tuple[float, str]] = []
-        self._questions = Questions(settings, self.outbox)
-        self._throttle = Throttle(log)
-
-    def take_effects(self) -> List[Effect]:
-        """What is to be done now, in order."""
-        return self.outbox.take()
-
-    @property
-    def next_due(self) -> float:
-        """When `tick` is to be called next."""
-        return self._due[0][0] if self._due else NEVER
-
-    def tick(self, now: float) -> None:
-        """Do what has fallen due."""
-        while self._due and self._due[0][0] <= now:
-            guest = self.table.get(heapq.heappop(self._due)[1])
-            if guest is not None:
-                self._check(guest, now)
 
     def recall(self, memory: Memory, alive_at: float, now: float) -> None:
         """Take up what a former guestServer of this boot remembered; it last lived at `alive_at`."""
@@ -135,95 +99,6 @@ class Guests:
         if guest is not None and guest.untold.pop(key[1], None) is not None:
             self.outbox.save(guest)
             self._forget_if_over(guest)
-
-    # --- channels ----------------------------------------------------------------------------------
-
-    def channel_found(self, uuid: str, path: str, ident: Any, fresh: bool, now: float) -> None:
-        """The guest's socket exists; `fresh`: it was just made. One that we have already is left alone."""
-        guest = self._guest(uuid)
-        if guest.link != ABSENT:
-            if not fresh and (guest.path != path or guest.ident == ident):
-                return  # ours already, or its other name (spec 1 knows two)
-            self._unlink(guest, now)
-        if fresh or guest.ident not in (None, ident):  # made anew, perhaps while we did not run
-            guest.owes_answer = guest.failing = False
-            guest.deaths_at = []
-            guest.silence_until = -NEVER
-            for kind in (FAILURE, ILLNESS):
-                self.outbox.untell(guest, kind, "the instance was created anew")
-        guest.path, guest.ident = path, ident
-        guest.backoff = self._settings.reconnect_first
-        self._retry(guest, now, now)
-
-    def channel_gone(self, uuid: str, path: str, now: float) -> None:
-        """The guest's socket is no more."""
-        guest = self.table.get(uuid)
-        if guest is not None and guest.path == path:
-            self._unlink(guest, now)
-            self.outbox.add(Look(uuid))  # it may be there under its other name
-
-    def connected(self, uuid: str, now: float) -> None:
-        """A child serves the guest."""
-        guest = self.table[uuid]
-        guest.link = CONNECTED
-        guest.linked_at = now
-        guest.links += 1
-        guest.turned_away = 0.0
-
-    def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
-        """No connection could be made."""
-        guest = self.table.get(uuid)
-        if guest is None or guest.link != CONNECTING:
-            return
-        if error.errno == errno.ENOENT:
-            self._unlink(guest, now)
-        else:
-            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, error.strerror or error)
-            if error.errno == errno.EAGAIN and guest.owes_answer:
-                self._turned_away(guest, now)
-            self._back_off(guest, now)
-
-    def _turned_away(self, guest: Guest, now: float) -> None:
-        """A guest that heartbeated, and whose machine does not even accept us any more, is as lost as a mute.
-
-        Only the waits that we planned count: if this host stood still, the guest's may have, too.
-        """
-        if guest.turned_away > self._patience(guest):
-            self._lost(guest, reports.Lost(0), now)
-        guest.turned_away += guest.backoff
-
-    def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
-        """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or UNBORN."""
-        guest = self.table[uuid]
-        log.log(logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s: %s%s", uuid, why, detail)
-        self._without_child(guest, now)
-        if why == PEER_CLOSED:
-            guest.owes_answer = False
-            self.outbox.untell(guest, ILLNESS, "the guest is gone")
-            self._questions.agree_all(guest, "the guest is gone", now)
-        if why == DIED and self._dies_too_often(guest, now):
-            self._retry(guest, now + self._settings.child_rest, now)
-        elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
-            self._back_off(guest, now)
-        else:
-            guest.backoff = self._settings.reconnect_first
-            self._retry(guest, now, now)
-        self.outbox.save(guest)
-
-    def _without_child(self, guest: Guest, now: float) -> None:
-        guest.running = False
-        self._questions.take_back(guest)
-        self._schedule_stopped(guest, now)
-
-    def _dies_too_often(self, guest: Guest, now: float) -> bool:
-        """Whether its children are to rest: forking them without end would cost the other guests."""
-        guest.deaths += 1
-        guest.deaths_at = [at for at in guest.deaths_at if now - at < DEATHS_WINDOW] + [now]
-        guest.failing = len(guest.deaths_at) > self._settings.child_deaths_max
-        if guest.failing:
-            text = "%s: %d of its children died within %d s: no other for %d s"
-            log.error(text, guest.uuid, len(guest.deaths_at), DEATHS_WINDOW, self._settings.child_rest)
-        return guest.failing
 
     # --- reports of children -----------------------------------------------------------------------
 
@@ -338,6 +213,28 @@ class Guests:
         more = " (and %d more like it)" % report.more if report.more else ""
         log.warning("%s: %s%s", guest.uuid, guest.last_note, more)
 
+    def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
+        """No connection could be made."""
+        guest = self.table.get(uuid)
+        if guest is None or guest.link != CONNECTING:
+            return
+        if error.errno == errno.ENOENT:
+            self._unlink(guest, now)
+        else:
+            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, error.strerror or error)
+            if error.errno == errno.EAGAIN and guest.owes_answer:
+                self._turned_away(guest, now)
+            self._back_off(guest, now)
+
+    def _turned_away(self, guest: Guest, now: float) -> None:
+        """A guest that heartbeated, and whose machine does not even accept us any more, is as lost as a mute.
+
+        Only the waits that we planned count: if this host stood still, the guest's may have, too.
+        """
+        if guest.turned_away > self._patience(guest):
+            self._lost(guest, reports.Lost(0), now)
+        guest.turned_away += guest.backoff
+
     # --- commands of guestAgent --------------------------------------------------------------------
 
     def command(self, command: datagram.Command, now: float) -> None:
@@ -361,22 +258,6 @@ class Guests:
         guest = self.table.get(uuid)
         return self.info(guest) if guest is not None else None
 
-    def info(self, guest: Guest) -> datagram.InstanceInfo:
-        """The guest's state as guestAgent is told."""
-        init = guest.init or channel.DEFAULT_INIT
-        return datagram.InstanceInfo(
-            hostname=self._settings.hostname,
-            uuid=guest.uuid,
-            reporting=guest.reporting,
-            heartbeating=guest.heartbeating,
-            repair_action=init.corrective_action,
-            restart_to=init.restart_secs,
-            shutdown_to=init.shutdown_notice_secs,
-            suspend_to=init.suspend_notice_secs,
-            resume_to=init.resume_notice_secs,
-            vote_to=init.vote_secs,
-        )
-
     def _set(self, command: datagram.SetInstance, now: float) -> None:
         guest = self._guest(command.uuid)
         if (guest.provisioned, guest.reporting) != (True, command.reporting):
@@ -394,13 +275,6 @@ class Guests:
         if not (guest.reporting and self.host_reporting):
             for kind in (FAILURE, ILLNESS):
                 self.outbox.untell(guest, kind, "reporting was disabled")
-
-    def _delete(self, uuid: str) -> None:
-        guest = self.table.pop(uuid, None)
-        if guest is not None:
-            log.info("%s: deleted", uuid)
-            self.outbox.forget(guest)
-            self.outbox.add(Drop(uuid))
 
     def _ask(self, command: datagram.Ask, now: float) -> None:
         guest = self.table.get(command.uuid)
@@ -424,101 +298,6 @@ class Guests:
             self._retry(guest, now, now)
         elif not guest.heartbeating:
             self._questions.agree(guest, number, "the guest is not heartbeating", now)
-
-    # --- links and time ----------------------------------------------------------------------------
-
-    def _guest(self, uuid: str) -> Guest:
-        guest = self.table.get(uuid)
-        if guest is None:
-            guest = self.table[uuid] = Guest(uuid, self._settings.reconnect_first)
-        return guest
-
-    def _schedule(self, guest: Guest, when: float) -> None:
-        heapq.heappush(self._due, (when, guest.uuid))
-
-    def _check(self, guest: Guest, now: float) -> None:
-        """Whatever of this guest has fallen due."""
-        if guest.link == RETRYING and guest.retry_at <= now:
-            guest.link = CONNECTING
-            assert guest.path is not None
-            self.outbox.add(Connect(guest.uuid, guest.path, self._resume(guest, now)))
-        if guest.stopped_due <= now:
-            self._tell_stopped(guest)
-        if guest.hold_until <= now:
-            guest.hold_until = NEVER
-            for kind, one in guest.untold.items():
-                if one.held:
-                    guest.untold[kind] = one._replace(held=False)
-                    self.outbox.tell_again(guest, kind)
-        self._questions.agree_overdue(guest, now)
-        self._forget_if_over(guest)
-
-    def _forget_if_over(self, guest: Guest) -> None:
-        """Nobody provisioned it, it is gone, and there is nothing left to tell of it."""
-        known = guest.provisioned or guest.heartbeating or guest.untold
-        if guest.link == ABSENT and not known:
-            self._delete(guest.uuid)
-
-    def child_patience(self, uuid: str) -> float:
-        """Within how many seconds the guest's child must have woken up and gone to sleep again."""
-        guest = self.table.get(uuid)
-        if guest is None or not guest.running or guest.init is None:
-            return self._settings.idle_reconnect + self._settings.child_patience
-        return 2 * self._interval(guest) + self._settings.child_patience
-
-    def _patience(self, guest: Guest) -> float:
-        return max(2 * self._interval(guest), self._settings.guest_patience)
-
-    def _interval(self, guest: Guest) -> float:
-        return (guest.init or channel.DEFAULT_INIT).heartbeat_interval_ms / 1000
-
-    def _resume(self, guest: Guest, now: float) -> Optional[reports.Resume]:
-        if guest.init is None:
-            return None
-        return reports.Resume(guest.init, guest.owes_answer, max(0.0, guest.silence_until - now))
-
-    def _retry(self, guest: Guest, when: float, now: float) -> None:
-        guest.link, guest.retry_at = RETRYING, when
-        if when <= now:
-            self._check(guest, now)
-        else:
-            self._schedule(guest, when)
-
-    def _back_off(self, guest: Guest, now: float) -> None:
-        delay = guest.backoff
-        guest.backoff = min(2 * delay, self._settings.reconnect_max)
-        self._retry(guest, now + delay, now)
-
-    def _unlink(self, guest: Guest, now: float) -> None:
-        """The channel is gone, and with it the guest that was behind it."""
-        self.outbox.add(Drop(guest.uuid))
-        guest.link, guest.path = ABSENT, None
-        guest.running = guest.owes_answer = False
-        self.outbox.untell(guest, ILLNESS, "the guest is gone")
-        self._questions.agree_all(guest, "the guest is gone", now)
-        guest.silence_until = -NEVER
-        self._schedule_stopped(guest, now)
-        self.outbox.save(guest)
-        self._schedule(guest, now)
-
-    def _schedule_stopped(self, guest: Guest, now: float) -> None:
-        if guest.heartbeating and guest.stopped_due == NEVER:
-            guest.stopped_due = now + self._settings.stopped_grace
-            self._schedule(guest, guest.stopped_due)
-
-    def _stop(self, guest: Guest, number: Optional[int] = None) -> None:
-        """It does not heartbeat any more; who knows that already is not told twice."""
-        if guest.heartbeating:
-            self._tell_stopped(guest, number)
-        else:
-            self.outbox.save(guest)
-
-    def _tell_stopped(self, guest: Guest, number: Optional[int] = None) -> None:
-        guest.stopped_due = NEVER
-        guest.told = None
-        guest.heartbeating = False
-        log.info("%s: stopped heartbeating", guest.uuid)
-        self.outbox.tell(guest, STATE, datagram.STOPPED, self.info(guest), number)
 
 
 _REPORTED: Dict[Any, Callable[[Guests, Guest, Any, float], None]] = {

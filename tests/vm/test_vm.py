@@ -18,10 +18,9 @@ GRACE = 2.0  # s that a closed channel may take to come back
 PATIENCE = 5.0  # s without a challenge until a guest introduces itself again
 REASON = "a backup is running"
 
-ONE_AND_THREE = [1, 3]
+ONE_AND_THREE = [pytest.param(1, marks=pytest.mark.ci), pytest.param(3, marks=pytest.mark.full)]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("count", ONE_AND_THREE)
 def test_a_machine_is_stopped_goes_on_is_reset_is_killed_and_made_anew(qemu, no_tracebacks, count):
     with VmCluster(count) as cloud:
