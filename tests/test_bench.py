@@ -155,6 +155,19 @@ def test_what_was_missed_fails_the_run(figures, monkeypatch, capsys, part, name,
     assert (status, text.count("TROUBLE")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("zombies", 1), ("descriptors", 10_000), ("uss_kb", 1_000_000), ("child_uss_kb", 100_000)],
+)
+def test_what_was_gathered_fails_the_run(figures, monkeypatch, capsys, name, value):
+    if "readings" not in figures["leaks"]:
+        pytest.skip("not root")
+    worse = copy.deepcopy(figures)
+    worse["leaks"]["readings"][-1][name] = value
+    status = run_with(worse, monkeypatch)
+    assert (status, capsys.readouterr().out.count("TROUBLE")) == (1, 1)
+
+
 def test_without_root_memory_is_left_out_in_words(figures, monkeypatch, capsys):
     less = {**figures, "memory": {"left_out": "not root"}, "leaks": {"left_out": "not root"}}
     assert run_with(less, monkeypatch) == 0

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -23,8 +24,8 @@ from children_driver import (
 )  # fmt: skip
 
 from guestmtce.lab.cluster import wait_for
+from guestmtce.server import child, pipe, reports
 from guestmtce.server import children as children_module
-from guestmtce.server import pipe, reports
 from guestmtce.server.guest import DIED, GAVE_UP, PEER_CLOSED
 from guestmtce.wire import channel
 
@@ -243,3 +244,17 @@ def test_a_child_that_does_not_read_its_questions_blocks_nobody(bench):
     for number in range(5000):
         bench.children.ask(ONE, pipe.Ask(number, channel.VOTE, "stop", 5000))
     assert not gone(impostor.pid)
+
+
+def test_a_guest_that_makes_its_child_say_much_slows_it_and_does_not_get_it_killed(bench):
+    pid = bench.born()
+    bench.beat()
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        bench.far[ONE].send(channel.build(channel.Exit("bye"), 1) + channel.build(GUEST, 2))
+        bench.answer()
+        bench.serve_for(0)
+    assert child.PACE_BURST < len(bench.reports) < child.PACE_BURST + 10 * child.PACE
+    assert bench.children.rule_breakers == 0
+    assert bench.ends == []
+    assert bench.children.pids()[ONE] == pid

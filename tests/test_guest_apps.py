@@ -157,6 +157,25 @@ def test_a_socket_left_behind_is_replaced_and_ours_is_removed(tmp_path):
     world.close(), again.close()
 
 
+def test_another_client_leaves_the_socket_to_the_first(tmp_path):
+    world = World(tmp_path)
+    with pytest.raises(OSError, match="another guest client"):
+        Apps(world.loop, world.path, "", Settings(), world.log)
+    world.register("a").close()
+    world.apps.close()
+    assert not os.path.exists(world.path)
+    world.close()
+
+
+def test_a_socket_that_others_have_removed_or_replaced_is_none_of_ours(tmp_path):
+    world = World(tmp_path)
+    os.unlink(world.path)
+    with open(world.path, "w"):
+        world.apps.close()
+    assert os.path.exists(world.path)
+    world.close()
+
+
 # --- hostile and broken processes ------------------------------------------------------------------
 
 

@@ -155,7 +155,16 @@ def test_a_health_script_that_cannot_be_started_is_no_illness(rig, script, mode,
     path = script("exit 1", mode) if mode == 0o644 else "/nonexistent/script"
     felt = health(rig, path, 0.02)
     rig.serve(lambda: len(rig.lines) >= 2, "it was tried again")
-    assert felt == [] and path in rig.lines[0] and why in rig.lines[0]
+    assert set(felt) == {None} and path in rig.lines[0] and why in rig.lines[0]
+
+
+def test_a_health_script_that_can_no_longer_be_started_has_no_say(rig, script):
+    path = script("echo no disk; exit 1")
+    felt = health(rig, path, 0.05)
+    rig.serve(lambda: felt, "it is ill")
+    os.chmod(path, 0o644)
+    rig.serve(lambda: felt[-1] is None, "it is not ill any more")
+    assert felt[0] == Illness("stop", "no disk")
 
 
 def test_without_a_health_script_nothing_runs(rig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 
 import pytest
@@ -101,12 +102,29 @@ def test_the_throttle_s_memory_is_bounded(caplog):
 # --- where it goes ---------------------------------------------------------------------------------
 
 
-def test_in_the_foreground_lines_go_to_stderr_under_the_name(root, capsys):
+def test_in_the_foreground_lines_go_to_stderr_under_the_name(root, capfd):
     logs.set_up("guestServer", True, True, "/nowhere", logging.INFO)
     logging.getLogger("a.b").info("a line of %s", "it")
     logging.getLogger("a.b").debug("not this")
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith("guestServer INFO a line of it")
+
+
+def test_a_stderr_that_nobody_reads_costs_lines_and_no_time(root, monkeypatch):
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(writer, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        logs.set_up("guestServer", True, False, "/nowhere", logging.INFO)
+        for number in range(5000):
+            logging.getLogger("x").info("%d %s", number, "y" * 100)
+        assert b"guestServer INFO 0 y" in os.read(reader, 4096)
+        while len(os.read(reader, 65536)) == 65536:
+            pass
+        logging.getLogger("x").info("the last")
+        assert os.read(reader, 65536).endswith(b"the last\n")
+    logging.getLogger("x").info("it is closed")
+    os.close(reader)
 
 
 def test_to_a_file_and_on_to_a_new_one_after_its_rotation(root, tmp_path):

@@ -19,7 +19,7 @@ CHILDREN = 24
 BEATS = 10
 # Bytes, mean. Python 3.11 has what 3.13 needs not: references are counted to what never goes. Before 3.11 a
 # function's names are counted, too.
-USS_MAX = 680_000 if sys.version_info >= (3, 11) else 850_000
+USS_MAX = 640_000 if sys.version_info >= (3, 11) else 850_000
 
 
 @pytest.mark.skipif(not ROOT, reason="only root may read a child's memory")

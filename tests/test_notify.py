@@ -35,6 +35,17 @@ def test_an_abstract_socket_is_reached(monkeypatch):
         assert systemd.recv(100) == b"STOPPING=1"
 
 
+def test_an_at_in_a_path_is_a_part_of_it(tmp_path, monkeypatch):
+    (tmp_path / "user@1000").mkdir()
+    path = str(tmp_path / "user@1000" / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        assert notify.tell(notify.READY)
+        assert systemd.recv(100) == b"READY=1"
+
+
 @pytest.mark.parametrize("path", ["", "relative", "/nowhere/at/all", "/" + 200 * "x"])
 def test_without_a_listener_nothing_is_told_and_nothing_fails(monkeypatch, path):
     monkeypatch.setenv("NOTIFY_SOCKET", path)

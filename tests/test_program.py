@@ -341,6 +341,60 @@ def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
         process.communicate()
 
 
+LATER = """
+import sys
+import guestmtce.server.master as master
+master.CONFIGURED_FLAG = master.GO_FLAG = sys.argv.pop(1)
+sys.exit(master.main())
+"""
+
+
+def test_a_start_that_fails_later_is_a_failure(tmp_path):
+    daemon = Daemon("guestServer", tmp_path)
+    blocker = taken(socket.SOCK_DGRAM, daemon.ports["rx"])
+    words = [word for word in daemon.arguments(str(tmp_path)) if word != "--no-wait"]
+    words += ["--foreground", "--set", "timers.flag_poll=0.01", "--set", "timeouts.start_delay=0"]
+    command = [sys.executable, "-c", LATER, str(tmp_path / "ready"), *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert any("started, pid" in line for line in iter(process.stderr.readline, ""))
+    (tmp_path / "ready").touch()
+    _, rest = process.communicate(timeout=10)
+    blocker.close()
+    assert process.returncode == 1
+    assert "CRITICAL cannot start: " in rest
+
+
+def test_a_daemon_whose_stderr_nobody_reads_ends(daemon):
+    words = [
+        sys.executable,
+        "-m",
+        MODULES[daemon.name],
+        *daemon.arguments(str(daemon.folder)),
+        "-f",
+        "-d",
+        "1",
+    ]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while os.write(writer, b"x" * 4096):
+            pass
+    except BlockingIOError:
+        pass
+    os.set_blocking(writer, True)
+    process = subprocess.Popen(words, stderr=writer)
+    try:
+        wait_for(daemon.path(".pid").exists, "it serves")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(3) == 0
+        assert not daemon.path(".pid").exists()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
+
+
 # --- those who watch -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -80,6 +81,47 @@ def test_while_there_is_no_spawner_a_start_fails_at_once_and_closes_the_channel(
     assert bench.far[ONE].recv(1) == b""
     bench.until(lambda: bench.children.spawner.pid)
     bench.born()
+
+
+def test_a_spawner_that_cannot_be_started_is_tried_again(bench, monkeypatch):
+    starts, real = [], os.posix_spawn
+
+    def spawn(*arguments):
+        starts.append(time.monotonic())
+        if len(starts) < 3:
+            raise BlockingIOError(errno.EAGAIN, "no memory for now")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "posix_spawn", spawn)
+    os.kill(bench.children.spawner.pid, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner.has_room and len(starts) == 3)
+    assert bench.loop.defects == 0
+    bench.born()
+
+
+NO_FORK = """
+import errno, guestmtce.server.spawner as spawner
+real, calls = spawner.fork_sibling, []
+def fork_sibling():
+    calls.append(1)
+    if len(calls) == 2:
+        raise BlockingIOError(errno.EAGAIN, "no process for now")
+    return real()
+spawner.fork_sibling = fork_sibling
+"""
+
+
+def test_a_fork_that_fails_costs_only_the_one_it_was_for(make_bench, monkeypatch):
+    monkeypatch.setattr(spawner, "BOOT", spawner.BOOT.replace("; main(", "\n" + NO_FORK + "main("))
+    bench = make_bench()
+    pid = bench.born()
+    bench.start(TWO)
+    bench.until(lambda: bench.ends)
+    why = ": it could not be forked: " + os.strerror(errno.EAGAIN)
+    assert bench.ends == [(TWO, UNBORN, why)]
+    bench.born(TWO)
+    assert bench.children.pids()[ONE] == pid
+    assert bench.children.spawner.started == 1
 
 
 def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import select
 import time
 from typing import Dict, Tuple
 
@@ -57,6 +58,18 @@ class _Syslog(logging.handlers.SysLogHandler):
         self.socket.setblocking(False)  # type: ignore[attr-defined]
 
 
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Nor does whoever reads our stderr, and does not."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A pipe takes a line at once while it can be written to; else the line is lost."""
+        try:
+            if select.select([], [self.stream], [], 0)[1]:
+                super().emit(record)
+        except (OSError, ValueError):
+            pass  # it is closed
+
+
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
@@ -64,7 +77,7 @@ def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int)
     """
     handler: logging.Handler
     if foreground:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(asctime)s " + name + " %(levelname)s %(message)s"))
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
         handler = _Syslog(address=SYSLOG_SOCKET, facility=_Syslog.LOG_LOCAL5)

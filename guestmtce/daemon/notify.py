@@ -25,7 +25,7 @@ def tell(*words: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
             systemd.setblocking(False)
-            systemd.sendto("\n".join(words).encode("utf-8"), path.replace("@", "\0", 1))
+            systemd.sendto("\n".join(words).encode("utf-8"), "\0" + path[1:] if path[0] == "@" else path)
     except OSError:
         return False
     return True

@@ -23,12 +23,18 @@ from guestmtce.daemon.settings import DaemonSettings
 log = logging.getLogger(__name__)
 
 END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
+LAST_LINE_WAIT = 0.2  # s
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
 
 
 class Service(Generic[Settings]):
-    """What a daemon does; `run` below calls these."""
+    """What a daemon does; `run` below calls these.
+
+    `failed`: it ends by itself, for a reason that it has logged.
+    """
+
+    failed = False
 
     def open(self) -> None:
         """Bind, start, watch. Raises OSError with a text for the operator."""
@@ -138,9 +144,10 @@ class _Life(Generic[Settings]):
             log.info("started, pid %d", os.getpid())
             self._status = 0
             loop.run()
-            log.info("stopping")
+            self._status = int(service.failed)
         finally:
             self._end_in_time()
+            log.info("stopping")
             notify.tell(notify.STOPPING)
             service.close()
             files.remove(self._info_path)
@@ -152,10 +159,17 @@ class _Life(Generic[Settings]):
         """Whatever hangs, a handler of the VIM's included: this process ends. It forks no more."""
 
         def end() -> None:
-            log.error("stopping takes too long: ended")
-            files.remove(self._info_path)
-            self._pid_file.release()
-            os._exit(self._status)
+            try:
+                files.remove(self._info_path)
+                self._pid_file.release()
+                # Who hangs may hold what the log needs.
+                last = threading.Thread(
+                    target=log.error, args=("stopping takes too long: ended",), daemon=True
+                )
+                last.start()
+                last.join(LAST_LINE_WAIT)
+            finally:
+                os._exit(self._status)
 
         guard = threading.Timer(END_WITHIN, end)
         guard.daemon = True

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import time
-from typing import Callable, Dict
+from typing import Callable, Dict, Tuple
 
 from guestmtce.guest import registry
 from guestmtce.guest.log import Log
@@ -38,6 +38,7 @@ class Apps:
         self._path = path
         self._links: Dict[int, socket.socket] = {}
         self._listener = _listen(path, group) if path else None
+        self._own = _ident(path)
         self._listen()
 
     @property
@@ -70,7 +71,8 @@ class Apps:
             self._loop.unwatch(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            os.unlink(self._path)
+            if _ident(self._path) == self._own:  # else somebody has removed it, or has put another there
+                os.unlink(self._path)
 
     # --- connections -------------------------------------------------------------------------------
 
@@ -156,6 +158,28 @@ class Apps:
             self.registry.closed(key, "it does not read")
 
 
+def _ident(path: str) -> Tuple[int, int]:
+    """Which file it is; (0, 0) without one."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # it has many to listen to
+        except OSError:
+            return False
+    return True
+
+
 def _listen(path: str, group: str) -> socket.socket:
     """The listening socket at `path`. Raises OSError."""
     folder = os.path.dirname(path)
@@ -164,7 +188,9 @@ def _listen(path: str, group: str) -> socket.socket:
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise OSError("%s must be writable by us alone" % folder)
     if os.path.exists(path):
-        os.unlink(path)  # of a guest client before; the pid file says that none runs
+        if _answers(path):
+            raise OSError("another guest client listens there")
+        os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     listener.bind(path)

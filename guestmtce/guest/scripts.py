@@ -152,7 +152,8 @@ class HealthScript:
     """Runs the health script every `interval` s and tells how the guest feels: None is well.
 
     A script that hangs is killed when the next run is due, and that is an illness. One that cannot be
-    started is a fault of the configuration, which no corrective action would cure: it is only logged.
+    started is a fault of the configuration, which no corrective action would cure: it is only logged, and
+    what it said before counts no more.
     """
 
     def __init__(
@@ -174,6 +175,7 @@ class HealthScript:
             self._runner.start([path], self._ended)
         except OSError as error:
             self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, error.strerror), "check")
+            self._feel(None)
 
     def _ended(self, ended: Ended) -> None:
         ill = ended.killed or ended.status != 0

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple
 Figures = Dict[str, Any]
 
 LABEL_WIDTH = 24
+SPARE_DESCRIPTORS = 2  # that are on their way at any moment
 
 
 # --- judging ---------------------------------------------------------------------------------------
@@ -26,7 +27,21 @@ def troubles(figures: Figures) -> List[str]:
     if killed:
         counts["misses and reconnects of guests whose process was not killed"] = killed["others_touched"]
         counts["alarms about guests whose process was killed"] = killed["alarms"]
-    return ["%d %s" % (count, what) for what, count in counts.items() if count]
+    if "readings" in figures.get("leaks", ()):
+        counts.update(_gathered(figures["leaks"]["readings"]))
+    return ["%d %s" % (count, what) for what, count in counts.items() if count > 0]
+
+
+def _gathered(readings: List[Figures]) -> Dict[str, int]:
+    """What guestServer holds at the end that it did not hold once it was warm: after the first part."""
+    warm, last = readings[1], readings[-1]
+    return {
+        "dead processes that nobody reaped": last["zombies"],
+        "descriptors more than before": last["descriptors"] - warm["descriptors"] - SPARE_DESCRIPTORS,
+        "kB more in the master than a quarter beyond before": last["uss_kb"] - warm["uss_kb"] * 5 // 4,
+        "kB more in a child than a quarter beyond before": last["child_uss_kb"]
+        - warm["child_uss_kb"] * 5 // 4,
+    }
 
 
 # --- words -----------------------------------------------------------------------------------------

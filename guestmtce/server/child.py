@@ -28,6 +28,8 @@ READ_BUDGET = 64 * 1024  # bytes read in one go before others get their turn on 
 FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as long as reading it took
 FLOOD_REST_MIN = 0.005  # s
 UNTOLD_MAX = 256  # reports kept while the master does not read
+PACE = 10  # reports a second that a child sends at most, and
+PACE_BURST = 100  # as many at once: a guest that makes it say more waits
 POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
 POLL_LATE = 0.002  # s; the most that rounding, and waking up, make it late
 POLL_SLACK = 0.001  # part of its time by which Linux lets poll(2) be late, to wake up less often
@@ -61,13 +63,14 @@ class Child:
     Both are plain descriptors: socket objects would make every child touch, and so own, 150 kB more.
     """
 
-    __slots__ = ("_guest", "_pipe", "_poll", "_session", "_unsent", "_untold")
+    __slots__ = ("_guest", "_paced", "_pipe", "_poll", "_session", "_unsent", "_untold")
 
     def __init__(self, settings: Settings) -> None:
         """All that can be made before a guest is known: the spawner makes it once for all children."""
         self._guest = self._pipe = -1
         self._poll = poll()
         self._session = Session(settings, random_challenge)
+        self._paced = 0.0  # until when its reports fill the time that they have
         self._unsent = b""
         self._untold: List[bytes] = []
 
@@ -161,9 +164,16 @@ class Child:
             raise _Ended(END_PEER_CLOSED) from None
 
     def _tell(self, reports: Sequence[Report]) -> None:
+        self._keep_pace(len(reports))
         self._untold.extend(map(encode, reports))
         del self._untold[:-UNTOLD_MAX]
         self._flush_pipe()
+
+    def _keep_pace(self, count: int) -> None:
+        now = monotonic()
+        self._paced = max(self._paced, now - PACE_BURST / PACE) + count / PACE
+        if self._paced > now:
+            sleep(self._paced - now)
 
     def _flush_pipe(self) -> None:
         told = 0

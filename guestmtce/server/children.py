@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from guestmtce.daemon.loop import Loop
 from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink
+from guestmtce.server.bucket import Bucket
 from guestmtce.server.uids import Uids
 
 log = logging.getLogger(__name__)
@@ -24,15 +25,15 @@ CLOSE_WAIT = 1.0  # s for killed children to be gone
 CLOSE_POLL = 0.005
 # Reports read from one child before the others get their turn.
 REPORTS_A_TURN = 16
-# An honest child of the fastest guest sends a few reports a second, and a handful at once.
-REPORTS_PER_SECOND = 20
-REPORTS_BURST = 200
+# Twice what an honest child sends, whatever its guest makes it say (`child.PACE`).
+REPORTS_PER_SECOND = 2 * child.PACE
+REPORTS_BURST = 2 * child.PACE_BURST
 
 
 class Child:
     """One process. `pid` is None until the spawner reports it; until then `channel` is kept open."""
 
-    __slots__ = ("channel", "credit", "credit_at", "doomed", "pid", "pipe", "reaped", "serial", "uid", "uuid")
+    __slots__ = ("channel", "credit", "doomed", "pid", "pipe", "reaped", "serial", "uid", "uuid")
 
     def __init__(
         self,
@@ -49,15 +50,7 @@ class Child:
         self.channel: Optional[socket.socket] = channel
         self.pipe = results
         self.doomed = self.reaped = False
-        self.credit = float(REPORTS_BURST)
-        self.credit_at = time.monotonic()
-
-    def spend(self) -> bool:
-        """Whether the child may send one more report now."""
-        now = time.monotonic()
-        self.credit = min(REPORTS_BURST, self.credit + (now - self.credit_at) * REPORTS_PER_SECOND) - 1
-        self.credit_at = now
-        return self.credit >= 0
+        self.credit = Bucket(REPORTS_PER_SECOND, REPORTS_BURST, time.monotonic())
 
     def kill(self) -> None:
         """End it, as soon as its pid is known; one that was reaped is left alone."""
@@ -97,7 +90,7 @@ class Children:
         self._loop = loop
         self._handlers = handlers
         births = spawnerlink.Handlers(
-            self._greeted, self._reported_birth, self._spawner_failed, handlers.room
+            self._greeted, self._reported_birth, self._unborn, self._spawner_failed, handlers.room
         )
         self.spawner = spawnerlink.SpawnerLink(loop, settings, identity, spawn_timeout, births)
         self._uids = uids if identity is not None else None
@@ -196,6 +189,12 @@ class Children:
         if not self._awaited and not self._abandoned:
             self._reaped_early.clear()
 
+    def _unborn(self, serial: int, why: str) -> None:
+        waiting = self._awaited.pop(serial, None)
+        self._free(waiting.uid if waiting is not None else self._abandoned.pop(serial, None))
+        if waiting is not None:
+            self._end(waiting, guest.UNBORN, ": it could not be forked: " + why)
+
     def _born_in_vain(self, pid: int, uid: Optional[int]) -> None:
         if self._reaped_early.pop(pid, None) is None:
             self._note_uid(pid, uid)
@@ -247,7 +246,7 @@ class Children:
                 speaker.kill()  # a child that closed its pipe and lives on is of no use
                 return
             try:
-                if not speaker.spend():
+                if not speaker.credit.spend(time.monotonic()):
                     raise pipe.BrokenRules("more than %d reports a second" % REPORTS_PER_SECOND)
                 report = pipe.decode_report(packet)
             except pipe.BrokenRules as broken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from guestmtce.server import pipe, reports
+from guestmtce.server.bucket import Bucket
 from guestmtce.server.store import Memory
 from guestmtce.wire import channel, datagram
 
@@ -24,6 +25,9 @@ FAILURE = "failure"
 ILLNESS = "illness"
 
 NEVER = float("inf")
+
+LINES_PER_SECOND = 1  # in the log, about what one guest's child says, and
+LINES_BURST = 30  # as many at once
 
 Key = Tuple[str, str]  # uuid, kind
 
@@ -123,9 +127,9 @@ class Guest:
 
     __slots__ = (
         "backoff", "deaths", "deaths_at", "failing", "heartbeating", "hold_until", "ident", "ill_told_at",
-        "init", "last_note", "late", "link", "linked_at", "links", "losses", "missed_at", "missed_before",
-        "misses", "owes_answer", "path", "provisioned", "questions", "reporting", "retry_at", "running",
-        "silence_until", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
+        "init", "last_note", "late", "left_out", "lines", "link", "linked_at", "links", "losses", "missed_at",
+        "missed_before", "misses", "owes_answer", "path", "provisioned", "questions", "reporting", "retry_at",
+        "running", "silence_until", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float) -> None:
@@ -155,6 +159,8 @@ class Guest:
         self.questions: Dict[int, Question] = {}
         self.links = self.deaths = self.misses = self.losses = self.late = self.withdrawn = 0
         self.last_note = ""
+        self.lines = Bucket(LINES_PER_SECOND, LINES_BURST, 0.0)  # in the log, about what its child says
+        self.left_out = 0
 
     def memory(self) -> Memory:
         """What of it is to be remembered."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from logging import INFO, WARNING
 from typing import Any, Callable, Dict, Optional
 
 from guestmtce.daemon.log import printable
@@ -110,8 +111,8 @@ class Guests(Links):
     def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
         guest.init = report.init
         guest.silence_until = guest.ill_told_at = -NEVER
-        log.info("%s: init of %s, every %d ms, %s", guest.uuid, printable(report.init.name),
-                 report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
+        self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
+                  report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
         self.outbox.save(guest)
 
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
@@ -123,7 +124,7 @@ class Guests(Links):
         info = self.info(guest)
         if guest.told != info._replace(reporting=False):
             guest.told = info._replace(reporting=False)
-            log.info("%s: heartbeating", guest.uuid)
+            self._say(guest, now, INFO, "heartbeating")
             self.outbox.tell(guest, STATE, datagram.RUNNING, info)
         self._questions.put_all(guest, now)
         self.outbox.save(guest)
@@ -134,7 +135,7 @@ class Guests(Links):
         self._stop(guest)
 
     def _quiet(self, guest: Guest, report: reports.Quiet, now: float) -> None:
-        log.info("%s: quiet, as announced", guest.uuid)
+        self._say(guest, now, INFO, "quiet, as announced")
         guest.running = guest.heartbeating = guest.owes_answer = False
         guest.stopped_due = NEVER
         guest.told = None
@@ -157,7 +158,7 @@ class Guests(Links):
         # after a loss knows that the guest ran again in between.
         stopped = self.outbox.number()
         reporting = guest.reporting and self.host_reporting
-        log.warning("%s: heartbeat lost%s", guest.uuid, "" if reporting else " (reporting is disabled)")
+        self._say(guest, now, WARNING, "heartbeat lost" + ("" if reporting else " (reporting is disabled)"))
         if reporting:
             info = self.info(guest)._replace(heartbeating=False)
             self.outbox.tell(guest, FAILURE, datagram.LOSS, info)
@@ -169,7 +170,7 @@ class Guests(Links):
 
         Then it may have had none for the guest either. It gets a new connection, and its patience to answer.
         """
-        log.warning("%s: heartbeat lost on a host that is overloaded: asking once more", guest.uuid)
+        self._say(guest, now, WARNING, "heartbeat lost on a host that is overloaded: asking once more")
         self._without_child(guest, now)
         self.outbox.add(Drop(guest.uuid))
         self._retry(guest, now, now)
@@ -178,19 +179,19 @@ class Guests(Links):
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
             return  # a new child found out what the one before had told
         guest.ill_told_at = now
-        log.warning("%s: ill, wants %s: %s", guest.uuid, report.action, printable(report.log_msg))
+        self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
         info = self.info(guest)._replace(repair_action=report.action)
         self.outbox.tell(guest, ILLNESS, datagram.ILLHEALTH, info)
 
     def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
-        log.info("%s: healthy again", guest.uuid)
+        self._say(guest, now, INFO, "healthy again")
         guest.ill_told_at = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
 
     def _missed(self, guest: Guest, report: reports.Missed, now: float) -> None:
         guest.misses += 1
         guest.missed_before, guest.missed_at = guest.missed_at, now
-        log.info("%s: missed %d in a row", guest.uuid, report.in_a_row)
+        self._say(guest, now, INFO, "missed %d in a row", report.in_a_row)
 
     def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
         seconds = min(report.seconds, self._settings.expected_silence)
@@ -206,12 +207,12 @@ class Guests(Links):
                                report.seconds * 1000)  # fmt: skip
 
     def _reconnect(self, guest: Guest, report: reports.Reconnect, now: float) -> None:
-        log.info("%s: reconnecting: %s", guest.uuid, printable(report.why))
+        self._say(guest, now, INFO, "reconnecting: %s", printable(report.why))
 
     def _note(self, guest: Guest, report: reports.Note, now: float) -> None:
         guest.last_note = printable(report.text)
         more = " (and %d more like it)" % report.more if report.more else ""
-        log.warning("%s: %s%s", guest.uuid, guest.last_note, more)
+        self._say(guest, now, WARNING, "%s%s", guest.last_note, more)
 
     def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
         """No connection could be made."""
@@ -234,6 +235,15 @@ class Guests(Links):
         if guest.turned_away > self._patience(guest):
             self._lost(guest, reports.Lost(0), now)
         guest.turned_away += guest.backoff
+
+    def _say(self, guest: Guest, now: float, level: int, text: str, *values: Any) -> None:
+        """A line about what its child says. One that says too much is not to fill the disk."""
+        if not guest.lines.spend(now):
+            guest.left_out += 1
+            return
+        more = " (%d lines were left out)" % guest.left_out if guest.left_out else ""
+        guest.left_out = 0
+        log.log(level, "%s: " + text + more, guest.uuid, *values)
 
     # --- commands of guestAgent --------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from guestmtce.server.guest import (
 )
 from guestmtce.server.outbox import Outbox
 from guestmtce.server.questions import Questions
+from guestmtce.server.session import resuming_patience
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import channel, datagram
 
@@ -171,9 +172,13 @@ class Links:
     def child_patience(self, uuid: str) -> float:
         """Within how many seconds the guest's child must have woken up and gone to sleep again."""
         guest = self.table.get(uuid)
-        if guest is None or not guest.running or guest.init is None:
-            return self._settings.idle_reconnect + self._settings.child_patience
-        return 2 * self._interval(guest) + self._settings.child_patience
+        sleeps = self._settings.idle_reconnect
+        if guest is not None and guest.init is not None:
+            interval = self._interval(guest)
+            patience = self._settings.guest_patience
+            resuming = resuming_patience(interval, patience, self._settings.failure_threshold)
+            sleeps = 2 * interval if guest.running else max(sleeps, resuming)
+        return sleeps + self._settings.child_patience
 
     def _patience(self, guest: Guest) -> float:
         return max(2 * self._interval(guest), self._settings.guest_patience)

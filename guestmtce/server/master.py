@@ -84,6 +84,7 @@ class Master(program.Service[ServerSettings]):
             self._start()
         except OSError as error:
             log.critical("cannot start: %s", error)
+            self.failed = True
             self._loop.stop()
 
     def _start(self) -> None:

@@ -104,6 +104,11 @@ RUNNING = Running()
 WELL_ANSWER = ChallengeResponse(0, HEALTHY, "none", "")
 
 
+def resuming_patience(interval: float, guest_patience: float, failure_threshold: int) -> float:
+    """How long, in s, a guest known from before has to answer on a new connection, or to say `init`."""
+    return max(max(2 * interval, guest_patience) + interval, interval * (failure_threshold + 1))
+
+
 class Session:
     """The heartbeat of one guest over one connection. See the module's text.
 
@@ -160,8 +165,10 @@ class Session:
                 self._silence_until = now + resume.silence
             self.state = RESUMING
             self._send_challenge(now)
-            patience = max(2 * self._interval, self._settings.guest_patience) + self._interval
-            self._due = now + max(patience, self._interval * (self._settings.failure_threshold + 1))
+            patience = resuming_patience(
+                self._interval, self._settings.guest_patience, self._settings.failure_threshold
+            )
+            self._due = now + patience
         return self._output()
 
     def receive(self, data: bytes, now: float) -> Output:

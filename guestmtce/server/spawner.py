@@ -3,8 +3,8 @@
 Started afresh by the master (`python -I -S -c BOOT …`), it holds the warmed-up child code and nothing
 else, so that a child shares nearly all of its memory for ever. Its first packet is what this kernel has to
 confine a child with, as JSON. Then one request, one packet, with the guest's socket and the child's end of
-the pipe; one answer: the request's serial and the child's pid. The master, not this process, is the child's
-parent (see `fork`).
+the pipe; one answer: the request's serial and the child's pid, or why none was born. The master, not this
+process, is the child's parent (see `fork`).
 
 Whatever this module imports, every child carries: our own modules stand here, all else in `preload`.
 """
@@ -42,7 +42,7 @@ TITLE = "guestServer: spawner"
 REQUEST_MAX = 440  # bytes; more than any request, and CPython has the room for it at hand
 DESCRIPTORS = struct.Struct("=ii")  # with a request: the guest's socket, the child's end of the pipe
 DESCRIPTORS_SPACE = socket.CMSG_SPACE(DESCRIPTORS.size)
-BORN = struct.Struct("=qi")  # the answer: the request's serial, the child's pid
+BORN = struct.Struct("=qi")  # the answer: the request's serial; the child's pid, or why there is none: -errno
 
 WARM_UP_LIVES = 12  # CPython 3.11 adapts a function's code to what it works on from its 8th call on
 WARM_UP_ODD = 3  # of them with what seldom happens
@@ -101,7 +101,10 @@ def serve(control: socket.socket, confinement: confine.Confinement, newborn: Chi
             return
         received = DESCRIPTORS.unpack(ancillary[0][2])
         serial, uuid, uid, resume = loads(packet)
-        pid = fork_sibling()
+        try:
+            pid = fork_sibling()
+        except OSError as error:
+            pid = -(error.errno or errno.EAGAIN)
         if pid == 0:
             be_child(received, uuid, uid, resume, confinement, newborn)
         close(received[0])

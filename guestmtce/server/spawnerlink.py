@@ -34,12 +34,13 @@ IN_FLIGHT_MAX = 32  # requests that the spawner has and has not answered
 
 
 class Handlers(NamedTuple):
-    """Whom to tell: what the spawner said of itself, a birth (serial, pid), that all requests have failed,
-    and that there is room for more.
+    """Whom to tell: what the spawner said of itself, a birth (serial, pid), a fork that failed (serial, why),
+    that all requests have failed, and that there is room for more.
     """
 
     greeted: Callable[[Any], None]
     born: Callable[[int, int], None]
+    unborn: Callable[[int, str], None]
     failed: Callable[[], None]
     room: Callable[[], None]
 
@@ -71,20 +72,27 @@ class SpawnerLink:
         self._timer: Optional[Timer] = None
 
     def open(self) -> None:
-        """Start a spawner."""
+        """Start a spawner. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            os.set_inheritable(theirs.fileno(), True)
-            arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, import_path()]
-            arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
-            arguments += [json.dumps(vars(self._settings))]
-            self.pid = os.posix_spawn(sys.executable, arguments, ENVIRONMENT)
+        try:
+            with theirs:
+                self.pid = self._start(theirs)
+        except OSError:
+            ours.close()
+            raise
         self._greeted = False
         self._since = time.monotonic()
         self.started += 1
         ours.setblocking(False)
         self._control = ours
         self._loop.watch(ours, self.read)
+
+    def _start(self, theirs: socket.socket) -> int:
+        os.set_inheritable(theirs.fileno(), True)
+        arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, import_path()]
+        arguments += [str(theirs.fileno()), str(os.getpid()), *map(str, self._identity)]
+        arguments += [json.dumps(vars(self._settings))]
+        return os.posix_spawn(sys.executable, arguments, ENVIRONMENT)
 
     def close(self) -> None:
         """End it; who waits for it is told that it failed."""
@@ -103,8 +111,18 @@ class SpawnerLink:
         self.close()
         if time.monotonic() - self._since > SETTLED:
             self._respawn_delay = RESPAWN_FIRST
-        self._loop.after(self._respawn_delay, self.open)
+        self._replace_later()
+
+    def _replace_later(self) -> None:
+        self._loop.after(self._respawn_delay, self._replace)
         self._respawn_delay = min(2 * self._respawn_delay, RESPAWN_MAX)
+
+    def _replace(self) -> None:
+        try:
+            self.open()
+        except OSError as error:
+            log.error("cannot start a spawner, trying again: %s", error)
+            self._replace_later()
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -143,7 +161,10 @@ class SpawnerLink:
         serial, pid = spawner.BORN.unpack(packet)
         self._heard = time.monotonic()
         self._asked.discard(serial)
-        self._handlers.born(serial, pid)
+        if pid > 0:
+            self._handlers.born(serial, pid)
+        else:
+            self._handlers.unborn(serial, os.strerror(-pid))
         self._handlers.room()
 
     def _watch_time(self) -> None:

@@ -81,7 +81,7 @@ def test_votes_and_notices_of_a_machine_and_a_pause(qemu, no_tracebacks):
         vm.script(EVENT_SCRIPT, "sleep 60")
         endless = cloud.ask("notify", uuid, "resize_begin")
         assert endless["guest-response"] == "proceed"
-        assert endless["seconds"] < 9 + SLACK
+        assert 8 - SLACK < endless["seconds"] < 9 + SLACK
         cloud.beats(vm)
         assert cloud.hosts[0].server.dump("guest")[uuid]["misses"] == "0"
 
@@ -135,6 +135,7 @@ def test_a_killed_guest_server_while_machines_run(qemu, no_tracebacks):
         cloud.start_server(host)
         wait_for(lambda: all(vm.sent() > counts[vm] for vm in cloud.vms), "all heartbeat", 2 * INTERVAL, POLL)
         took = time.monotonic() - began
+        assert took < 2 * INTERVAL
         for vm in cloud.vms:
             cloud.beats(vm, 3)
         undisturbed(2 * PATIENCE, lambda: cloud.alarms())

@@ -1,0 +1,22 @@
+"""How much of something somebody may have: so much at once, and so much a second."""
+
+from __future__ import annotations
+
+
+class Bucket:
+    """Holds at most `burst`, at first as much, and gains `rate` a second. Times in s, monotonic."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._left, self._at = burst, now
+
+    def spend(self, now: float) -> bool:
+        """Whether one more may be had now; it is taken then."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
