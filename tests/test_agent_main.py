@@ -38,14 +38,14 @@ def vote(uuid=U, hostname=NAME):
 class World:
     """The agent, turned by hand, and all that it speaks to."""
 
-    def __init__(self, hosts, **settings):
+    def __init__(self, named, **settings):
         ports = free_ports(5, "0.0.0.0")
         self.agent_port, self.server_port, http_port, command_port, event_port = ports
         self.vim = Vim()
         self.vim.start()
         self.vim.hosts = {HOST.uuid: True, SECOND.uuid: True}
         self.vim.instances = {HOST.uuid: [(U, NAME, True)], SECOND.uuid: [(V, SECOND.hostname, True)]}
-        self.mtc = MtcAgent(hosts, LOCAL, event_port, command_port)
+        self.mtc = MtcAgent(named, LOCAL, event_port, command_port)
         self.mtc.start()
         self.loop = Loop()
         self.run_dir = tempfile.TemporaryDirectory()
@@ -238,6 +238,16 @@ def test_an_event_of_an_unknown_host_is_not_confirmed_until_mtcagent_names_it(wo
     told(server, LOSS, 1)
     one.until(lambda: confirmed(server) == [1], "it is confirmed")
     assert one.alarms() == ["stop"]
+
+
+def test_a_host_that_is_configured_needs_no_mtcagent(world):
+    one = world(hosts="%s, compute-9 %s ::1" % (" ".join(HOST), SECOND.uuid))
+    one.listed(U)
+    server = OurServer(one)
+    told(server, LOSS, 1)
+    one.until(lambda: confirmed(server) == [1], "it is confirmed")
+    assert one.alarms() == ["stop"]
+    assert one.agent._inventory.hosts["compute-9"].ip == "::1"
 
 
 def test_a_vote_of_an_instance_that_the_list_may_bring_waits_for_the_list(world):

@@ -240,3 +240,10 @@ def test_any_number_in_any_words_is_in_range_or_refused_in_one_line(text):
         assert len(str(error).splitlines()) == 1
     else:
         assert 1 <= settings.port <= 65535
+
+
+def test_what_is_not_used_is_said_in_one_line(tmp_path):
+    path = tmp_path / "daemon.ini"
+    path.write_text("[client]\nrx_port=2411\nhbs_pulse_perod=500\n[debug]\ndebug_all=1\n[old]\nkey=1\n")
+    _, lines = config.load(server.ServerSettings, "guestServer", {MAIN: str(path)}, [])
+    assert lines[0] == "%s: not used: client.hbs_pulse_perod, debug.debug_all, old.key" % path

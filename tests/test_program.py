@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -146,7 +147,11 @@ FAILURES = {
     "an address of another host": (None, ["--bind", "192.0.2.1"], ["192.0.2.1"]),
     "no address": (None, ["--bind", "no.such.host.invalid"], ["no.such.host.invalid"]),
 }
-FAILURES_OF_AGENT = {"the TCP port is taken": ((socket.SOCK_STREAM, "http"), [], ["127.0.0.1"])}
+FAILURES_OF_AGENT = {
+    "the TCP port is taken": ((socket.SOCK_STREAM, "http"), [], ["127.0.0.1"]),
+    "a host without an address": (None, ["--set", "agent.hosts=a b"], ["[agent] hosts: a b"]),
+    "a host with a name for an address": (None, ["--set", "agent.hosts=a b c"], ["a b c"]),
+}
 FAILURES_OF_SERVER = {
     "no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"]),
     "a bad range of uids": (None, ["--child-uids", "9-5"], ["--child-uids 9-5", "A <= B"]),
@@ -322,6 +327,33 @@ def test_hup_takes_what_it_can_and_says_what_waits(running):
     running.signal(signal.SIGHUP)
     wait_for(lambda: "left as it was: %s: [debug] debug_level = loud" % ini in running.log(), "it is refused")
     assert not gone(running.pid)
+
+
+def test_hup_takes_the_level_of_the_log_back(running):
+    ini = running.folder / "daemon.ini"
+    for level in ("1", "0"):
+        ini.write_text("[debug]\ndebug_level=%s\n" % level)
+        before = running.log().count("reloaded")
+        running.signal(signal.SIGHUP)
+        wait_for(lambda count=before: running.log().count("reloaded") > count, "it is reloaded")
+        running.signal(signal.SIGUSR1)
+    assert "take effect at the next start" not in running.log()
+    quiet = running.path(".log").stat().st_size
+    if running.name == "guestAgent":
+        with socket.create_connection((LOCALHOST, running.ports["http"]), 5) as client:
+            client.sendall(b"GET /v1/hosts/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 404")
+        assert b" DEBUG " not in running.path(".log").read_bytes()[quiet:]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_are_nobody_s(daemon, closed):
+    words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder))]
+    done = subprocess.run(["sh", "-c", 'exec "$@" ' + closed, "sh", *words], timeout=15, check=False)
+    assert done.returncode == 0
+    daemon.pids.append(daemon.pid)
+    with open(daemon.path(".lock")) as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):

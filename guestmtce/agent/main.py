@@ -63,6 +63,7 @@ class Agent(program.Service[AgentSettings]):
     def open(self) -> None:
         """Bind everything, then start everything. Raises OSError."""
         settings = self._settings
+        hosts = settings.known_hosts()
         self._servers = ServerLink(
             self._loop,
             settings.bind,
@@ -78,6 +79,8 @@ class Agent(program.Service[AgentSettings]):
         )
         self._commands.start()
         self._vim.start()
+        for record in hosts:
+            self._host(datagram.ADD_HOST, record)
         self._mtc.start()
         self._audit.start()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+from typing import List
 
 from guestmtce.daemon.config import MAIN, setting
 from guestmtce.daemon.peers import read_key
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+from guestmtce.wire.datagram import HostRecord
 
 NAME = "guestAgent"
 MTC = "mtc"
@@ -52,6 +55,7 @@ class AgentSettings(DaemonSettings):
         2107, "agent.hbs_to_mtc_event_port", 1, PORT_MAX, "--mtc-event-port", "UDP port of mtcAgent", file=MTC
     )
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestServers")
+    hosts: str = setting("", "agent.hosts")  # NAME UUID ADDRESS, …
     http_threads: int = setting(4, "agent.http_threads", 1, 64)
 
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
@@ -68,4 +72,17 @@ class AgentSettings(DaemonSettings):
     @property
     def vim_base(self) -> str:
         """The VIM's base URL."""
-        return self.vim_url.rstrip("/") or "http://%s:%d" % (self.vim_host, self.vim_port)
+        host = "[%s]" % self.vim_host if ":" in self.vim_host else self.vim_host
+        return self.vim_url.rstrip("/") or "http://%s:%d" % (host, self.vim_port)
+
+    def known_hosts(self) -> List[HostRecord]:
+        """The hosts that are known without mtcAgent. Raises OSError for words that name none."""
+        return [_host(words) for words in self.hosts.split(",") if words.strip()]
+
+
+def _host(words: str) -> HostRecord:
+    try:
+        name, uuid, address = words.split()
+        return HostRecord(name, uuid, str(ipaddress.ip_address(address)))
+    except ValueError:
+        raise OSError("[agent] hosts: %s: NAME UUID ADDRESS expected" % words.strip()) from None

@@ -71,9 +71,19 @@ def load(
         elif place and place.file not in notes:
             absent.append("%s.%s" % (place.section, place.key))
     lines = [*notes.values()]
+    unused = _unused(kind, parsers[MAIN])
+    if unused:
+        lines.append("%s: not used: %s" % (files[MAIN], ", ".join(unused)))
     if absent:
         lines.append("not configured, default taken: " + ", ".join(absent))
     return kind(**values), lines
+
+
+def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
+    """What stands in the daemon's own file and is none of its settings: of old, or mistyped."""
+    places = {f.metadata["place"] for f in dataclasses.fields(kind)}
+    found = [Place(MAIN, section, key) for section in parser.sections() for key in parser.options(section)]
+    return ["%s.%s" % place[1:] for place in found if place not in places]
 
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:

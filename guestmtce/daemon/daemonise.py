@@ -47,6 +47,15 @@ class Background(Foreground):
         self._pipe = -1
 
 
+def fill_standard() -> None:
+    """Nothing of ours is to take the place of a standard descriptor that whoever started us has closed."""
+    while True:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null > 2:
+            os.close(null)
+            return
+
+
 def daemonise() -> Foreground:
     """Fork twice into a session of our own. Returns in the daemon only; call it while there is one thread.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import resource
@@ -15,7 +16,7 @@ import setproctitle
 
 from guestmtce.daemon import config, files, notify, pmon
 from guestmtce.daemon import log as logs
-from guestmtce.daemon.daemonise import Foreground, daemonise
+from guestmtce.daemon.daemonise import Foreground, daemonise, fill_standard
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.pidfile import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
@@ -61,6 +62,7 @@ def run(
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
+    fill_standard()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
         os.makedirs(settings.run_dir, exist_ok=True)
@@ -207,6 +209,7 @@ class _Life(Generic[Settings]):
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
         if "debug_level" in changed:
             set_up_log(self._name, fresh)
+            self._settings = dataclasses.replace(self._settings, debug_level=fresh.debug_level)
             changed.remove("debug_level")
         text = "reloaded; these take effect at the next start: %s" if changed else "reloaded%s"
         log.info(text, ", ".join(changed))

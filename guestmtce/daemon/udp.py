@@ -1,7 +1,12 @@
-"""UDP sockets and what is read from them, for both daemons."""
+"""UDP sockets and what is read from them, for both daemons.
+
+A socket for every address speaks IPv6 and IPv4 where the host has both. An IPv4 address is always spelled
+as one.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from typing import Callable
@@ -13,6 +18,9 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes; the kernel grants what its limit allows
 DATAGRAMS_A_TURN = 64
+IPV4_MAPPED = "::ffff:"
+# What a host without IPv6 says of it.
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, socket.EAI_ADDRFAMILY, socket.EAI_FAMILY)
 DATAGRAM_MAX = 2048  # bytes read of one; longer ones are too long for anybody here
 
 
@@ -25,27 +33,32 @@ class Port:
         self._serve = serve
         self._throttle = Throttle(log)
         self._socket = open_socket(address, port)
+        # Bound to one address it reaches only those of its own kind.
+        self._reaches = self._socket.family if address else socket.AF_UNSPEC
+        if self._socket.family == socket.AF_INET:
+            self._reaches = socket.AF_INET
         loop.watch(self._socket, self._read)
 
     def send(self, data: bytes, address: str, port: int) -> None:
         """Send a datagram; what cannot be sent is logged, throttled. Any thread may call it."""
         try:
-            self._socket.sendto(data, (address, port))
+            self._socket.sendto(data, (self._spelled(address), port))
             self.sent += 1
         except OSError as error:
             self._throttle.warning(address, "cannot send to %s port %d: %s", address, port, error)
 
     def resolve(self, name: str) -> str:
-        """The address of `name` in this socket's family, or nothing, with a line in the log."""
+        """An address of `name` that this socket reaches, or nothing, with a line in the log."""
         try:
-            return str(socket.getaddrinfo(name, None, self._socket.family, socket.SOCK_DGRAM)[0][4][0])
+            return str(socket.getaddrinfo(name, None, self._reaches, socket.SOCK_DGRAM)[0][4][0])
         except OSError as error:
             self._throttle.warning(name, "cannot resolve %s: %s", name, error)
             return ""
 
     def own_address(self, towards: str) -> str:
         """The address that `towards` sees us under, or nothing."""
-        with socket.socket(self._socket.family, socket.SOCK_DGRAM) as probe:
+        family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect((towards, 9))
                 return str(probe.getsockname()[0])
@@ -57,6 +70,11 @@ class Port:
         self._loop.unwatch(self._socket)
         self._socket.close()
 
+    def _spelled(self, address: str) -> str:
+        """As this socket wants it."""
+        mapped = self._socket.family == socket.AF_INET6 and ":" not in address
+        return IPV4_MAPPED + address if mapped else address
+
     def _read(self) -> None:
         for _ in range(DATAGRAMS_A_TURN):
             try:
@@ -67,19 +85,36 @@ class Port:
                 self._throttle.warning("receive", "cannot receive: %s", error)
                 return
             self.received += 1
-            self._serve(data, str(address[0]))
+            self._serve(data, _plain(str(address[0])))
+
+
+def _plain(address: str) -> str:
+    return address[len(IPV4_MAPPED) :] if address.startswith(IPV4_MAPPED) else address
 
 
 def open_socket(address: str, port: int) -> socket.socket:
-    """A non-blocking UDP socket bound to `address` (IPv4 or IPv6; empty: every IPv4 one). Raises OSError."""
+    """A non-blocking UDP socket bound to `address` (IPv4 or IPv6; empty: all of both). Raises OSError."""
+    if address:
+        return _bound(address, port)
     try:
-        found = socket.getaddrinfo(address or "0.0.0.0", port, type=socket.SOCK_DGRAM)
+        return _bound("::", port)
+    except OSError as error:
+        if error.errno not in NO_IPV6:
+            raise
+        return _bound("0.0.0.0", port)
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
         raise OSError(error.errno, "cannot resolve %s: %s" % (address, error.strerror)) from None
     family, _, _, _, where = found[0]
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
         bound.setblocking(False)
+        if address == "::":
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         bound.bind(where)
     except OSError as error:
