@@ -80,9 +80,16 @@ class Daemon:
         """The resource agent's exit status."""
         return self._call("guestAgent.ocf", word)
 
+    def complaints(self, word):
+        """What the init script says on standard error."""
+        return self._run(self.name, word, stderr=subprocess.PIPE).stderr.decode()
+
     def _call(self, script, word):
+        return self._run(script, word).returncode
+
+    def _run(self, script, word, **more):
         path = os.path.join(SCRIPTS, script)
-        return subprocess.run(["/bin/sh", path, word], env=self.environment, timeout=60).returncode
+        return subprocess.run(["/bin/sh", path, word], env=self.environment, timeout=60, **more)
 
     @property
     def pid_file(self):
@@ -150,6 +157,15 @@ def test_an_init_script_does_not_touch_a_stranger_that_has_the_pid(make):
         assert [daemon.init(word) for word in ("status", "reload", "stop")] == [DEAD_WITH_PID, NOT_RUNNING, 0]
         assert stranger.poll() is None
         stranger.kill()
+
+
+def test_an_init_script_is_silent_about_a_pid_that_nobody_has(make):
+    daemon = make("guestServer")
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    with open(daemon.pid_file, "w", encoding="ascii") as file:
+        file.write("%d\n" % gone.pid)
+    assert daemon.complaints("status") == ""
 
 
 def test_an_init_script_ends_a_daemon_that_listens_to_nothing(make):
