@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+from checkout import git_status
 from installed import NEXT, Installed
 from tree import REPOSITORY, Tree
 
@@ -31,7 +32,13 @@ def version():
 
 
 @pytest.fixture(scope="session")
-def debs(version, tmp_path_factory):
+def checkout_before():
+    """`git_status` before anything is built."""
+    return git_status()
+
+
+@pytest.fixture(scope="session")
+def debs(version, checkout_before, tmp_path_factory):
     """A folder with the Debian packages of two versions, built afresh."""
     folder = str(tmp_path_factory.mktemp("debs"))
     for one in (version, NEXT):
@@ -40,7 +47,7 @@ def debs(version, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def rpms(version, tmp_path_factory):
+def rpms(version, checkout_before, tmp_path_factory):
     """A folder with the RPMs, built afresh."""
     folder = str(tmp_path_factory.mktemp("rpms"))
     _script("build-rpm", version, folder)

@@ -22,6 +22,7 @@ from guestmtce.wire.datagram import HostRecord
 NEXT = "9.0.0"  # a version to upgrade to
 CHANNELS = "/var/lib/libvirt/qemu"
 OFFERED = "/srv/packages"
+OCF = "/usr/lib/ocf/resource.d/platform/guestAgent"
 SOURCE = "sources.list.d/local.list"
 HOST = HostRecord("compute-0", host_uuid(0), "127.0.0.1")
 LOOPBACK = "127.0.0.1"

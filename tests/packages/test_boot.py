@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 
-from installed import CHANNELS, GUESTS, NEXT, WAIT, spread
+import pytest
+from installed import CHANNELS, GUESTS, NEXT, OCF, WAIT, spread
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for
@@ -160,7 +161,17 @@ def test_logs_rotate_and_go_on(cloud):
         assert tree.run("stat -c '%a %U %G' " + log).strip() == "640 root root"
 
 
-def test_an_upgrade_costs_no_alarm_and_a_downgrade_works(cloud, debs, version):
+@pytest.mark.parametrize("pid_file", ["syslogd.pid", "rsyslogd.pid"])
+def test_logs_rotate_on_a_host_whose_syslog_daemon_is_no_unit(cloud, pid_file):
+    tree, log = cloud.tree, "/var/log/guestServer.log"
+    tree.run("pidof rsyslogd >/run/%s && mkdir -p /root/no && ln -sf /bin/false /root/no/systemctl" % pid_file)
+    tree.run("PATH=/root/no:$PATH logrotate -f /etc/logrotate.d/guestServer")
+    tree.run("rm -r /run/%s /root/no" % pid_file)
+    cloud.server.signal("HUP")
+    wait_for(lambda: "reloaded" in tree.read(log), "the new log is written to", WAIT, POLL)
+
+
+def test_an_upgrade_costs_no_alarm(cloud, debs):
     tree, changed = cloud.tree, "/etc/mtc/guestServer.ini"
     tree.write(changed, tree.read(changed).replace("debug_level = 0", "debug_level = 1"))
     pids = cloud.server.pid, cloud.agent.pid
@@ -176,16 +187,44 @@ def test_an_upgrade_costs_no_alarm_and_a_downgrade_works(cloud, debs, version):
     assert "debug_level = 1" in tree.read(changed)
     print("\nno answers for %s during the upgrade" % spread(silences))
 
+
+def leave_units(cloud):
+    """As the service manager starts guestAgent, and as guestServer is started without systemd."""
+    tree = cloud.tree
+    tree.run("systemctl stop guestServer guestAgent")
+    tree.run("SYSTEMCTL_SKIP_REDIRECT=1 /etc/init.d/guestServer start && %s start" % OCF)
+    assert (cloud.server.is_active(), cloud.agent.is_active()) == ("inactive", "inactive")
+
+
+def test_a_downgrade_works_and_restarts_what_runs_outside_its_unit(cloud, version):
+    tree, daemons = cloud.tree, (cloud.server, cloud.agent)
+    leave_units(cloud)
+    pids = [daemon.pid for daemon in daemons]
     names = ["python3-guestmtce", "mtce-guest-server", "mtce-guest-agent", "mtce-guest-client"]
     cloud.apt("install --allow-downgrades " + " ".join("%s=%s" % (name, version) for name in names))
     assert tree.run("dpkg-query -W -f '${Version}' mtce-guest-server") == version
+    for daemon, pid in zip(daemons, pids):
+        assert daemon.found() == [daemon.pid] != [pid]
+    assert cloud.agent.is_active() == "inactive"
+    tree.run(OCF + " monitor")
+    cloud.await_heartbeats()
     cloud.await_beats()
     assert cloud.alarms() == []
-    assert "debug_level = 1" in tree.read(changed)
+    assert "debug_level = 1" in tree.read("/etc/mtc/guestServer.ini")
+    for daemon in daemons:
+        tree.run("/etc/init.d/%s stop" % daemon.name)
+
+
+def test_a_damaged_client_can_be_removed(cloud):
+    folder = "/usr/local/lib/guest-client"
+    cloud.tree.run("mv %s %s.away" % (folder, folder))
+    cloud.tree.run("sh /var/lib/dpkg/info/mtce-guest-client.prerm upgrade")
+    cloud.tree.run("mv %s.away %s" % (folder, folder))
 
 
 def test_removed_and_purged_nothing_is_left(cloud):
     cloud.server.dump("guest")
+    leave_units(cloud)
     cloud.apt("remove mtce-guest-server mtce-guest-agent mtce-guest-client python3-guestmtce")
     assert cloud.server.titles() + cloud.agent.titles() == []
     assert cloud.tree.exists("/etc/mtc/guestServer.ini")

@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+from checkout import git_status
 from tree import REPOSITORY
 
 PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
@@ -98,11 +99,8 @@ def test_lintian_finds_nothing_that_is_not_explained(debs, version):
 
 
 @pytest.mark.ci
-def test_the_checkout_stays_clean(debs, rpms):
-    changed = _said(
-        "git", "-C", REPOSITORY, "status", "--porcelain", "--ignored=no", "deb_folder", "rpm", "scripts"
-    )
-    assert [line for line in changed.splitlines() if line.startswith("??")] == []
+def test_the_builds_leave_the_checkout_as_it_was(checkout_before, debs, rpms):
+    assert git_status() == checkout_before
     assert not os.path.exists(os.path.join(REPOSITORY, "debian"))
 
 

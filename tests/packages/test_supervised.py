@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from xml.dom import minidom
 
 import pytest
-from installed import WAIT, spread
+from installed import OCF, WAIT, spread
 from pmon import Monitor, elapsed
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for
 
 CONF = "/usr/share/starlingx/pmon.d/guestServer.conf"
-OCF = "/usr/lib/ocf/resource.d/platform/guestAgent"
 SUCCESS, GENERIC, UNIMPLEMENTED, NOT_INSTALLED, NOT_RUNNING = 0, 1, 3, 5, 7
 ACTION_LIMIT = 10.0  # s that the service manager gives an action
 # An exposure below this is what systemd itself calls OK.
@@ -39,8 +39,7 @@ def test_pmon_finds_a_dead_guest_server_and_restarts_it(cloud):
 
 def test_pmon_in_active_mode_is_answered_and_misses_a_main_loop_that_stands_still(cloud):
     tree, ini = cloud.tree, "/etc/mtc/guestServer.ini"
-    if "[pmon]" not in tree.read(ini):
-        pytest.skip("this guestServer has no active mode")
+    assert "[pmon]" in tree.read(ini)
     example = dict(re.findall(r"(?m)^;(\w+) *= *(\w+)", tree.read(CONF)))
     assert example["mode"] == "active"
     before = tree.read(ini)
@@ -116,23 +115,42 @@ def test_the_units_are_sound_and_hardened(place, name):
     print("\n" + exposed)
 
 
+@contextlib.contextmanager
+def notified(tree, name, *changes):
+    """systemd itself watches the daemon meanwhile, by the drop-in with some lines changed."""
+    folder = "/etc/systemd/system/%s.service.d" % name
+    drop_in = "%s/%s.notify.conf" % (folder, name)
+    tree.run("mkdir -p %s && cp /usr/share/guestmtce/%s.notify.conf %s" % (folder, name, drop_in))
+    for change in changes:
+        tree.run("sed -i 's/^%s=.*/%s/' %s" % (change.split("=")[0], change, drop_in))
+    tree.run("systemctl daemon-reload && systemctl restart " + name)
+    try:
+        yield
+    finally:
+        tree.run("rm -r %s && systemctl daemon-reload && systemctl restart %s" % (folder, name))
+
+
 def test_systemd_itself_waits_for_the_daemons_and_notices_one_that_stands_still(cloud):
     tree = cloud.tree
-    source = "/usr/lib/python3/dist-packages/guestmtce/daemon"
-    if tree.status("grep -rq NOTIFY_SOCKET " + source):
-        pytest.skip("these daemons do not speak to systemd")
+    tree.run("grep -rq NOTIFY_SOCKET /usr/lib/python3/dist-packages/guestmtce/daemon")
     for daemon in (cloud.server, cloud.agent):
-        name = daemon.name
-        folder = "/etc/systemd/system/%s.service.d" % name
-        tree.run("mkdir -p %s && cp /usr/share/guestmtce/%s.notify.conf %s/" % (folder, name, folder))
-        tree.run("sed -i 's/^WatchdogSec=.*/WatchdogSec=3/' %s/%s.notify.conf" % (folder, name))
-        tree.run("systemctl daemon-reload && systemctl restart " + name)
-        assert daemon.found() == [daemon.pid]
-        time.sleep(4)  # s, beyond the watchdog's time
-        pid = daemon.pid
-        assert tree.run("systemctl show --value -p NRestarts " + name).strip() == "0"
-        daemon.signal("STOP")
-        wait_for(lambda one=daemon, old=pid: one.pid not in (0, old), "it was replaced", WAIT, POLL)
-        wait_for(lambda one=daemon: one.is_active() == "active", "it serves", WAIT, POLL)
-        tree.run("rm -r %s && systemctl daemon-reload && systemctl restart %s" % (folder, name))
+        with notified(tree, daemon.name, "WatchdogSec=3"):
+            assert daemon.found() == [daemon.pid]
+            time.sleep(4)  # s, beyond the watchdog's time
+            pid = daemon.pid
+            assert tree.run("systemctl show --value -p NRestarts " + daemon.name).strip() == "0"
+            daemon.signal("STOP")
+            wait_for(lambda one=daemon, old=pid: one.pid not in (0, old), "it was replaced", WAIT, POLL)
+            wait_for(lambda one=daemon: one.is_active() == "active", "it serves", WAIT, POLL)
+    cloud.await_beats()
+
+
+def test_what_the_init_script_stops_is_not_restarted_by_systemd(cloud):
+    server = cloud.server
+    with notified(cloud.tree, server.name, "RestartSec=3"):
+        server.signal("KILL")
+        wait_for(lambda: server.is_active() == "activating", "systemd is about to restart it", 2, POLL)
+        cloud.tree.run("/etc/init.d/guestServer stop")
+        time.sleep(4)  # s, beyond RestartSec
+        assert (server.titles(), server.is_active()) == ([], "inactive")
     cloud.await_beats()
