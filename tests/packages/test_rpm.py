@@ -6,7 +6,7 @@ import glob
 import subprocess
 
 import pytest
-from installed import WAIT, Installed
+from installed import OCF, WAIT, Installed
 from tree import POLL, Tree
 
 from guestmtce.lab.cluster import wait_for
@@ -61,6 +61,11 @@ def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
         _run_scriptlet(tree, server, "POSTUN", 1)
         _run_scriptlet(tree, agent, "POSTUN", 1)
         assert (installed.server.pid, installed.agent.pid) != pids
+        tree.run("systemctl stop guestAgent && %s start" % OCF)
+        pids = installed.agent.found()
+        _run_scriptlet(tree, agent, "POSTUN", 1)
+        assert (installed.agent.found(), installed.agent.is_active()) == ([installed.agent.pid], "inactive")
+        assert installed.agent.found() != pids
         for daemon, package in ((installed.server, server), (installed.agent, agent)):
             _run_scriptlet(tree, package, "PREUN", 0)
             assert (daemon.titles(), daemon.is_enabled()) == ([], "disabled")
