@@ -184,6 +184,33 @@ def test_an_init_script_without_its_package_stops_and_does_not_start(make):
     assert daemon.init("start") == NOT_INSTALLED
 
 
+def _host_install(part, root):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run([os.path.join(SCRIPTS, "host-install"), part, root], env=environment, check=True)
+
+
+def test_beside_modules_of_pip_host_install_puts_all_that_a_daemon_needs(tmp_path):
+    root = str(tmp_path)
+    for part in ("functions", "server", "agent"):
+        _host_install(part, root)
+    functions = root + "/usr/share/guestmtce/daemon-functions"
+    for name in ("guestServer", "guestAgent"):
+        program = "%s/usr/local/bin/%s" % (root, name)
+        said = subprocess.run([program, "--help"], stdout=subprocess.PIPE, check=True).stdout.decode()
+        assert "usage: " + name in said
+        environment = {**os.environ, "FUNCTIONS": functions, "RUN_DIR": root, "DAEMON": program}
+        assert subprocess.run([root + "/etc/init.d/" + name, "status"], env=environment).returncode == STOPPED
+        assert os.path.exists("%s/lib/systemd/system/%s.service" % (root, name))
+
+
+def test_host_install_leaves_what_is_configured(tmp_path):
+    ini = tmp_path / "etc/mtc/guestServer.ini"
+    ini.parent.mkdir(parents=True)
+    ini.write_text("[client]\nrx_port = 1\n")
+    _host_install("server", str(tmp_path))
+    assert ini.read_text() == "[client]\nrx_port = 1\n"
+
+
 def test_the_resource_agent_starts_asks_for_health_and_stops(make):
     daemon = make("guestAgent")
     assert [daemon.ocf(word) for word in ("meta-data", "validate-all", "monitor")] == [0, 0, NOT_RUNNING]
