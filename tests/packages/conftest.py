@@ -11,10 +11,13 @@ from installed import NEXT, Installed
 from tree import REPOSITORY, Tree
 
 
-def _script(*words):
+def _script(*words, **environment):
     """What a script of the checkout prints. What it lacks is a failure in CI, else a reason to skip."""
     path = os.path.join(REPOSITORY, "scripts", words[0])
-    result = subprocess.run([path, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = {**os.environ, **environment}
+    result = subprocess.run(
+        [path, *words[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     if result.returncode:
         _lack(result.stderr.decode(errors="replace").strip())
     return result.stdout.decode()
@@ -38,6 +41,12 @@ def checkout_before():
 
 
 @pytest.fixture(scope="session")
+def linters():
+    """lintian and rpmlint are there."""
+    _script("setup-packages", "lint")
+
+
+@pytest.fixture(scope="session")
 def debs(version, checkout_before, tmp_path_factory):
     """A folder with the Debian packages of two versions, built afresh."""
     folder = str(tmp_path_factory.mktemp("debs"))
@@ -48,9 +57,10 @@ def debs(version, checkout_before, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rpms(version, checkout_before, tmp_path_factory):
-    """A folder with the RPMs, built afresh."""
+    """A folder with the RPMs of both flavours, built afresh."""
     folder = str(tmp_path_factory.mktemp("rpms"))
-    _script("build-rpm", version, folder)
+    for flavour in ("9", "8"):
+        _script("build-rpm", version, folder, EL=flavour)
     return folder
 
 

@@ -91,7 +91,7 @@ def test_the_debian_packages_need_what_every_debian_has(debs, version):
 
 
 @pytest.mark.ci
-def test_lintian_finds_nothing_that_is_not_explained(debs, version):
+def test_lintian_finds_nothing_that_is_not_explained(debs, version, linters):
     changes = glob.glob("%s/mtce-guest_%s_*.changes" % (debs, version))
     words = ["lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", *changes]
     found = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -108,12 +108,36 @@ def test_the_builds_leave_the_checkout_as_it_was(checkout_before, debs, rpms):
 def test_the_rpms_hold_every_file_in_its_place(rpms, version):
     packages = wanted("/usr/lib/systemd/system", "/etc/pmon.d", "/usr/lib/python3.9/site-packages")
     for name, expected in packages.items():
-        _check(_rpm_files("%s/%s-%s-1.noarch.rpm" % (rpms, name, version)), expected)
+        _check(_rpm_files("%s/%s-%s-1.el9.noarch.rpm" % (rpms, name, version)), expected)
 
 
 @pytest.mark.ci
-def test_rpmlint_finds_nothing_that_is_not_explained(rpms, version):
+def test_rpmlint_finds_nothing_that_is_not_explained(rpms, version, linters):
     reasons, spec = (os.path.join(REPOSITORY, "rpm", one) for one in ("rpmlint.toml", "mtce-guest.spec"))
-    packages = glob.glob("%s/*-%s-1.noarch.rpm" % (rpms, version))
+    packages = glob.glob("%s/*-%s-1.el9.noarch.rpm" % (rpms, version))
     found = subprocess.run(["rpmlint", "-c", reasons, spec, *packages], stdout=subprocess.PIPE)
     assert " 0 errors, 0 warnings" in found.stdout.decode()
+
+
+def _launcher(package, folder):
+    """The first line of the program in it."""
+    contents = subprocess.run(["rpm2cpio", package], stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["cpio", "-idm", "--quiet"], input=contents, cwd=folder, check=True)
+    (program,) = glob.glob("%s/usr/local/bin/*" % folder)
+    with open(program, encoding="utf-8") as file:
+        return file.readline().rstrip()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "flavour, python, needed", [("8", "python3.9", "python39"), ("9", "python3", "python3 >= 3.9")]
+)
+def test_the_rpms_are_for_the_python_of_their_release(rpms, version, tmp_path, flavour, python, needed):
+    def package(name):
+        return "%s/%s-%s-1.el%s.noarch.rpm" % (rpms, name, version, flavour)
+
+    assert needed in _said("rpm", "-qp", "--requires", package("python3-guestmtce")).splitlines()
+    for name in ("server", "agent"):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert _launcher(package("mtce-guest-" + name), str(folder)) == "#!/usr/bin/%s -I" % python
