@@ -164,7 +164,9 @@ def test_logs_rotate_and_go_on(cloud):
 @pytest.mark.parametrize("pid_file", ["syslogd.pid", "rsyslogd.pid"])
 def test_logs_rotate_on_a_host_whose_syslog_daemon_is_no_unit(cloud, pid_file):
     tree, log = cloud.tree, "/var/log/guestServer.log"
-    tree.run("pidof rsyslogd >/run/%s && mkdir -p /root/no && ln -sf /bin/false /root/no/systemctl" % pid_file)
+    tree.run(
+        "pidof rsyslogd >/run/%s && mkdir -p /root/no && ln -sf /bin/false /root/no/systemctl" % pid_file
+    )
     tree.run("PATH=/root/no:$PATH logrotate -f /etc/logrotate.d/guestServer")
     tree.run("rm -r /run/%s /root/no" % pid_file)
     cloud.server.signal("HUP")

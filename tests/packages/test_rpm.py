@@ -32,7 +32,9 @@ def _run_scriptlet(tree, package, name, argument):
 def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
     packages = glob.glob("%s/*-%s-1.el9.noarch.rpm" % (rpms, version))
     assert len(packages) == 4
-    server, agent = ("%s/mtce-guest-%s-%s-1.el9.noarch.rpm" % (rpms, one, version) for one in ("server", "agent"))
+    server, agent = (
+        "%s/mtce-guest-%s-%s-1.el9.noarch.rpm" % (rpms, one, version) for one in ("server", "agent")
+    )
     with Tree(bookworm) as tree:
         installed = Installed(tree)
         tree.write("/usr/lib/python3/dist-packages/el.pth", SITE + "\n")  # EL's Python looks there by itself
