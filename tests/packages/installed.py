@@ -141,8 +141,7 @@ class Installed:
         self.vim.instances = {HOST.uuid: [(uuid, HOST.hostname, True) for uuid in self.uuids]}
         with self.tree.network():
             self.vim.start()
-            self._mtc = MtcAgent([HOST], LOOPBACK, EVENT_PORT, COMMAND_PORT)
-        self._mtc.start()
+        self._start_mtc()
         output = os.path.join(self.tree.folder, "guests")
         self.guests = GuestsProcess(self.tree.path(CHANNELS), GUESTS, 1, ["--interval-ms", "1000"], output)
 
@@ -151,11 +150,28 @@ class Installed:
         if self.guests is not None:
             self.guests.stop()
             self.guests = None
+        self._stop_mtc()
+        self.vim.stop()
+
+    def _start_mtc(self) -> None:
+        with self.tree.network():
+            self._mtc = MtcAgent([HOST], LOOPBACK, EVENT_PORT, COMMAND_PORT)
+        self._mtc.start()
+
+    def _stop_mtc(self) -> None:
         if self._mtc is not None:
             with self.tree.network():
                 self._mtc.stop()
             self._mtc = None
-        self.vim.stop()
+
+    @contextlib.contextmanager
+    def without_mtc(self) -> Iterator[None]:
+        """There is no mtcAgent meanwhile."""
+        self._stop_mtc()
+        try:
+            yield
+        finally:
+            self._start_mtc()
 
     def provision(self) -> None:
         """Create the instances as the VIM does; until all heartbeat, as guestAgent sees it."""

@@ -142,6 +142,24 @@ def test_guest_server_serves_a_host_without_a_platform(cloud):
     assert cloud.alarms() == []
 
 
+def test_guest_agent_is_told_of_its_host_where_there_is_no_mtcagent(cloud):
+    tree, ini = cloud.tree, "/etc/mtc/guestAgent.ini"
+    before = tree.read(ini)
+    with cloud.without_mtc():
+        # As docs/install.md has it.
+        uuid = "$(cat /proc/sys/kernel/random/uuid)"
+        tree.run('sed -i "s|^hosts = .*|hosts = $(hostname) %s 127.0.0.1|" %s' % (uuid, ini))
+        tree.run("systemctl restart guestAgent")
+        cloud.provision()
+        cloud.guests.say(1, "hang")
+        wait_for(cloud.alarms, "the alarm", WAIT, POLL)
+        cloud.guests.say(1, "healthy")
+        cloud.await_heartbeats()
+        tree.write(ini, before)
+        tree.run("systemctl restart guestAgent")
+    cloud.await_heartbeats()
+
+
 def test_a_second_start_leaves_the_first_alone(cloud):
     pid = cloud.server.pid
     said = cloud.tree.run("/usr/local/bin/guestServer")
