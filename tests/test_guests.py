@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from guests_driver import (
     INIT,
@@ -494,3 +496,17 @@ def test_a_guest_that_answers_when_it_is_asked_once_more_is_not_lost():
 
 def test_a_loss_an_interval_after_its_first_miss_is_one():
     assert missed_and_lost(0.51).told() == [datagram.LOSS, datagram.STOPPED]
+
+
+def test_what_a_child_says_does_not_fill_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    bench = heartbeating()
+    caplog.clear()
+    for number in range(1200):
+        bench.now += 0.05
+        bench.report(reports.Note("note %d" % number, 0))
+    assert 30 <= len(caplog.messages) <= 30 + 60 + 1
+    assert "lines were left out" in caplog.messages[-1]
+    bench.now += 60
+    bench.report(reports.Missed(1))
+    assert "missed 1 in a row" in caplog.messages[-1]
