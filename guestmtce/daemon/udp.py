@@ -33,10 +33,8 @@ class Port:
         self._serve = serve
         self._throttle = Throttle(log)
         self._socket = open_socket(address, port)
-        # Bound to one address it reaches only those of its own kind.
-        self._reaches = self._socket.family if address else socket.AF_UNSPEC
-        if self._socket.family == socket.AF_INET:
-            self._reaches = socket.AF_INET
+        both = self._socket.family == socket.AF_INET6 and not address
+        self._reaches = socket.AF_UNSPEC if both else self._socket.family
         loop.watch(self._socket, self._read)
 
     def send(self, data: bytes, address: str, port: int) -> None:
