@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink
+from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink, trial
 from guestmtce.server.bucket import Bucket
 from guestmtce.server.uids import Uids
 
@@ -71,19 +71,17 @@ class Handlers(NamedTuple):
 
 
 class Children:
-    """See the module's text. `identity` is the user that children become, None to keep the present one.
-
-    With `uids` each child has a uid of its own instead of the identity's.
-    """
+    """See the module's text. With `uids` each child has a uid of its own instead of the identity's."""
 
     def __init__(
         self,
         loop: Loop,
         settings: reports.Settings,
-        identity: Optional[confine.Identity],
+        means: confine.Means,
         spawn_timeout: float,
         handlers: Handlers,
         uids: Optional[Uids] = None,
+        uids_required: bool = True,
     ) -> None:
         self.rule_breakers = 0
         self.confinement: Dict[str, str] = {}  # a means → "yes", or "no (why)"
@@ -92,8 +90,9 @@ class Children:
         births = spawnerlink.Handlers(
             self._greeted, self._reported_birth, self._unborn, self._spawner_failed, handlers.room
         )
-        self.spawner = spawnerlink.SpawnerLink(loop, settings, identity, spawn_timeout, births)
-        self._uids = uids if identity is not None else None
+        self.spawner = spawnerlink.SpawnerLink(loop, settings, means, spawn_timeout, births)
+        self._uids = uids if means.identity is not None else None
+        self._uids_required = uids_required
         self._by_uuid: Dict[str, Child] = {}
         self._by_pid: Dict[int, Child] = {}
         self._awaited: Dict[int, Child] = {}  # serial → asked for, pid not reported
@@ -106,6 +105,29 @@ class Children:
         """Start the spawner."""
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self.spawner.open()
+
+    def prove(self) -> None:
+        """Have a child made for trial before there are guests. Raises OSError if none can be had here.
+
+        Where the uids of their own are what fails, children go on without them, if nobody asked for these.
+        """
+        self.spawner.await_greeting()
+        if self._uids is not None:
+            try:
+                for uid in {self._uids.first, self._uids.last}:
+                    trial.try_child(self.spawner, uid)
+                return
+            except OSError as error:
+                if self._uids_required:
+                    raise
+                log.error("client.child_uids %s: %s: children share one user", self._uids.text, error)
+                self._uids = None
+        trial.try_child(self.spawner, None)
+
+    @property
+    def uids(self) -> str:
+        """The range of uids that children have, each its own; empty: they share a user."""
+        return self._uids.text if self._uids is not None else ""
 
     def close(self) -> None:
         """End every child and the spawner."""

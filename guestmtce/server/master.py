@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, census, confine, guest, uids
+from guestmtce.server import agentlink, census, confine, guest, seccomp, trial, uids
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
@@ -46,13 +46,14 @@ class Master(program.Service[ServerSettings]):
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
-        own_uids = uids.parse(settings.child_uids)
-        identity = _identity(settings.child_user)
+        means = _means(settings)
+        auto = settings.child_uids == uids.AUTO
+        own_uids = None if auto and means.identity is None else uids.choose(settings.child_uids)
         self._children = Children(
-            loop, settings.session(), identity, settings.spawn_timeout, handlers, own_uids
+            loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
         )
         self._liveness = Liveness(loop, self._children.pids, self._guests.child_patience, self._child_stuck)
-        self._child_user = _user_text(settings, identity)
+        self._child_user = settings.child_user if means.identity is not None else "no (not root)"
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -95,6 +96,7 @@ class Master(program.Service[ServerSettings]):
             self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers
         )
         self._children.open()
+        self._children.prove()
         self._recall()
         self._mark_alive()
         self._liveness.start()
@@ -189,14 +191,23 @@ class Master(program.Service[ServerSettings]):
         self._carry_out()
 
     def _connect_now(self, effect: guest.Connect) -> None:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        """What its socket refuses is the guest's failure. All that fails beside it is ours, and none its."""
+        try:
+            channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            self._child_ended(effect.uuid, guest.UNBORN, ": no socket could be had: %s" % error)
+            return
         try:
             channel.setblocking(False)
             channel.connect(effect.path)
-            self._children.start(effect.uuid, channel, effect.resume)
         except OSError as error:
             channel.close()
             self._guests.connect_failed(effect.uuid, error, time.monotonic())
+            return
+        try:
+            self._children.start(effect.uuid, channel, effect.resume)
+        except OSError as error:
+            self._child_ended(effect.uuid, guest.UNBORN, ": it could not be asked for: %s" % error)
 
     def _drop(self, effect: guest.Drop) -> None:
         self._to_connect.pop(effect.uuid, None)
@@ -246,12 +257,13 @@ class Master(program.Service[ServerSettings]):
         sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
         children = self._children
         means = children.confinement.items()
+        user = children.uids or self._child_user
         return [
             *lines,
             "counts " + " ".join(sums),
             census.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
-            "confinement %s" % " ".join(["user " + self._child_user, *map("%s %s".__mod__, means)]),
+            "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
             "failing %d" % sum(row.failing for row in table),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
@@ -314,11 +326,12 @@ def _identity(user: str) -> Optional[confine.Identity]:
     return confine.Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _user_text(settings: ServerSettings, identity: Optional[confine.Identity]) -> str:
-    """As whom children run, for the health report."""
-    if identity is None:
-        return "no (not root)"
-    return settings.child_uids or settings.child_user
+def _means(settings: ServerSettings) -> confine.Means:
+    """What children are confined with. Raises OSError where root lacks what it takes."""
+    identity = _identity(settings.child_user)
+    if identity is not None:
+        trial.require_capabilities()
+    return confine.Means(identity, seccomp.choose_filter(settings.no_seccomp, required=identity is not None))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -39,7 +39,13 @@ class ServerSettings(DaemonSettings):
     )
     child_user: str = setting("nobody", flag="--child-user", help="the user that children become")
     child_uids: str = setting(
-        "", flag="--child-uids", help="A-B: gives each child a uid of its own, of these; none may be in use"
+        "auto",
+        "client.child_uids",
+        flag="--child-uids",
+        help="A-B: each child has a uid of its own, of these; auto: those of guestmtce in /etc/subuid; none",
+    )
+    no_seccomp: bool = setting(
+        False, flag="--no-seccomp", help="children without a filter of system calls, even as root"
     )
 
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestAgent")
@@ -65,10 +71,12 @@ class ServerSettings(DaemonSettings):
     stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
     question_grace: float = setting(1.0, "timers.question_grace", SHORTEST, DAY)
     rescan: float = setting(180.0, "timers.rescan", SHORTEST, DAY)
+    folder_check: float = setting(2.0, "timers.folder_check", SHORTEST, DAY)
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
     answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
     child_patience: float = setting(10.0, "timers.child_patience", SHORTEST, DAY)
+    child_rest_watched_max: float = setting(8.0, "timers.child_rest_watched_max", SHORTEST, DAY)
     child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
     spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)

@@ -23,7 +23,7 @@ from marshal import dumps, loads
 from os import _exit, close
 from typing import Any, List, Optional, Tuple
 
-from guestmtce.server import child, compact, confine, pipe
+from guestmtce.server import child, compact, confine, pipe, sandbox
 from guestmtce.server.child import END_BOOT_FAILURE, END_DEFECT, Child
 from guestmtce.server.fork import fork_sibling
 from guestmtce.server.preload import set_title
@@ -52,10 +52,10 @@ _CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 
 
 def main(arguments: List[str]) -> None:
-    """`arguments`: the control socket's descriptor, the master's pid, uid and gid or -1, the settings."""
-    descriptor, master, uid, gid, settings_json = arguments
+    """`arguments`: the control socket's descriptor, the master's pid; settings and means, both as JSON."""
+    descriptor, master, settings_json, means_json = arguments
     settings = Settings(**json.loads(settings_json))
-    identity = confine.Identity(int(uid), int(gid)) if int(uid) >= 0 else None
+    means = decode_means(means_json)
     control = socket.socket(fileno=int(descriptor))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
@@ -69,15 +69,28 @@ def main(arguments: List[str]) -> None:
     gc.collect()
     compact.fill_holes()
     newborn = Child(settings)
-    confinement = prepare(control, int(master), identity)
+    confinement = prepare(control, int(master), means)
     gc.freeze()
     gc.disable()
     serve(control, confinement, newborn)
 
 
-def prepare(control: socket.socket, master: int, identity: Optional[confine.Identity]) -> confine.Confinement:
+def encode_means(means: confine.Means) -> str:
+    """What a child is confined with, as an argument."""
+    program, install_call, absence = means.filter
+    return json.dumps([means.identity, program.hex(), install_call, absence])
+
+
+def decode_means(text: str) -> confine.Means:
+    """What `encode_means` made."""
+    identity, program, install_call, absence = json.loads(text)
+    wanted = sandbox.Filter(bytes.fromhex(program), install_call, absence)
+    return confine.Means(None if identity is None else confine.Identity(*identity), wanted)
+
+
+def prepare(control: socket.socket, master: int, means: confine.Means) -> confine.Confinement:
     """Find out what a child can be confined with, and tell the master."""
-    confinement = confine.Confinement(master, identity)
+    confinement = confine.Confinement(master, means)
     child.random_bytes = confinement.random_bytes
     words = {**confinement.words, "oom": confine.go_before_the_master()}
     try:
