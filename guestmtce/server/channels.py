@@ -1,5 +1,8 @@
 """Which guests' sockets exist: inotify, backed up by a re-scan (spec 1, "Transport" and "Connection upkeep").
 
+A watch follows the folder itself, not its name: deleted while a socket holds it, mounted over, or reached by
+another link, it says nothing. So every `folder_check` s the name is looked up anew.
+
 The only module that imports pyinotify. Everything it finds goes to two callbacks: `found(uuid, path,
 identity, fresh)` and `gone(uuid, path)`. `identity` tells a file from another of the same name, and
 `fresh` says that the file was just made, even if it looks the same.
@@ -50,10 +53,12 @@ class Channels:
         self._manager: Any = None
         self._notifier: Any = None
         self._watch_again: Optional[Timer] = None
+        self._watched: Optional[Tuple[int, int]] = None  # the folder's device and inode
 
     def start(self) -> None:
         """Watch, scan, and scan again every `rescan` s."""
         self._watch()
+        self._loop.after(self._settings.folder_check, self._check_folder)
         self._loop.after(self._settings.rescan, self._rescan)
 
     def look_for(self, uuid: str) -> None:
@@ -86,12 +91,26 @@ class Channels:
 
     # --- the folder --------------------------------------------------------------------------------
 
+    def _check_folder(self) -> None:
+        self._loop.after(self._settings.folder_check, self._check_folder)
+        if not self.watching:
+            return
+        try:
+            there = _folder_identity(self._settings.channel_dir)
+        except OSError as error:  # that says nothing about the folder
+            self._throttle.warning("check", "cannot look at %s: %s", self._settings.channel_dir, error)
+            return
+        if there != self._watched:
+            log.warning("%s is not the folder any more that is watched", self._settings.channel_dir)
+            self._watch()
+
     def _watch(self) -> None:
         """Watch the folder and scan it; while it cannot be watched, do so by scans alone."""
         self._unwatch()
         self._watch_again = None
         folder = self._settings.channel_dir
         try:
+            self._watched = _folder_identity(folder)  # before the watch: a change in between is found
             self._manager = pyinotify.WatchManager()
             self._notifier = pyinotify.Notifier(self._manager, self._serve, timeout=0)
             self._manager.add_watch(folder, _WATCHED, quiet=False)
@@ -163,6 +182,15 @@ class Channels:
         uuid = self._present.pop(path, None)
         if uuid is not None:
             self._gone(uuid, path)
+
+
+def _folder_identity(path: str) -> Optional[Tuple[int, int]]:
+    """What tells this folder from another one, links followed; None if there is none. Raises OSError."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _identity(path: str) -> Optional[Identity]:
