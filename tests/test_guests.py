@@ -437,9 +437,14 @@ def retrying(reporting=True):
 
 def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench = retrying()
-    assert die(bench, SETTINGS.child_deaths_max) == []
-    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
-    die(bench, 1)
+    bench.end(row.DIED)
+    bench.guest.owes_answer = False  # it does not heartbeat
+    for _ in range(SETTINGS.child_deaths_max):
+        bench.run(0.02)
+        assert not bench.guest.failing
+        bench.connect()
+        bench.run(1.5)
+        bench.end(row.DIED)
     assert bench.guest.failing
     bench.set(True)  # nobody wakes it
     bench.run(SETTINGS.child_rest - 1)
@@ -448,6 +453,31 @@ def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench.connect()
     bench.report(reports.Running())
     assert not bench.guest.failing and bench.told() == [datagram.RUNNING]
+
+
+def test_a_guest_that_was_heartbeating_rests_1_2_4_and_at_most_8_s():
+    """Whoever kills its children hides its hang no longer."""
+    bench = retrying()
+    assert die(bench, SETTINGS.child_deaths_max) == []
+    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+    for rest in (1, 2, 4, 8, 8):
+        die(bench, 1)
+        assert bench.guest.failing and bench.guest.link == row.RETRYING
+        bench.run(rest - 0.1)
+        assert bench.guest.link == row.RETRYING
+        bench.run(0.2)
+        assert bench.guest.link == row.CONNECTING
+
+
+def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
+    bench = retrying()
+    bench.told()
+    for _ in range(30):
+        bench.end(row.UNBORN)
+        bench.run(SETTINGS.child_rest_watched_max + 0.1)
+        assert bench.guest.link == row.CONNECTING
+    assert bench.guest.losses == 0 and bench.guest.owes_answer
+    assert datagram.LOSS not in bench.told()
 
 
 def test_deaths_far_between_are_no_reason_to_rest():

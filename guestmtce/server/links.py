@@ -37,6 +37,7 @@ from guestmtce.wire import channel, datagram
 
 log = logging.getLogger(__name__)
 
+REST_DOUBLINGS_MAX = 16  # of a rest of 1 s; the setting ends it long before
 DEATHS_WINDOW = 60.0  # s in which the deaths of a guest's children are counted
 
 
@@ -112,7 +113,10 @@ class Links:
             self.outbox.untell(guest, ILLNESS, "the guest is gone")
             self._questions.agree_all(guest, "the guest is gone", now)
         if why == DIED and self._dies_too_often(guest, now):
-            self._retry(guest, now + self._settings.child_rest, now)
+            self._retry(guest, now + self._child_rest(guest), now)
+        elif why == UNBORN and guest.owes_answer:  # ours, and its hang is not to be hidden for long
+            guest.backoff = min(guest.backoff, self._settings.child_rest_watched_max)
+            self._back_off(guest, now)
         elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
             self._back_off(guest, now)
         else:
@@ -131,9 +135,17 @@ class Links:
         guest.deaths_at = [at for at in guest.deaths_at if now - at < DEATHS_WINDOW] + [now]
         guest.failing = len(guest.deaths_at) > self._settings.child_deaths_max
         if guest.failing:
-            text = "%s: %d of its children died within %d s: no other for %d s"
-            log.error(text, guest.uuid, len(guest.deaths_at), DEATHS_WINDOW, self._settings.child_rest)
+            text = "%s: %d of its children died within %d s: no other for %g s"
+            log.error(text, guest.uuid, len(guest.deaths_at), DEATHS_WINDOW, self._child_rest(guest))
         return guest.failing
+
+    def _child_rest(self, guest: Guest) -> float:
+        """Who kills the children of a guest that was heartbeating does not hide its hang for long."""
+        if not guest.owes_answer:
+            return self._settings.child_rest
+        beyond = len(guest.deaths_at) - self._settings.child_deaths_max - 1
+        watched_max = min(self._settings.child_rest_watched_max, self._settings.child_rest)
+        return min(2.0 ** min(beyond, REST_DOUBLINGS_MAX), watched_max)
 
     # --- time and state --------------------------------------------------------------------------------
 
