@@ -8,7 +8,7 @@ import sys
 
 import hostile_spawner
 
-from guestmtce.server import confine, master, sandbox, seccomp, spawner, spawnercode
+from guestmtce.server import confine, liveness, master, sandbox, seccomp, spawner, spawnercode
 
 LATER = ("seccomp", "close_range", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self")
 OLD_KERNEL = "--old-kernel"
@@ -36,6 +36,8 @@ def main() -> int:
         forget_what_came_later()
     real = spawnercode.import_path
     spawnercode.import_path = lambda: os.path.dirname(os.path.abspath(__file__)) + ":" + real()
+    liveness.CPU_DEBT_MAX = 0.5
+    liveness.ROUND = 0.2
     spawner.BOOT = hostile_spawner.BOOT
     return master.main()
 

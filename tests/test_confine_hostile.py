@@ -73,6 +73,7 @@ ATTACKS = {
     "close the way to its master": ("os.close(1), time.sleep(10)", REFUSED),
     "call as another ABI": ("syscall(0x40000000 + 39)", DIES),
     "crash": ("__import__('ctypes').string_at(0)", DIES),
+    "spin in short naps": ("repeat(lambda: (sum(range(30000)), time.sleep(1e-4)), 10**9)", DIES),
     "change the filter": ("syscall({seccomp}, 1, 0, 0)", REFUSED),
 }
 # Where there is no filter, no limit and no user stands against these.

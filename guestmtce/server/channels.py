@@ -14,14 +14,17 @@ import logging
 import os
 import re
 import stat
+import warnings
 from typing import Any, Callable, Dict, Optional, Tuple
-
-import pyinotify
 
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire.datagram import UUID
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it imports asyncore, and PYTHONWARNINGS=error would end us
+    import pyinotify
 
 log = logging.getLogger(__name__)
 

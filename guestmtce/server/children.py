@@ -186,6 +186,12 @@ class Children:
         if culprit is not None:
             culprit.kill()
 
+    def punish(self, uuid: str, why: str) -> None:
+        """Kill the guest's child, which has broken the rules; its end is told like any other."""
+        culprit = self._by_uuid.get(uuid)
+        if culprit is not None:
+            self._punish(culprit, why)
+
     def pids(self) -> Dict[str, int]:
         """The pid of every guest's child."""
         return {uuid: one.pid for uuid, one in self._by_uuid.items() if one.pid is not None}

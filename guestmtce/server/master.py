@@ -52,7 +52,13 @@ class Master(program.Service[ServerSettings]):
         self._children = Children(
             loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
         )
-        self._liveness = Liveness(loop, self._children.pids, self._guests.child_patience, self._child_stuck)
+        self._liveness = Liveness(
+            loop,
+            self._children.pids,
+            self._guests.child_patience,
+            self._child_stuck,
+            self._children.punish,
+        )
         self._child_user = settings.child_user if means.identity is not None else "no (not root)"
 
     # --- life --------------------------------------------------------------------------------------
@@ -328,6 +334,7 @@ def _identity(user: str) -> Optional[confine.Identity]:
 
 def _means(settings: ServerSettings) -> confine.Means:
     """What children are confined with. Raises OSError where root lacks what it takes."""
+    trial.require_descriptors()
     identity = _identity(settings.child_user)
     if identity is not None:
         trial.require_capabilities()
