@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 import psutil
 import pytest
-from children_driver import ROOT, bench, make_bench
+from children_driver import ROOT, bench, gone, make_bench
 
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import compact, fork, reports, spawnercode
+from guestmtce.server import compact, confine, fork, reports, spawner, spawnercode
+from guestmtce.server.guest import DIED
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
@@ -60,6 +63,50 @@ def test_a_sibling_is_our_parent_s_child():
     assert {int(number) for number in heard.split()} == {pid, os.getpid()}
     ours.close()
     theirs.close()
+
+
+NO_NUMBER = "from guestmtce.server import fork; fork.clone_number = fork.UNKNOWN;"
+
+
+@pytest.fixture
+def no_clone(monkeypatch):
+    """A machine whose number of clone(2) is not known, for this process and its spawners."""
+    monkeypatch.setattr(fork, "clone_number", fork.UNKNOWN)
+    monkeypatch.setattr(spawner, "BOOT", spawner.BOOT.replace("; main(", ";" + NO_NUMBER + "main("))
+    yield
+    confine.prctl(fork.PR_SET_CHILD_SUBREAPER, 0)
+
+
+def test_where_clone_has_no_number_children_are_the_master_s_all_the_same(no_clone, make_bench):
+    bench = make_bench()
+    bench.children.prove()
+    pids = [bench.born(uuid_of(number)) for number in range(3)]
+    bench.beat(uuid_of(1))
+    assert [psutil.Process(pid).ppid() for pid in pids] == [os.getpid()] * 3
+    os.kill(pids[0], signal.SIGKILL)
+    bench.until(lambda: bench.ends)
+    assert bench.ends == [(uuid_of(0), DIED, " of signal 9")]
+    bench.children.drop(uuid_of(2))
+    bench.until(lambda: gone(pids[2]))
+    bench.born(uuid_of(0))
+    assert bench.children.spawner.started == 1
+
+
+def test_a_double_fork_that_fails_in_the_middle_costs_only_the_one_it_was_for(no_clone, monkeypatch):
+    """Here the first fork is the real one, and the second fails."""
+    real, forks = os.fork, []
+
+    def fork_once():
+        forks.append(1)
+        if len(forks) % 2 == 0:
+            raise BlockingIOError(errno.EAGAIN, "no process for now")
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork_once)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BlockingIOError, match="cannot fork for the master"):
+        fork.fork_sibling()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_after_the_holes_are_filled_what_is_made_lies_side_by_side():

@@ -55,6 +55,16 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
     assert {name for name in modules if name.partition(".")[0] == "guestmtce"} == set(spawnercode.MODULES)
 
 
+def test_what_an_imported_module_registers_for_a_fork_is_dropped(tmp_path):
+    """As modules of a later Python may do."""
+    (tmp_path / "setproctitle.py").write_text("import os; os.register_at_fork(before=id); setproctitle = id")
+    load = "import sys; sys.path[:0] = sys.argv[1].split(':'); from guestmtce.server import preload"
+    path = "%s:%s" % (tmp_path, spawnercode.import_path())
+    words = [sys.executable, "-I", "-S", "-c", HOOKS % load, path]
+    done = subprocess.run(words, capture_output=True, timeout=10, check=True)
+    assert json.loads(done.stdout)[0] == []
+
+
 # --- a spawner that is not what it should be -------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink, trial
+from guestmtce.server import child, confine, fork, guest, pipe, reports, spawner, spawnerlink, trial
 from guestmtce.server.bucket import Bucket
 from guestmtce.server.uids import Uids
 
@@ -102,7 +102,8 @@ class Children:
         self._serial = 0
 
     def open(self) -> None:
-        """Start the spawner."""
+        """Start the spawner. Raises OSError."""
+        fork.adopt_orphans()
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self.spawner.open()
 
