@@ -189,6 +189,7 @@ def test_a_spawner_whose_master_did_not_listen_ends_quietly():
 def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
     """Its answer came while we did not read."""
     bench = make_bench(spawn_timeout=0.3)
+    bench.until(lambda: bench.children.confinement)
     bench.born()
     bench.start(TWO)
     time.sleep(1.0)
@@ -199,6 +200,7 @@ def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
 def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
     """A host that was paused: both were, and its answer is still to come when we judge."""
     bench = make_bench(spawn_timeout=0.4)
+    bench.until(lambda: bench.children.confinement)
     bench.born()
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
     bench.start(TWO)
@@ -254,6 +256,12 @@ def test_a_spawner_that_cannot_start_says_why_and_is_tried_a_few_times(make_benc
     with pytest.raises(OSError, match="does not start: no memory for a spawner"):
         bench.children.prove()
     assert bench.children.spawner.started == spawnerlink.START_TRIES
+
+
+def test_a_spawner_that_says_nothing_is_told_by_its_end(make_bench, monkeypatch):
+    monkeypatch.setattr(spawner, "BOOT", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(OSError, match="does not start: exit status -9"):
+        make_bench().children.prove()
 
 
 def test_one_that_starts_at_the_second_try_is_taken(make_bench, monkeypatch, tmp_path):

@@ -161,6 +161,22 @@ def test_every_child_has_its_own(make_bench):
 
 
 @as_root
+def test_a_process_of_the_child_user_cannot_kill_a_child_that_has_its_own(make_bench):
+    """As it could six times, and the guest rested for 60 s."""
+    bench = make_bench(
+        identity=confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid), uids=uids.Uids(FIRST, FIRST + 9)
+    )
+    pid = bench.born()
+    words = ["kill", "-9", str(pid)]
+    done = subprocess.run(
+        words, user=NOBODY.pw_uid, group=NOBODY.pw_gid, extra_groups=[], capture_output=True, check=False
+    )
+    assert done.returncode != 0 and b"not permitted" in done.stderr
+    bench.beat()
+    assert bench.ends == []
+
+
+@as_root
 def test_a_uid_is_free_again_when_its_child_has_been_reaped(make_bench):
     bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST))
     for _ in range(3):

@@ -302,7 +302,7 @@ class Children:
                 return
             self._free(self._uid_of.pop(pid, None))
             if pid == self.spawner.pid:
-                self.spawner.ended()
+                self.spawner.ended(status)
             elif pid in self._by_pid:
                 self._ended(self._by_pid[pid], status)
             elif self._awaited or self._abandoned:

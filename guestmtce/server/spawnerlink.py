@@ -122,8 +122,7 @@ class SpawnerLink:
             if self._greeted:
                 return
             self._hang_up_and_kill()
-            os.waitpid(self.pid, 0)
-            reason = self._last_words()
+            reason = self._last_words(os.waitpid(self.pid, 0)[1])
             self.pid = 0
             if not tries_left:
                 raise OSError(
@@ -140,7 +139,7 @@ class SpawnerLink:
             raise OSError("the spawner did not answer in %g s" % self._timeout)
         answer = self._control.recv(ANSWER_MAX)
         if not answer:
-            raise OSError("the spawner ended: %s" % printable(self._last_words(), REASON_MAX))
+            raise OSError("the spawner ended while it forked a guest's process")
         _, pid = spawner.BORN.unpack(answer)
         if pid < 0:
             raise OSError(-pid, "cannot fork a guest's process: %s" % os.strerror(-pid))
@@ -156,12 +155,12 @@ class SpawnerLink:
         self._asked.clear()
         self._handlers.failed()
 
-    def ended(self) -> None:
-        """It was reaped."""
+    def ended(self, status: int = 0) -> None:
+        """It was reaped; `status` as waitpid(2) has it."""
         self.pid = 0
         if not self._loop.running:
             return
-        self._throttle.warning("end", "the spawner ended (%s): replacing it", self._last_words())
+        self._throttle.warning("end", "the spawner ended (%s): replacing it", self._last_words(status))
         self.close()
         if time.monotonic() - self._since > SETTLED:
             self._respawn_delay = RESPAWN_FIRST
@@ -251,15 +250,15 @@ class SpawnerLink:
             log.error("the spawner did not answer in %g s: replacing it", self._timeout)
             self.close()
 
-    def _last_words(self) -> str:
-        """The last line that the dead spawner wrote to stderr: Python's own reason."""
+    def _last_words(self, status: int) -> str:
+        """The last line that the dead spawner wrote to stderr, Python's own reason; else how it ended."""
         try:
             lines = os.read(self._stderr, LAST_WORDS_MAX).decode("utf-8", "replace").split("\n")
         except OSError:
             lines = []
         self._drop_stderr()
         said = [line.strip() for line in lines if line.strip()]
-        return said[-1][:REASON_MAX] if said else "it says no reason"
+        return said[-1][:REASON_MAX] if said else "exit status %d" % os.waitstatus_to_exitcode(status)
 
     def _drop_stderr(self) -> None:
         if self._stderr >= 0:
