@@ -7,6 +7,7 @@ confines itself, sees the end and exits.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import select
@@ -17,12 +18,16 @@ from guestmtce.server import child, pipe, spawner
 from guestmtce.server.reports import Note
 from guestmtce.server.spawnerlink import SpawnerLink, kill
 
+log = logging.getLogger(__name__)
+
 NAME = "trial"  # in the place of a guest's uuid
 DESCRIPTORS_MIN = 128  # twice what the spawner has open while it warms up
 WAIT = 5.0  # s for the trial child to end by itself
 
 # linux/capability.h: bit → name. Children change their user and are signalled from outside it.
 CAPABILITIES: Dict[int, str] = {5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
+# What it goes without, if QEMU's sockets let root in.
+USEFUL_CAPABILITIES: Dict[int, str] = {1: "CAP_DAC_OVERRIDE"}
 
 
 def require_descriptors() -> None:
@@ -38,7 +43,10 @@ def require_descriptors() -> None:
 def require_capabilities() -> None:
     """What root needs for children of another user. Raises OSError that names what is missing."""
     with open("/proc/self/status", "rb") as file:
-        missing = missing_capabilities(file.read())
+        status = file.read()
+    if missing_capabilities(status, USEFUL_CAPABILITIES):
+        log.warning("root without CAP_DAC_OVERRIDE: sockets of QEMU's user may refuse guestServer")
+    missing = missing_capabilities(status, CAPABILITIES)
     if missing:
         raise OSError(
             "root without %s cannot have guests' processes of another user:"
@@ -46,11 +54,11 @@ def require_capabilities() -> None:
         )
 
 
-def missing_capabilities(status: bytes) -> List[str]:
-    """Of CAPABILITIES, those that are not effective in a process with this /proc/PID/status."""
+def missing_capabilities(status: bytes, wanted: Dict[int, str]) -> List[str]:
+    """Of those that are `wanted`, the ones not effective in a process with this /proc/PID/status."""
     line = next(line for line in status.split(b"\n") if line.startswith(b"CapEff:"))
     effective = int(line.split()[1], 16)
-    return [name for bit, name in CAPABILITIES.items() if not effective >> bit & 1]
+    return [name for bit, name in wanted.items() if not effective >> bit & 1]
 
 
 def try_child(link: SpawnerLink, uid: Optional[int]) -> None:
