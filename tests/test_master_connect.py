@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import types
 
 import pytest
 
@@ -31,6 +32,7 @@ class Children:
 def master(monkeypatch):
     """A master of whom only the table is real, and what it was told of the guest."""
     one = Master.__new__(Master)
+    one._loop = types.SimpleNamespace(now=0.0)
     one._guests = Guests(ServerSettings())
     one.said = []
     monkeypatch.setattr(one._guests, "connect_failed", lambda *words: one.said.append(("refused", words[1])))

@@ -25,7 +25,7 @@ OWNER = "guestmtce"
 SUBUID = "/etc/subuid"
 PASSWD = "/etc/passwd"
 FILE_MAX = 2**20  # bytes read of either
-REMEDY = "reserve 12000 uids for it (usermod --add-subuids FIRST-LAST %s), or set client.child_uids" % OWNER
+REMEDY = "run /usr/share/guestmtce/child-uids reserve, or set client.child_uids"
 
 UID_MAX = 2**32 - 2  # 2³²−1 means "unchanged" to setresuid(2)
 RANGE = re.compile("([0-9]{1,10})-([0-9]{1,10})")
