@@ -129,6 +129,7 @@ class Master(program.Service[ServerSettings]):
 
     def _child_started(self, uuid: str) -> None:
         self._guests.connected(uuid, time.monotonic())
+        self._loop.after(0, self._carry_out)  # not from within the spawner's answer
 
     def _child_reported(self, uuid: str, report: Report) -> None:
         self._guests.reported(uuid, report, time.monotonic())
@@ -203,7 +204,7 @@ class Master(program.Service[ServerSettings]):
         self._children.drop(effect.uuid)
 
     def _put(self, effect: guest.Put) -> None:
-        self._children.ask(effect.uuid, effect.ask)
+        self._children.command(effect.uuid, effect.command)
 
     def _look(self, effect: guest.Look) -> None:
         self._channels.look_for(effect.uuid)
@@ -271,6 +272,7 @@ def _guest_line(row: guest.Guest, pid: int) -> str:
         "pid": pid,
         "reporting": datagram.state_word(row.reporting),
         "heartbeating": datagram.state_word(row.heartbeating),
+        "judged": "yes" if row.owes_answer else "no",
         "interval_ms": init.heartbeat_interval_ms if init else 0,
         "action": init.corrective_action if init else "unknown",
         "links": row.links,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from json.encoder import encode_basestring_ascii
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Union
 
 from guestmtce.server import reports
 from guestmtce.wire import channel
@@ -19,9 +19,9 @@ PACKET_MAX = 4096  # bytes
 _REPORTS: Dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        reports.Acknowledged, reports.Running, reports.Stopped, reports.Quiet, reports.Lost,
-        reports.Missed, reports.Ill, reports.Well, reports.Silence, reports.Answered, reports.Late,
-        reports.Reconnect, reports.Note,
+        reports.Acknowledged, reports.Running, reports.Stopped, reports.Lost, reports.Missed, reports.Ill,
+        reports.Well, reports.ReportingEnabled, reports.Answered, reports.Late, reports.Reconnect,
+        reports.Note,
     )
 }  # fmt: skip
 _WORDS = {"vote": channel.VOTE_RESULTS, "action": channel.CORRECTIVE_ACTIONS}
@@ -41,8 +41,15 @@ class Ask(NamedTuple):
     timeout_ms: int
 
 
+class EnableReporting(NamedTuple):
+    """master → child: losses are to be reported from now on."""
+
+
+Command = Union[Ask, EnableReporting]
+
+
 def encode(message: Any) -> bytes:
-    """A report or an `Ask` as a packet."""
+    """A report or a command as a packet."""
     return _json((type(message).__name__, *message)).encode()
 
 
@@ -55,9 +62,10 @@ def _json(value: Any) -> str:
     return repr(value)
 
 
-def decode_ask(packet: bytes) -> Ask:
-    """The question in a packet from the master, whom a child trusts."""
-    return Ask(*json.loads(packet)[1:])
+def decode_command(packet: bytes) -> Command:
+    """The command in a packet from the master, whom a child trusts."""
+    name, *values = json.loads(packet)
+    return Ask(*values) if name == Ask.__name__ else EnableReporting()
 
 
 def decode_report(packet: bytes) -> reports.Report:

@@ -53,17 +53,20 @@ class ServerSettings(DaemonSettings):
     child_deaths_max: int = setting(5, "supervision.child_deaths_max", 1, 1000)
 
     guest_patience: float = setting(5.0, "timers.guest_patience", SHORTEST, DAY)
-    expected_silence: float = setting(60.0, "timers.expected_silence", SHORTEST, DAY)
+    expected_silence: float = setting(15.0, "timers.expected_silence", SHORTEST, DAY)
     ill_repeat: float = setting(55.0, "timers.ill_repeat", SHORTEST, DAY)
     nack_period: float = setting(1.0, "timers.nack_period", SHORTEST, DAY)
+    ack_period: float = setting(0.1, "timers.ack_period", SHORTEST, DAY)
     note_period: float = setting(10.0, "timers.note_period", SHORTEST, DAY)
     wake_slack: float = setting(0.02, "timers.wake_slack", SHORTEST, DAY)
     phase_spread: float = setting(1.0, "timers.phase_spread", 0, 1)
     reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
     reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
     settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
+    state_period: float = setting(2.0, "timers.state_period", SHORTEST, DAY)
     stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
-    question_grace: float = setting(1.0, "timers.question_grace", SHORTEST, DAY)
+    question_grace: float = setting(0.5, "timers.question_grace", SHORTEST, DAY)
+    outcome_valid: float = setting(1.0, "timers.outcome_valid", SHORTEST, DAY)
     rescan: float = setting(180.0, "timers.rescan", SHORTEST, DAY)
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
@@ -72,7 +75,8 @@ class ServerSettings(DaemonSettings):
     child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
     spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)
-    memory_valid: float = setting(30.0, "timers.memory_valid", SHORTEST, DAY)
+    short_absence: float = setting(30.0, "timers.short_absence", SHORTEST, DAY)
+    memory_valid: float = setting(300.0, "timers.memory_valid", SHORTEST, DAY)
     flag_poll: float = setting(1.0, "timers.flag_poll", SHORTEST, DAY)
 
     def key(self) -> bytes:
@@ -95,6 +99,7 @@ class ServerSettings(DaemonSettings):
             expected_silence=self.expected_silence,
             ill_repeat=self.ill_repeat,
             nack_period=self.nack_period,
+            ack_period=self.ack_period,
             note_period=self.note_period,
             wake_slack=self.wake_slack,
             phase_spread=self.phase_spread,

@@ -28,7 +28,8 @@ SENDER = "sender"
 class Memory(NamedTuple):
     """What is remembered of a guest. Times in s on the machine's monotonic clock.
 
-    `ident` tells its socket from one that was made anew in the meantime.
+    `ident` tells its socket from one that was made anew in the meantime. `outcomes_until` says for a kind of
+    `untold` until when it is of use.
     """
 
     uuid: str
@@ -41,6 +42,9 @@ class Memory(NamedTuple):
     ident: Optional[Tuple[int, ...]] = None
     untold: Tuple[Tuple[str, int, int, Dict[str, Any]], ...] = ()  # kind, number, cmd, the event's JSON
     questions: Tuple[Tuple[int, str, str, float], ...] = ()  # number, notification type, event, deadline
+    answered_since_notice: bool = False
+    patience_until: float = -float("inf")
+    outcomes_until: Dict[str, float] = {}
 
 
 def boot_id() -> str:
@@ -153,6 +157,11 @@ class Store:
                 ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
                 untold=tuple(_untold(*entry) for entry in values.get("untold", ())),
                 questions=tuple(_question(*entry) for entry in values.get("questions", ())),
+                answered_since_notice=values.get("answered_since_notice") is True,
+                patience_until=float(values.get("patience_until", -float("inf"))),
+                outcomes_until={
+                    str(kind): float(until) for kind, until in values.get("outcomes_until", {}).items()
+                },
             )
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
