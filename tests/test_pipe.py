@@ -53,8 +53,8 @@ def test_a_report_crosses_the_pipe_unchanged(report):
 @pytest.mark.parametrize("kind", channel.NOTIFICATION_TYPES)
 def test_a_question_crosses_the_pipe_unchanged(kind, event):
     question = pipe.Ask(channel.INT32_MAX, kind, event, channel.SECS_MAX * 1000)
-    assert pipe.decode_command(pipe.encode(question)) == question
-    assert pipe.decode_command(pipe.encode(pipe.EnableReporting())) == pipe.EnableReporting()
+    assert pipe.decode_ask(pipe.encode(question)) == question
+    assert pipe.encode(pipe.EnableReporting()) == pipe.ENABLE_REPORTING_PACKET
 
 
 INIT = list(GUEST)

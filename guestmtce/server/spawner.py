@@ -214,6 +214,7 @@ class _Life:
             far.send(b"no message\n")
             far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
         far.send(channel.build(self._init, 0))
+        far_results.send(pipe.ENABLE_REPORTING_PACKET)
         for beat in range(WARM_UP_BEATS):
             health = channel.UNHEALTHY if self._odd and beat == 0 else channel.HEALTHY
             for number in _challenges(far):
