@@ -390,6 +390,19 @@ def test_a_guest_that_restarts_and_answers_is_not_lost():
     assert bench.told(s.Lost) == []
 
 
+def test_inits_that_we_read_late_are_no_loss():
+    bench = Bench().heartbeat()
+    bench.run(0.9, answers=False)
+    bench.init()
+    bench.now += 10  # this process stood still, and the guest introduced itself again meanwhile
+    for _ in range(3):
+        bench.init()
+    bench.tick(bench.now)
+    bench.answer()
+    bench.run(5, answers=True)
+    assert bench.told(s.Lost) == []
+
+
 def test_init_acks_keep_their_distance_and_the_latest_init_counts():
     bench = Bench()
     for ident in range(1, 11):

@@ -299,6 +299,8 @@ class Session:
         if self._unanswered_since is None:
             self._unanswered_since = now
             self.misses = 0
+        elif now - self._due > self._settings.wake_slack:  # we are late, and so may be what it said
+            self._unanswered_since += now - self._due
         self._ill_at = None
         self._told_init = False
         self._tell_init(now)
