@@ -268,13 +268,15 @@ def test_an_entry_is_of_the_host_that_it_names_else_of_the_one_that_was_asked_fo
 # --- the questions on their way ---
 
 
-def test_a_newer_question_takes_the_place_of_one_that_waits_but_not_of_one_that_may_be_answered_now():
+def test_a_newer_question_takes_the_place_of_one_that_waits_but_not_of_one_that_is_under_way():
     outbox = Outbox(0.5, 10.0)
-    for serial in range(1, 7):
-        outbox.take(AskVim(A.uuid, A.hostname, serial % 2 == 0, serial))
-    answered = []
-    while outbox.next(0.0) is not None:
-        item = outbox.next(0.0)
-        answered.append((item.what, item.serial))
-        outbox.delivered(item)
-    assert answered == [("state", 1), ("instances", 6)]
+    for serial, instances in ((1, False), (2, True)):
+        outbox.take(AskVim(A.uuid, A.hostname, instances, serial))
+    under_way = outbox.next(0.0)
+    for serial, instances in ((3, False), (4, True), (5, True)):
+        outbox.take(AskVim(A.uuid, A.hostname, instances, serial))
+    outbox.delivered(under_way)
+    waited = outbox.next(0.0)
+    outbox.delivered(waited)
+    assert [(item.what, item.serial) for item in (under_way, waited)] == [("state", 1), ("instances", 5)]
+    assert outbox.next(0.0) is None

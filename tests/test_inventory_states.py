@@ -15,7 +15,7 @@ from inventory_facts import (
     of,
     origin,
     send,
-)  # fmt: skip
+)
 
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.rows import AskVim, Send, TellAlarm, TellService, Withdraw
