@@ -161,6 +161,15 @@ def test_sound_files_without_our_object_are_ignored(store, folder, text):
     assert store.alive_at() == NEVER
 
 
+def test_an_instance_is_remembered_under_its_uuid_in_lower_case_only(store, folder):
+    """A release that took an upper-case name for another instance may have left it."""
+    lower, upper = "abcdef00-0000-4000-8000-00000000abcd", "ABCDEF00-0000-4000-8000-00000000ABCD"
+    for uuid in (lower, upper):
+        write(folder / uuid, values_of(MEMORY._replace(uuid=uuid)))
+    assert [memory.uuid for memory in store.load()] == [lower]
+    assert os.listdir(folder) == [lower]
+
+
 def test_words_are_not_taken_for_truth(store, folder):
     change = {"provisioned": "true", "reporting": 1, "owes_answer": "yes"}
     write(folder / UUID, {**values_of(MEMORY), **change})

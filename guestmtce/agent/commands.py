@@ -58,7 +58,7 @@ def _host_disable(inventory: Any, uuid: str, body: bytes) -> Dict[str, Any]:
 
 def _host_query(inventory: Any, uuid: str, body: bytes) -> Dict[str, Any]:
     host = inventory.host(uuid)
-    return vim.host_reply(uuid, host.name, inventory.host_enabled(host))
+    return vim.host_reply(uuid, host.name, host.enabled)
 
 
 def _host_delete(inventory: Any, uuid: str, body: bytes) -> None:

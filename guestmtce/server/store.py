@@ -140,8 +140,8 @@ class Store:
     def _memory(self, uuid: str) -> Optional[Memory]:
         try:
             values = self._read(uuid)
-            if values is None or values["uuid"] != uuid:
-                return None
+            if values is None or values["uuid"] != uuid or uuid != uuid.lower():
+                return None  # an upper-case one is of a release that took it for another instance
             init = values["init"]
             if init is not None:
                 _, takes = channel.FROM_GUEST["init"]
