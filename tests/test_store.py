@@ -390,9 +390,10 @@ def test_the_constructor_says_when_there_can_be_no_folder(tmp_path):
 # --- other releases, other kernels -----------------------------------------------------------------
 
 OF_2026_11 = (
-    '{"boot": "6f1c", "uuid": "11111111-2222-3333-4444-555555555555", "provisioned": true, "reporting": true, '
-    '"init": [7, "g", 1000, 9, 9, 9, 14, 601, "reboot"], "heartbeating": true, "owes_answer": true, '
-    '"silence_until": 1234.5, "ident": [1, 2], "untold": [["failure", 9, 65197, {"hostname": "host-0", '
+    '{"boot": "6f1c", "uuid": "11111111-2222-3333-4444-555555555555", "provisioned": true, '
+    '"reporting": true, "init": [7, "g", 1000, 9, 9, 9, 14, 601, "reboot"], "heartbeating": true, '
+    '"owes_answer": true, "silence_until": 1234.5, "ident": [1, 2], '
+    '"untold": [["failure", 9, 65197, {"hostname": "host-0", '
     '"uuid": "11111111-2222-3333-4444-555555555555", "reporting": "enabled", "heartbeating": "disabled", '
     '"repair-action": "reboot", "restart-to": "120", "shutdown-to": "9", "suspend-to": "11", '
     '"resume-to": "13", "vote-to": "8"}]], "questions": [[1, "revocable", "stop", 77.5]]}'

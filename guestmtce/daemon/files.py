@@ -10,7 +10,7 @@ _LEFTOVER = re.compile(r".+\.[0-9]+\.tmp")
 
 
 def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
-    """Put `text` into `path`; a reader sees the old text or the new one. Raises OSError, which names the file."""
+    """Put `text` into `path`; a reader sees the old text or the new one. Raises OSError, with the file."""
     temporary = "%s.%d.tmp" % (path, os.getpid())
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)

@@ -1,7 +1,7 @@
 """One flat event loop: descriptors, timers and signals, all handled in one thread.
 
 A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
-before any timer is judged by it: after a callback that stood still, nobody is late whose word lies in a socket.
+before any timer is judged by it: after a callback that stood still, nobody is late whose word has arrived.
 
 Signal handlers only note the signal; the loop serves it. A callback that raises is a defect of ours: it
 is logged with its traceback and counted, and the loop goes on, because every other guest still needs it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 from typing import List
 
 from guestmtce.daemon.config import MAIN, setting
@@ -31,7 +30,7 @@ class ServerSettings(DaemonSettings):
     rx_port: int = setting(2411, "client.rx_port", 1, PORT_MAX, "--rx-port", "UDP port to listen on")
     agent_port: int = setting(2401, "agent.rx_port", 1, PORT_MAX, "--agent-port", "UDP port of guestAgent")
     hostname: str = setting(
-        socket.gethostname(), flag="--hostname", help="this host's name; default: the system's"
+        "", flag="--hostname", help="this host's name; default: the system's when it starts to serve"
     )
     controller: str = setting("controller", flag="--controller", help="address or name of the controller")
     no_wait: bool = setting(

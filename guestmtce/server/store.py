@@ -4,11 +4,11 @@ A file is written atomically and checked when it is read; one that is damaged, o
 ignored. `alive` is a mark of when the daemon last lived: what an old memory says of a guest's parameters
 still holds, what it says of a guest's health does not.
 
-What stands in a file is true, or the file is gone. A write that fails, as on a full file system, is made again
-over the old file's own blocks. Where that fails, too, the old file is removed, although the guest's parameters
-and what guestAgent has not heard of it are lost with it if this daemon is killed before the next attempt:
-guestAgent tells the parameters again, but nobody could tell an old file's false loss from a true one. Either
-way the latest is kept in `unsaved` and written as soon as it can be.
+What stands in a file is true, or the file is gone. A write that fails, as on a full file system, is made
+again over the old file's own blocks. Where that fails, too, the old file is removed, although the guest's
+parameters and what guestAgent has not heard of it are lost with it if this daemon is killed before the next
+attempt: guestAgent tells the parameters again, but nobody could tell an old file's false loss from a true
+one. The latest is kept in `unsaved` and written as soon as it can be.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Memory(NamedTuple):
 def boot_id() -> str:
     """What tells this boot of the machine from another.
 
-    Where the kernel does not say it: when the machine was booted. Where not even that can be read, each daemon
-    has a boot of its own, and believes no memory of another.
+    Where the kernel does not say it: when the machine was booted. Where not even that can be read, each
+    daemon has a boot of its own, and believes no memory of another.
     """
     try:
         with open(BOOT_ID_FILE, encoding="ascii") as file:
