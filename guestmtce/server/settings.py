@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import List
+from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, setting
 from guestmtce.daemon.peers import read_key
@@ -21,7 +21,12 @@ SHORTEST = 0.001  # s; timers can be scaled down to this in tests
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings(DaemonSettings):
-    """Times in s unless the name says ms."""
+    """Times in s unless the name says ms. `OLD_DEFAULTS`: what the INI file of an old release has set."""
+
+    OLD_DEFAULTS: ClassVar[Dict[str, Tuple[float, ...]]] = {
+        "timers.expected_silence": (60.0,),
+        "timers.memory_valid": (30.0,),
+    }
 
     channel_dir: str = setting(
         "/var/lib/libvirt/qemu", flag="--channel-dir", help="folder of the guests' sockets"
