@@ -110,6 +110,5 @@ def _read(path: str) -> Tuple[List[str], List[str]]:
     try:
         return data.decode("utf-8").split("\n"), []
     except UnicodeDecodeError as error:
-        return data.decode("utf-8", "surrogateescape").split("\n"), [
-            "line %d is no UTF-8" % (data.count(b"\n", 0, error.start) + 1)
-        ]
+        note = "line %d is no UTF-8" % (data.count(b"\n", 0, error.start) + 1)
+        return data.decode("utf-8", "surrogateescape").split("\n"), [note]

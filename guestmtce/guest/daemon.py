@@ -31,8 +31,12 @@ class PidFile:
         os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
 
     def remove(self) -> None:
-        """We end."""
-        os.unlink(self._path)
+        """We end. A file that was cleaned away, or is another's by now, is not ours to remove."""
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                os.unlink(self._path)
+        except FileNotFoundError:
+            pass
         os.close(self._descriptor)
 
 
