@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 class Log:
     """Writes lines with `write`; of lines about the same thing one per `period` s.
 
-    A `write` that raises an OSError has lost its line. The next one that gets through says how many were lost.
+    A `write` that raises an OSError has lost its line. The next line that gets through says how many.
     """
 
     def __init__(self, write: Callable[[str], None], period: float) -> None:
