@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
 LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
+DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
 PRESENCE_CHECK = 5.0  # s between two looks whether our files are still in the run folder
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
@@ -252,6 +253,11 @@ class _Life(Generic[Settings]):
 
 
 def _raise_descriptor_limit() -> None:
-    """One descriptor per guest: take what the system allows."""
+    """Some descriptors per guest: take what the system allows. Raises OSError if that is far too little."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
+        text = (
+            "%d files may be open at once, and %d are needed: raise `ulimit -Hn`, or LimitNOFILE= of the unit"
+        )
+        raise OSError(text % (hard, DESCRIPTORS_MIN))
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
