@@ -358,6 +358,20 @@ def test_what_was_cleaned_away_is_written_anew_and_once_more(store, folder, tmp_
     assert (again.sender(), again.reserve(1)) == (sender, first + 3)
 
 
+def test_what_there_was_no_room_for_was_not_cleaned_away(store, folder, full):
+    store.mark_alive(1.0)
+    full("write_atomically", "write_in_place")
+    store.mark_alive(2.0)
+    assert (os.listdir(folder), store.was_cleaned()) == ([], False)
+    full()
+    shutil.rmtree(folder)
+    assert store.was_cleaned()
+    store.save_anew([MEMORY])
+    store.mark_alive(3.0)
+    assert not store.save_again()
+    assert store.load() == [MEMORY]
+
+
 def test_what_a_killed_daemon_has_half_written_is_removed_at_the_start(store, folder, tmp_path):
     store.save(MEMORY)
     for name in (UUID + ".77.tmp", ALIVE + ".1.tmp"):

@@ -84,6 +84,7 @@ def run(
     setproctitle.setproctitle(name)
     try:
         set_up_log(name, settings)
+        files.remove_leftovers(settings.log_dir, name + ".dump.")
         for note in notes:
             log.info("%s", note)
         _raise_descriptor_limit()
@@ -144,6 +145,7 @@ class _Life(Generic[Settings]):
         self._settings = settings
         self._pid_file = pid_file
         self._starter = starter
+        self._throttle = logs.Throttle(log)
         self._started = time.monotonic()
         self._status = 1  # until it serves
         self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
@@ -204,9 +206,9 @@ class _Life(Generic[Settings]):
             restored = self._pid_file.restore()
         except AlreadyRunning as running:
             text = "%s was cleaned away, and another %s has started since, pid %s: stop one of them"
-            log.error(text, self._pid_file.path, self._name, running)
+            self._throttle.warning("other", text, self._pid_file.path, self._name, str(running))
         except OSError as error:
-            log.error("a file that was cleaned away cannot be made again: %s", error)
+            self._throttle.warning("file", "a file that was cleaned away cannot be made again: %s", error)
         else:
             if restored:
                 log.warning("%s was cleaned away: it is there again", self._pid_file.path)
@@ -220,14 +222,16 @@ class _Life(Generic[Settings]):
 
     def _write_dump(self, service: Service[Settings]) -> None:
         path = os.path.join(self._settings.log_dir, self._name + ".dump")
-        self._write(path, [*service.health(), *service.dump()])
-        log.info("all state is in %s", path)
+        if self._write(path, [*service.health(), *service.dump()]):
+            log.info("all state is in %s", path)
 
-    def _write(self, path: str, lines: List[str]) -> None:
+    def _write(self, path: str, lines: List[str]) -> bool:
         try:
             files.write_atomically(path, "".join(line + "\n" for line in lines))
         except OSError as error:
-            log.error("cannot write %s: %s", path, error)
+            self._throttle.warning(path, "cannot write %s: %s", path, error.strerror)
+            return False
+        return True
 
     def _reload(self, service: Service[Settings]) -> None:
         """HUP: take the new configuration as far as that can be done while running."""

@@ -72,7 +72,8 @@ class Master(program.Service[ServerSettings]):
         self._children.close()
         if self._store is not None:
             self._store.mark_alive(self._loop.now)
-            self._store.save_again()
+            while self._store.save_again():
+                pass
         if self._link is not None:
             self._link.close()
 
@@ -133,7 +134,6 @@ class Master(program.Service[ServerSettings]):
     def _mark_alive(self) -> None:
         assert self._store is not None
         if self._store.was_cleaned():
-            log.warning("the folder of what is remembered was cleaned away: writing all of it anew")
             self._store.save_anew(row.memory() for row in self._guests.table.values())
         self._store.mark_alive(self._loop.now)
         self._save_again()

@@ -108,11 +108,13 @@ class Store:
 
         It says so twice: who cleans may be at it still, and remove what is written now.
         """
-        before, self._cleaned = self._cleaned, self._marked and not os.path.exists(self._path(ALIVE))
+        gone = self._marked and ALIVE not in self.unsaved and not os.path.exists(self._path(ALIVE))
+        before, self._cleaned = self._cleaned, gone or not os.path.isdir(self._folder)
         return self._cleaned or before
 
     def save_anew(self, memories: Iterable[Memory]) -> None:
         """The files are gone: have all of them written by `save_again`."""
+        self._throttle.warning("clean", "%s was cleaned away: all of it is written anew", self._folder)
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
