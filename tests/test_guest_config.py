@@ -53,6 +53,7 @@ def test_lines_are_read_as_a_shell_would(line, expected):
     [
         ("HB_INTERVAL=399", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("HB_INTERVAL=soon", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=2_000", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("HB_INTERVAL=", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("VOTE=0", "a number from 1 to 2147482 expected; 8 is taken"),
         ("VOTE=99999999999", "a number from 1 to 2147482 expected; 8 is taken"),

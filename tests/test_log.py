@@ -168,6 +168,13 @@ def test_setting_up_again_replaces_what_was_there(root, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_line_that_cannot_be_formatted_fails_nobody(root, tmp_path):
+    logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
+    logging.getLogger("x").info("%d guests", "no number")
+    logs.flush(WAIT)
+    assert "this line cannot be formatted: '%d guests'" in (tmp_path / "guestServer.log").read_text()
+
+
 def test_without_a_folder_there_is_no_log_and_that_is_said(root, tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         logs.set_up("guestServer", False, True, str(tmp_path / "nowhere"), logging.INFO)

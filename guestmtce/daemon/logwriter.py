@@ -63,11 +63,22 @@ class Handler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         """`logging` would hold its lock here: this needs none."""
         if self._queue.qsize() < LINES_MAX:
-            self._queue.put(_Line(record.levelno, self.format(record), self._dropped))
+            self._queue.put(_Line(record.levelno, self._text(record), self._dropped))
         else:
             with self._counting:
                 self._dropped += 1
         return True
+
+    def _text(self, record: logging.LogRecord) -> str:
+        """A line of ours whose values do not fit its words is no reason to fail for whoever logs it."""
+        try:
+            return self.format(record)
+        except Exception:  # noqa: BLE001 - whatever the values are, the line is only a line
+            return "%s line %d: this line cannot be formatted: %r" % (
+                record.pathname,
+                record.lineno,
+                record.msg,
+            )
 
     def emit(self, record: logging.LogRecord) -> None:
         """As `handle`."""

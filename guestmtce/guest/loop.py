@@ -114,6 +114,10 @@ def wake_by(descriptor: int) -> None:
 
 
 def reset_signals() -> None:
-    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for."""
+    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
+
+    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
