@@ -26,6 +26,7 @@ class ServerSettings(DaemonSettings):
     OLD_DEFAULTS: ClassVar[Dict[str, Tuple[float, ...]]] = {
         "timers.expected_silence": (60.0,),
         "timers.memory_valid": (30.0,),
+        "timers.question_grace": (1.0,),
     }
 
     channel_dir: str = setting(
