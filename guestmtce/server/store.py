@@ -221,8 +221,8 @@ class Store:
                 owes_answer=values["owes_answer"] is True,
                 silence_until=float(values["silence_until"]),
                 ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
-                untold=tuple(_untold(*entry[:4]) for entry in values.get("untold", ())),
-                questions=tuple(_question(*entry[:4]) for entry in values.get("questions", ())),
+                untold=tuple(_untold(*entry) for entry in values.get("untold", ())),
+                questions=tuple(_question(*entry) for entry in values.get("questions", ())),
             )
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
@@ -275,12 +275,15 @@ def _values(memory: Memory) -> Dict[str, Any]:
     return {**memory._asdict(), "init": init}
 
 
-def _untold(kind: Any, number: Any, cmd: Any, body: Any) -> Tuple[str, int, int, Dict[str, Any]]:
+# What a later release has added to an entry is ignored.
+
+
+def _untold(kind: Any, number: Any, cmd: Any, body: Any, *_: Any) -> Tuple[str, int, int, Dict[str, Any]]:
     datagram.event_of(int(cmd), body)  # raises a ValueError for what is no event
     return str(kind), int(number), int(cmd), body
 
 
-def _question(number: Any, kind: Any, event: Any, deadline: Any) -> Tuple[int, str, str, float]:
+def _question(number: Any, kind: Any, event: Any, deadline: Any, *_: Any) -> Tuple[int, str, str, float]:
     if kind not in channel.NOTIFICATION_TYPES or event not in channel.EVENT_TYPES:
         raise ValueError("no question")
     return int(number), kind, event, float(deadline)
