@@ -86,6 +86,14 @@ def test_a_file_that_is_not_there_means_the_defaults(tmp_path):
     assert taken == Config() and "No such file" in notes[0]
 
 
+def test_what_an_editor_leaves_in_a_file_is_no_word_of_it(tmp_path):
+    """A byte order mark, lines of Windows, a comment in Latin-1."""
+    path = tmp_path / "conf"
+    path.write_bytes(b"\xef\xbb\xbfHB_INTERVAL=2000\r\n# gr\xf6\xdfe\r\nVOTE=3\r\n")
+    taken, notes = config.load(str(path), Settings())
+    assert (taken, notes) == (Config(interval_ms=2000, vote=3), [])
+
+
 def test_the_sample_shows_the_defaults_and_can_be_uncommented():
     text = SAMPLE.read_text(encoding="utf-8")
     assert read(text) == (Config(), [])

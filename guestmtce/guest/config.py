@@ -139,7 +139,7 @@ def _unquoted(value: str) -> str:
 def load(path: str, settings: Settings) -> Tuple[Config, List[str]]:
     """The configuration in the file `path`, and lines for the log. A file that cannot be read: defaults."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
     except OSError as error:
         return Config(), ["%s: %s: the defaults are taken" % (path, error.strerror)]
