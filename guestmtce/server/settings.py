@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
-from typing import List
+from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, setting
 from guestmtce.daemon.peers import read_key
@@ -22,7 +21,13 @@ SHORTEST = 0.001  # s; timers can be scaled down to this in tests
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings(DaemonSettings):
-    """Times in s unless the name says ms."""
+    """Times in s unless the name says ms. `OLD_DEFAULTS`: what the INI file of an old release has set."""
+
+    OLD_DEFAULTS: ClassVar[Dict[str, Tuple[float, ...]]] = {
+        "timers.expected_silence": (60.0,),
+        "timers.memory_valid": (30.0,),
+        "timers.question_grace": (1.0,),
+    }
 
     channel_dir: str = setting(
         "/var/lib/libvirt/qemu", flag="--channel-dir", help="folder of the guests' sockets"
@@ -31,7 +36,7 @@ class ServerSettings(DaemonSettings):
     rx_port: int = setting(2411, "client.rx_port", 1, PORT_MAX, "--rx-port", "UDP port to listen on")
     agent_port: int = setting(2401, "agent.rx_port", 1, PORT_MAX, "--agent-port", "UDP port of guestAgent")
     hostname: str = setting(
-        socket.gethostname(), flag="--hostname", help="this host's name; default: the system's"
+        "", flag="--hostname", help="this host's name; default: the system's when it starts to serve"
     )
     controller: str = setting("controller", flag="--controller", help="address or name of the controller")
     no_wait: bool = setting(

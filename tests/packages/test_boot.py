@@ -148,7 +148,7 @@ def test_guest_agent_is_told_of_its_host_where_there_is_no_mtcagent(cloud):
     with cloud.without_mtc():
         # As docs/install.md has it.
         uuid = "$(cat /proc/sys/kernel/random/uuid)"
-        tree.run('sed -i "s|^hosts = .*|hosts = $(hostname) %s 127.0.0.1|" %s' % (uuid, ini))
+        tree.run('sed -i "s|^;*hosts = .*|hosts = $(hostname) %s 127.0.0.1|" %s' % (uuid, ini))
         tree.run("systemctl restart guestAgent")
         cloud.provision()
         cloud.guests.say(1, "hang")
@@ -193,7 +193,7 @@ def test_logs_rotate_on_a_host_whose_syslog_daemon_is_no_unit(cloud, pid_file):
 
 def test_an_upgrade_costs_no_alarm(cloud, debs):
     tree, changed = cloud.tree, "/etc/mtc/guestServer.ini"
-    tree.write(changed, tree.read(changed).replace("debug_level = 0", "debug_level = 1"))
+    tree.write(changed, tree.read(changed).replace(";debug_level = 0", "debug_level = 1"))
     pids = cloud.server.pid, cloud.agent.pid
     cloud.offer(debs, NEXT)
     with cloud.silences() as silences:
