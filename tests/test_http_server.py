@@ -1,4 +1,4 @@
-"""The HTTP server beside clients that are idle, slow, greedy or gone: what costs a worker, what is bounded."""
+"""The HTTP server beside clients that are idle, slow, greedy or gone: what costs a worker, and the bounds."""
 
 from __future__ import annotations
 
