@@ -11,6 +11,8 @@ from guestmtce.wire import vim
 from guestmtce.wire.http_request import RequestReader
 from guestmtce.wire.vim import Failure
 
+READ_SIZE = 64 * 1024  # bytes
+
 
 class Caller(NamedTuple):
     """Who has connected, in words for the log, and why all that it asks for is refused, if it is."""
@@ -36,6 +38,33 @@ class Connection:
         self.kept = 0  # bytes of its request, as they were counted last
         self.watched = 0  # events, as the selector knows them
         self.waits_in: Optional[DeadlineQueue] = None
+
+    def receive(self) -> Optional[bytes]:
+        """What has come; None: nothing yet; no bytes: the client has ended, or is gone."""
+        try:
+            return self.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def send_some(self) -> bool:
+        """Send of the response what can be sent now. Returns whether the client is there."""
+        try:
+            sent = self.sock.send(self.response)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.response = self.response[sent:]
+        return True
+
+    def end_sending(self) -> None:
+        """Tell the client that nothing more will come."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone, which reading tells
 
 
 class DeadlineQueue:

@@ -38,16 +38,15 @@ DEPARTING_MAX = 256  # that are answered and not closed yet
 BYTES_MAX = 16 * 1024 * 1024  # of requests that are not whole; one more, and the oldest are closed
 LISTEN_MAX = 1024  # connections that wait to be accepted; one too many costs its client a second
 ACCEPTS_AT_ONCE = 64
+WAKE_UPS_MAX = 4096  # bytes, one each
 ACCEPT_PAUSE = 0.1  # s, when this process has no descriptor for a connection
 BACKLOG_MAX = 1024  # whole requests that wait for a worker
-READ_SIZE = 64 * 1024  # bytes
 DEPARTURE_TIME = 5.0  # s for a client to take its response, or to finish what nobody wants to hear
 DRAIN_MAX = 2 * 1024 * 1024  # bytes of it: a close while there is unread data would destroy the response
 JOIN_TIME = 1.0  # s
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 GOOD = b"HTTP/1.1 2"
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
 
 Ready = Union[Connection, Callable[[], None]]
 Answer = Callable[[Request, str], bytes]  # (the request, the client's address) → the response
@@ -152,7 +151,7 @@ class HttpServer:
 
         A close while there is unread data would make the client lose the response.
         """
-        if _send_some(connection) and (connection.response or connection.reader.size):
+        if connection.send_some() and (connection.response or connection.reader.size):
             self._sent_in_part.append(connection)
             self._wake_up()
         else:
@@ -190,7 +189,7 @@ class HttpServer:
 
     def _serve_wake_up(self) -> None:
         try:
-            while self._wake_in.recv(READ_SIZE):
+            while self._wake_in.recv(WAKE_UPS_MAX):
                 pass
         except BlockingIOError:
             pass
@@ -281,7 +280,7 @@ class HttpServer:
     def _serve(self, connection: Connection) -> None:
         if connection.waits_in is self._departing:
             return self._depart(connection)
-        data = _receive(connection.sock)
+        data = connection.receive()
         if data is None:
             return
         if not data:
@@ -301,7 +300,7 @@ class HttpServer:
         if connection.reader.wants_continue:
             connection.reader.wants_continue = False
             connection.response = CONTINUE
-            _send_some(connection)
+            connection.send_some()
         self._count_bytes(connection, connection.reader.size)
         while self._bytes > BYTES_MAX and self._waiting.oldest is not None:
             self._push_out(self._waiting.oldest)
@@ -334,14 +333,14 @@ class HttpServer:
 
     def _depart(self, connection: Connection) -> None:
         """Send what is left of the response; then read what the client still sends, until its end."""
-        if connection.response and not _send_some(connection):
+        if connection.response and not connection.send_some():
             return self._drop(connection)
         if connection.response:
             return self._watch(connection, selectors.EVENT_WRITE)
         if connection.watched != selectors.EVENT_READ:
-            _end_sending(connection.sock)
+            connection.end_sending()
             self._watch(connection, selectors.EVENT_READ)
-        data = _receive(connection.sock)
+        data = connection.receive()
         if data is not None:
             connection.drained += len(data)
             if not data or connection.drained > DRAIN_MAX:
@@ -376,32 +375,3 @@ def _descriptors() -> int:
     """How many this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4 * CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else max(4, soft)
-
-
-def _receive(sock: socket.socket) -> Optional[bytes]:
-    """What has come; None: nothing yet; nothing at all: the client has ended, or is gone."""
-    try:
-        return sock.recv(READ_SIZE)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def _send_some(connection: Connection) -> bool:
-    """Send of the response what can be sent now. Returns whether the client is there."""
-    try:
-        sent = connection.sock.send(connection.response)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    connection.response = connection.response[sent:]
-    return True
-
-
-def _end_sending(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the client is gone; reading tells
