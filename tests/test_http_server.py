@@ -136,15 +136,29 @@ def test_four_half_requests_hold_up_nobody(bench, part):
     assert seconds(one.ask) < 1
 
 
-def test_a_client_that_does_not_read_costs_no_worker(bench, monkeypatch):
-    monkeypatch.setattr(http_server, "DEPARTURE_TIME", 0.3)
-    large = build_json_response(200, {"x": "x" * 40_000_000})
-    one = bench(answer=lambda request, _: large if request.path == "/" else answer_at_once(request, ""))
-    silent, slow = (one.connect(b"GET / HTTP/1.1\r\n\r\n") for _ in range(2))
+LARGE = build_json_response(200, {"x": "x" * 40_000_000})  # more than a socket's buffers hold
+
+
+def answer_much(request, client):
+    return LARGE if request.path == "/" else answer_at_once(request, client)
+
+
+def test_a_client_that_does_not_read_costs_no_worker_and_is_dropped(bench, monkeypatch):
+    monkeypatch.setattr(http_server, "DEPARTURE_TIME", 1.0)
+    one = bench(answer=answer_much)
+    silent = one.connect(b"GET / HTTP/1.1\r\n\r\n")
     assert seconds(one.ask) < 1
-    assert len(read_all(slow)) == len(large)
-    until(lambda: not one.server.departing, "the other one is dropped")
-    assert len(read_all(silent)) < len(large)
+    until(lambda: one.server.departing == 1, "it has not taken all")
+    until(lambda: one.server.departing == 0, "it is dropped")
+    assert len(read_all(silent)) < len(LARGE)
+
+
+def test_a_client_that_reads_late_gets_all(bench):
+    one = bench(answer=answer_much)
+    slow = one.connect(b"GET / HTTP/1.1\r\n\r\n")
+    assert seconds(one.ask) < 1
+    until(lambda: one.server.departing == 1, "it has not taken all")
+    assert len(read_all(slow)) == len(LARGE)
 
 
 def read_all(connection):
