@@ -57,7 +57,7 @@ class Refusal(cherrypy.HTTPError):  # type: ignore[misc]
         """The object that the VIM expects, in place of a page."""
         failure, request = self._failure, cherrypy.serving.request
         what = (request.method, request.path_info, failure.status, failure.detail or failure.reason)
-        _throttle.warning("HTTP %d" % failure.status, "%s %s refused with %d: %s", *what)
+        _throttle.warning("%d %s" % (failure.status, failure.reason), "%s %s refused with %d: %s", *what)
         _set_json(failure.status, failure.body())
 
 

@@ -316,7 +316,7 @@ class HttpServer:
         text = "a command of %s was refused with %d: %s"
         detail = failure.detail or failure.reason
         self._throttle.warning(
-            "HTTP %d" % failure.status, text, connection.caller.name, failure.status, detail
+            "%d %s" % (failure.status, failure.reason), text, connection.caller.name, failure.status, detail
         )
         connection.response = build_json_response(failure.status, failure.body())
         self._see_off(connection)
