@@ -1,7 +1,7 @@
 """guestAgent: ties the inventory to the VIM, the guestServers and mtcAgent.
 
-Three kinds of threads: this one, with the loop (UDP, audit, signals); CherryPy's, for the VIM's commands; and
-the one that speaks to the VIM. They meet in `_apply`, under the one lock.
+Three kinds of threads: this one, with the loop (UDP, audit, signals); those of the VIM's commands; and the
+one that speaks to the VIM. They meet in `_apply`, under the one lock.
 """
 
 from __future__ import annotations
@@ -75,7 +75,12 @@ class Agent(program.Service[AgentSettings]):
         )
         self._mtc = MtcLink(self._loop, settings, self._host)
         self._commands = Commands(
-            settings.http_address, settings.http_port, settings.http_threads, self._apply
+            settings.http_address,
+            settings.http_port,
+            settings.http_threads,
+            self._apply,
+            settings.vim_users,
+            settings.command_timeout,
         )
         self._commands.start()
         self._vim.start()
@@ -189,7 +194,7 @@ class Agent(program.Service[AgentSettings]):
             ]
             waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:
-            lines.append("commands served %d refused %d" % (self._commands.served, self._commands.refused))
+            lines.extend(self._commands.health())
         for name, link in (("guestServers", self._servers), ("mtcAgent", self._mtc)):
             if link is not None:
                 counts = (name, link.port.received, link.port.sent, link.refused)
