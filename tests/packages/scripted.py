@@ -13,6 +13,14 @@ from guestmtce.lab.cluster import free_ports
 SCRIPTS = os.path.join(REPOSITORY, "scripts")
 USAGE, NOT_INSTALLED, NOT_RUNNING = 2, 5, 7
 DEAD_WITH_PID, STOPPED = 1, 3
+# The ini files of version 1.0.0.
+SHIPPED_BEFORE = os.path.join(REPOSITORY, "tests", "packages", "shipped-1.0.0")
+
+
+def read_text(path):
+    """A file's text."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 class Daemon:

@@ -7,7 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from scripted import DEAD_WITH_PID, NOT_INSTALLED, NOT_RUNNING, SCRIPTS, STOPPED, USAGE
+from scripted import (
+    DEAD_WITH_PID,
+    NOT_INSTALLED,
+    NOT_RUNNING,
+    SCRIPTS,
+    SHIPPED_BEFORE,
+    STOPPED,
+    USAGE,
+    read_text,
+)
 
 
 @pytest.mark.parametrize("name", ["guestServer", "guestAgent"])
@@ -102,6 +111,17 @@ def test_host_install_leaves_what_is_configured(tmp_path):
     ini.write_text("[client]\nrx_port = 1\n")
     _host_install("server", str(tmp_path))
     assert ini.read_text() == "[client]\nrx_port = 1\n"
+
+
+@pytest.mark.parametrize("part, name", [("server", "guestServer"), ("agent", "guestAgent")])
+@pytest.mark.parametrize("change", ["", "\n"])
+def test_host_install_replaces_an_ini_file_of_before_that_nobody_has_changed(tmp_path, part, name, change):
+    ini = tmp_path / "etc/mtc" / (name + ".ini")
+    ini.parent.mkdir(parents=True)
+    before = read_text(os.path.join(SHIPPED_BEFORE, name + ".ini")) + change
+    ini.write_text(before)
+    _host_install(part, str(tmp_path))
+    assert ini.read_text() == (before if change else read_text(os.path.join(SCRIPTS, name + ".ini")))
 
 
 def test_the_resource_agent_starts_asks_for_health_and_stops(make):
