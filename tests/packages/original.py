@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 
+from tree import Tree
+
 # argv: run folder. It goes into the background and returns with its pid file there. TERM and INT end it and
 # leave the file; with `--again` another has started by then. USR1 writes the report into the file that is
 # there, and HUP notes that it came. It is named by its source's file.
@@ -49,11 +51,13 @@ live()
 """
 
 
-def write_source(path: str) -> str:
-    """Put the stand-in's source into a file; returns its path."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(SOURCE)
-    return path
+SOURCES = "/usr/lib/original"  # where a tree has it
+UNIT = """[Service]
+Type=forking
+PIDFile=/run/{name}.pid
+ExecStart=/usr/local/bin/{name} {sources}/{name}.py /run
+"""
+INI = "[agent]\nrx_port = 2401\n[client]\nrx_port = 2411\n"
 
 
 def put_program(path: str) -> None:
@@ -64,8 +68,31 @@ def put_program(path: str) -> None:
 
 def start(program: str, run_dir: str, *options: str, argv0: str = "") -> int:
     """Start it in the background; its pid. `argv0` is what its caller has called it, if not by its path."""
-    words = [argv0 or program, write_source(program + ".py"), run_dir, *options]
+    write(program + ".py", SOURCE)
+    words = [argv0 or program, program + ".py", run_dir, *options]
     environment = {**os.environ, "PYTHONHOME": sys.base_prefix}
     subprocess.run(words, executable=program, env=environment, check=True, timeout=20)
     with open(os.path.join(run_dir, os.path.basename(program) + ".pid"), encoding="ascii") as file:
         return int(file.read())
+
+
+def write(path: str, text: str) -> None:
+    """Make a file, and its folder."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def put_into(tree: Tree, root: str, name: str) -> None:
+    """Make its program, unit and ini file below `root`, which is the tree's or a package's."""
+    program = os.path.join(root, "usr/local/bin", name)
+    os.makedirs(os.path.dirname(program), exist_ok=True)
+    shutil.copy(tree.path(tree.run("readlink -f /usr/bin/python3").strip()), program)
+    write("%s%s/%s.py" % (root, SOURCES, name), SOURCE)
+    write("%s/lib/systemd/system/%s.service" % (root, name), UNIT.format(name=name, sources=SOURCES))
+    write("%s/etc/mtc/%s.ini" % (root, name), INI)
+
+
+def runs(tree: Tree, pid: int) -> bool:
+    """Whether a process of the tree is one, whose program may have been replaced since."""
+    return "python" not in tree.run("readlink /proc/%d/exe" % pid)

@@ -19,14 +19,7 @@ from tree import POLL, REPOSITORY, Tree
 from guestmtce.lab.cluster import wait_for
 
 pytestmark = pytest.mark.ci
-SOURCES = "/usr/lib/original"
 OURS = ["mtce-guest-server", "mtce-guest-agent", "python3-guestmtce"]
-UNIT = """[Service]
-Type=forking
-PIDFile=/run/{name}.pid
-ExecStart=/usr/local/bin/{name} {sources}/{name}.py /run
-"""
-INI = "[agent]\nrx_port = 2401\n[client]\nrx_port = 2411\n"
 CONTROL = """Package: mtce-guest-{part}
 Version: 1.0-1.stx.1
 Architecture: all
@@ -44,22 +37,6 @@ def commands(section, block):
     return [line.strip() for line in re.findall(r"(?m)(?:^    .*\n)+", found)[block].splitlines()]
 
 
-def write(path, text):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def put_original(tree, root, name):
-    """The original's program, unit and ini file below `root`, which is the tree's or a package's."""
-    program = os.path.join(root, "usr/local/bin", name)
-    os.makedirs(os.path.dirname(program), exist_ok=True)
-    shutil.copy(tree.path(tree.run("readlink -f /usr/bin/python3").strip()), program)
-    write("%s%s/%s.py" % (root, SOURCES, name), original.SOURCE)
-    write("%s/lib/systemd/system/%s.service" % (root, name), UNIT.format(name=name, sources=SOURCES))
-    write("%s/etc/mtc/%s.ini" % (root, name), INI)
-
-
 def build(root, target):
     words = ["dpkg-deb", "--root-owner-group", "-b", root, target]
     subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
@@ -67,16 +44,11 @@ def build(root, target):
 
 def install_original(tree, part, name, folder):
     """The original as a package of its own."""
-    put_original(tree, folder, name)
-    write(folder + "/DEBIAN/control", CONTROL.format(part=part))
-    write(folder + "/DEBIAN/conffiles", "/etc/mtc/%s.ini\n" % name)
+    original.put_into(tree, folder, name)
+    original.write(folder + "/DEBIAN/control", CONTROL.format(part=part))
+    original.write(folder + "/DEBIAN/conffiles", "/etc/mtc/%s.ini\n" % name)
     build(folder, tree.path(OFFERED + "/original.deb"))
     tree.run("dpkg -i %s/original.deb" % OFFERED)
-
-
-def is_original(tree, pid):
-    """Whether a process is the compiled program, whose file may have been replaced since."""
-    return "python" not in tree.run("readlink /proc/%d/exe" % pid)
 
 
 def reserved(tree):
@@ -99,7 +71,7 @@ def place(bookworm, debs, version):
 def clean(place):
     """The same; what is installed goes afterwards, and leaves nothing."""
     yield place
-    place.tree.run("apt-get -q purge %s; rm -rf %s" % (" ".join(OURS), SOURCES))
+    place.tree.run("apt-get -q purge %s; rm -rf %s" % (" ".join(OURS), original.SOURCES))
     assert place.of_packages() == []
     assert (place.tree.status("getent passwd guestmtce"), reserved(place.tree)) == (2, [])
 
@@ -114,20 +86,20 @@ def test_the_running_original_is_replaced_as_install_md_says(
     if packaged:
         install_original(tree, part, name, str(tmp_path / "package"))
     else:
-        put_original(tree, tree.path(""), name)
-    by_hand = "/usr/local/bin/{0} {1}/{0}.py /run".format(name, SOURCES)
+        original.put_into(tree, tree.path(""), name)
+    by_hand = "/usr/local/bin/{0} {1}/{0}.py /run".format(name, original.SOURCES)
     tree.run("systemctl daemon-reload && " + ("systemctl start " + name if in_unit else by_hand))
     pid = daemon.pid
-    assert is_original(tree, pid)
+    assert original.runs(tree, pid)
 
     text = "\n".join(commands("In place of the original", 0)).replace("guest-server", "guest-" + part)
     said = tree.run("set -e; cd %s\n%s" % (OFFERED, text.replace("guestServer", name)))
     assert "%s runs, pid %d\n" % (name, daemon.pid) in said
-    assert (tree.status("kill -0 %d" % pid), is_original(tree, daemon.pid)) == (1, False)
+    assert (tree.status("kill -0 %d" % pid), original.runs(tree, daemon.pid)) == (1, False)
     assert daemon.found() == [daemon.pid]
     # guestServer's unit is started at once, and takes over what runs already.
     assert (daemon.is_active() == "active") == (in_unit or name == "guestServer")
-    assert (tree.read("/etc/mtc/%s.ini" % name) == INI) == (not packaged)
+    assert (tree.read("/etc/mtc/%s.ini" % name) == original.INI) == (not packaged)
 
 
 def ours_before(debs, version, package, folder):
@@ -135,7 +107,7 @@ def ours_before(debs, version, package, folder):
     root = os.path.join(folder, package)
     subprocess.run(["dpkg-deb", "-R", "%s/%s_%s_all.deb" % (debs, package, version), root], check=True)
     control = read_text(root + "/DEBIAN/control").replace(version, "0.9.9")
-    write(root + "/DEBIAN/control", control)
+    original.write(root + "/DEBIAN/control", control)
     for name in os.listdir(SHIPPED_BEFORE):
         if os.path.exists(os.path.join(root, "etc/mtc", name)):
             shutil.copy(os.path.join(SHIPPED_BEFORE, name), os.path.join(root, "etc/mtc", name))
@@ -174,7 +146,7 @@ def test_a_range_of_uids_is_moved_as_install_md_says(clean):
 
 def test_host_install_replaces_the_running_original_as_install_md_says(place):
     tree, server = place.tree, place.server
-    put_original(tree, tree.path(""), "guestServer")
+    original.put_into(tree, tree.path(""), "guestServer")
     tree.run("systemctl daemon-reload && systemctl start guestServer")
     pid = server.pid
     for part in ("guestmtce", "scripts"):
@@ -188,7 +160,7 @@ def test_host_install_replaces_the_running_original_as_install_md_says(place):
     assert [step.split()[0] for step in steps[:3]] == ["python3", "/opt/guestmtce/bin/pip", "export"]
     assert steps.pop() == "systemctl enable --now guestServer"
     tree.run("set -e; cd /srv/checkout\n" + "\n".join(steps[3:]))
-    assert (server.pid, is_original(tree, pid)) == (pid, True)
+    assert (server.pid, original.runs(tree, pid)) == (pid, True)
     tree.run("\n".join(commands("In place of the original", 1)))
-    assert (server.found(), is_original(tree, server.pid)) == ([server.pid], False)
+    assert (server.found(), original.runs(tree, server.pid)) == ([server.pid], False)
     assert (server.is_active(), reserved(tree)) == ("active", [RANGE])
