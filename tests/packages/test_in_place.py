@@ -162,23 +162,29 @@ def test_a_range_of_uids_is_moved_as_install_md_says(clean):
     tree.run("/usr/share/guestmtce/child-uids reserve && sed -i /^bob:/d /etc/subuid")
 
 
-def test_host_install_replaces_the_running_original_as_install_md_says(place):
-    tree, server = place.tree, place.server
-    original.put_into(tree, tree.path(""), "guestServer")
-    tree.run("systemctl daemon-reload && systemctl start guestServer")
-    pid = server.pid
+@pytest.fixture(scope="module")
+def checkout(place):
+    """The checkout in the tree, and its modules where pip would put them, with what they need."""
     for part in ("guestmtce", "scripts"):
-        shutil.copytree(os.path.join(REPOSITORY, part), tree.path("/srv/checkout/" + part))
-    needed = " ".join(
-        "python3-" + one for one in ["cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"]
-    )
-    tree.run("apt-get -q install " + needed)
-    tree.run("cp -r /srv/checkout/guestmtce /usr/lib/python3/dist-packages/")  # what pip would do
+        shutil.copytree(os.path.join(REPOSITORY, part), place.tree.path("/srv/checkout/" + part))
+    needed = ["cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"]
+    place.tree.run("apt-get -q install " + " ".join("python3-" + name for name in needed))
+    place.tree.run("cp -r /srv/checkout/guestmtce /usr/lib/python3/dist-packages/")
+    return "/srv/checkout"
+
+
+@pytest.mark.parametrize("name, part, block", [("guestServer", "server", 1), ("guestAgent", "agent", 2)])
+def test_host_install_replaces_the_running_original_as_install_md_says(place, checkout, name, part, block):
+    tree, daemon = place.tree, Daemon(place.tree, name)
+    original.put_into(tree, tree.path(""), name)
+    tree.run("systemctl daemon-reload && systemctl start " + name)
+    pid = daemon.pid
     steps = commands("Without packages", 0)
     assert [step.split()[0] for step in steps[:3]] == ["python3", "/opt/guestmtce/bin/pip", "export"]
     assert steps.pop() == "systemctl enable --now guestServer"
-    tree.run("set -e; cd /srv/checkout\n" + "\n".join(steps[3:]))
-    assert (server.pid, original.runs(tree, pid)) == (pid, True)
-    tree.run("\n".join(commands("In place of the original", 1)))
-    assert (server.found(), original.runs(tree, server.pid)) == ([server.pid], False)
-    assert (server.is_active(), reserved(tree)) == ("active", [RANGE])
+    script = "\n".join(steps[3:]).replace("host-install server", "host-install " + part)
+    tree.run("set -e; cd %s\n%s" % (checkout, script))
+    assert (daemon.pid, original.runs(tree, pid)) == (pid, True)
+    tree.run("\n".join(commands("In place of the original", block)))
+    assert (daemon.found(), original.runs(tree, daemon.pid)) == ([daemon.pid], False)
+    assert (daemon.is_active(), reserved(tree)) == ("active", [RANGE])
