@@ -96,6 +96,42 @@ def test_the_pid_file_of_one_that_was_started_meanwhile_stays(replaced):
 
 
 @pytest.mark.parametrize("stop", ["init", "ocf"])
+def test_a_daemon_whose_files_were_cleaned_away_is_seen_and_stopped(make, stop):
+    daemon, other = make("guestAgent"), make("guestAgent")
+    assert [daemon.init("start"), other.init("start")] == [0, 0]
+    pid = daemon.pid
+    for name in os.listdir(daemon.folder):
+        if name.startswith("guestAgent."):
+            os.remove(os.path.join(daemon.folder, name))
+    assert daemon.init("status") == 0
+    assert getattr(daemon, stop)("stop") == 0
+    assert not lives(pid)
+    assert lives(other.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_daemon_of_a_container_is_not_taken_for_this_hosts(make):
+    daemon, inside = make("guestAgent"), make("guestAgent")
+    script = "mount -t tmpfs none %s && exec /bin/sh %s/guestAgent start" % (daemon.folder, SCRIPTS)
+    environment = {**inside.environment, "RUN_DIR": daemon.folder}
+    environment["OPTIONS"] = inside.environment["OPTIONS"].replace(inside.folder, daemon.folder)
+    subprocess.run(["unshare", "-m", "sh", "-c", script], env=environment, check=True)
+    (container,) = [pid for pid in psutil.pids() if holds(pid, daemon.folder + "/guestAgent.lock")]
+    try:
+        assert [daemon.init("status"), daemon.init("stop")] == [STOPPED, 0]
+        assert lives(container)
+    finally:
+        os.kill(container, signal.SIGKILL)
+
+
+def holds(pid, path):
+    try:
+        return path in [os.readlink(one.path) for one in os.scandir("/proc/%d/fd" % pid)]
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("stop", ["init", "ocf"])
 def test_a_stranger_that_has_the_pid_lives_and_is_taken_over_from(make, stop):
     daemon = make("guestAgent")
     with subprocess.Popen(["sleep", "60"]) as stranger:
