@@ -156,7 +156,7 @@ def test_a_range_of_uids_is_moved_as_install_md_says(clean):
     tree.run("apt-get -q install mtce-guest-server && echo bob:75000:10 >>/etc/subuid")
     said = tree.run("/usr/share/guestmtce/child-uids reserve", status=1)
     assert RANGE + " of /etc/subuid overlaps with bob:75000:10" in said
-    tree.run("set -e\n" + "\n".join(commands("Users, uids and keys", 0)))
+    tree.run("set -e\n" + "\n".join(commands("Users and uids", 0)))
     wait_for(lambda: clean.server.is_active() == "active", "guestServer runs", WAIT, POLL)
     assert reserved(tree) == ["guestmtce:200000:12288"]
     tree.run("/usr/share/guestmtce/child-uids reserve && sed -i /^bob:/d /etc/subuid")
