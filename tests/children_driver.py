@@ -163,5 +163,6 @@ def make_bench():
 
 
 @pytest.fixture
-def bench(make_bench):
-    return make_bench()
+def bench(make_bench, request):
+    """With the session's settings as the test's parameter, where it has one."""
+    return make_bench(settings=getattr(request, "param", None))

@@ -19,6 +19,7 @@ from guestmtce.server.channels import Channels
 from guestmtce.server.settings import ServerSettings
 
 ONE, TWO = uuid_of(1), uuid_of(2)
+LETTERS = "abcdef00-0000-4000-8000-00000000abcd"
 OVERFLOW_LIMIT = "/proc/sys/fs/inotify/max_queued_events"
 
 
@@ -159,6 +160,28 @@ def test_what_takes_a_socket_s_place_ends_it(bench, what):
         os.unlink(path)
         os.mkdir(path)
     assert bench.settle() == [("gone", ONE, name_of(ONE))]
+
+
+@pytest.mark.parametrize("name_in", [name_of, old_name_of])
+def test_a_uuid_in_upper_case_is_reported_in_lower_case_and_found_again(bench, name_in):
+    upper, mixed = name_in(LETTERS.upper()), name_in(LETTERS.capitalize())
+    make(bench.path(upper))
+    bench.channels.start()
+    assert bench.settle() == [("found", LETTERS, upper)]
+    make(bench.path(mixed))
+    assert bench.settle() == [("fresh", LETTERS, mixed)]
+    bench.channels.look_for(LETTERS)
+    bench.channels.scan()
+    assert sorted(bench.said) == sorted([("found", LETTERS, upper), ("found", LETTERS, mixed)] * 2)
+    bench.said.clear()
+    os.unlink(bench.path(upper))
+    assert bench.settle() == [("gone", LETTERS, upper)]
+    bench.channels.look_for(LETTERS)
+    assert bench.settle() == [("found", LETTERS, mixed)]
+    os.unlink(bench.path(mixed))
+    assert bench.settle() == [("gone", LETTERS, mixed)]
+    bench.channels.look_for(LETTERS)
+    assert bench.settle() == [] and not bench.channels._odd
 
 
 NOT_OURS = [

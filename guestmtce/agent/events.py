@@ -33,7 +33,10 @@ Key = Tuple[int, str, str]  # kind, uuid, and what tells one of its kind and uui
 
 
 class Item(NamedTuple):
-    """One request to the VIM. `body` is what it carries; `order` is its place among all."""
+    """One request to the VIM. `body` is what it carries; `order` is its place among all.
+
+    `serial` is that of a question (`rows.AskVim`): its answer is told with it.
+    """
 
     kind: int
     uuid: str
@@ -43,6 +46,7 @@ class Item(NamedTuple):
     path: str
     body: Dict[str, Any]
     origin: Optional[rows.Origin] = None
+    serial: int = 0
 
     @property
     def key(self) -> Key:
@@ -111,9 +115,14 @@ class Outbox:
             path = vim.EVENT_PATH + "hosts/" + effect.uuid
             body = {"hostname": effect.hostname, "uuid": effect.uuid}
         what = "instances" if effect.instances else "state"
-        if any(item.uuid == effect.hostname and item.what == what for item in self._questions):
-            return
-        self._questions.append(Item(QUESTION, effect.hostname, what, next(self._order), "GET", path, body))
+        order, serial = next(self._order), effect.serial
+        item = Item(QUESTION, effect.hostname, what, order, "GET", path, body, None, serial)
+        for place, waiting in enumerate(self._questions):
+            if waiting.key == item.key:
+                if place:  # the first one may be on its way, and is answered as it was put
+                    self._questions[place] = item._replace(order=waiting.order)
+                return
+        self._questions.append(item)
 
     def _remove(self, key: Key) -> bool:
         self._refusals.pop(key, None)

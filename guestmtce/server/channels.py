@@ -4,8 +4,9 @@ A watch follows the folder itself, not its name: deleted while a socket holds it
 another link, it says nothing. So every `folder_check` s the name is looked up anew.
 
 The only module that imports pyinotify. Everything it finds goes to two callbacks: `found(uuid, path,
-identity, fresh)` and `gone(uuid, path)`. `identity` tells a file from another of the same name, and
-`fresh` says that the file was just made, even if it looks the same.
+identity, fresh)` and `gone(uuid, path)`. `uuid` is in lower case, however the file's name spells it.
+`identity` tells a file from another of the same name, and `fresh` says that the file was just made, even
+if it looks the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import stat
 import warnings
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Set, Tuple
 
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.daemon.loop import Loop, Timer
@@ -52,6 +53,7 @@ class Channels:
         self._found = found
         self._gone = gone
         self._present: Dict[str, str] = {}  # path → uuid
+        self._odd: Dict[str, Set[str]] = {}  # uuid → names of present sockets that spell it in upper case
         self._throttle = Throttle(log)
         self._manager: Any = None
         self._notifier: Any = None
@@ -68,6 +70,8 @@ class Channels:
         """Report the socket of `uuid`, if it is there."""
         for pattern in ("cgcs.heartbeat.%s.sock", "wrs.heartbeat.agent.0.%s.sock"):
             self._look(pattern % uuid, fresh=False)
+        for name in list(self._odd.get(uuid, ())):
+            self._look(name, fresh=False)
 
     def scan(self) -> None:
         """Compare the folder with what was reported, and report the differences."""
@@ -177,14 +181,22 @@ class Channels:
         if identity is None:
             self._vanished(path)  # gone already, or no socket any more
             return
-        self._present[path] = match.group(1)
+        uuid = match.group(1).lower()
+        self._present[path] = uuid
+        if uuid not in name:
+            self._odd.setdefault(uuid, set()).add(name)
         log.debug("found %s%s", printable(name), " (fresh)" if fresh else "")
-        self._found(match.group(1), path, identity, fresh)
+        self._found(uuid, path, identity, fresh)
 
     def _vanished(self, path: str) -> None:
         uuid = self._present.pop(path, None)
-        if uuid is not None:
-            self._gone(uuid, path)
+        if uuid is None:
+            return
+        names = self._odd.get(uuid, set())
+        names.discard(os.path.basename(path))
+        if not names:
+            self._odd.pop(uuid, None)
+        self._gone(uuid, path)
 
 
 def _folder_identity(path: str) -> Optional[Tuple[int, int]]:

@@ -159,14 +159,16 @@ class Children:
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
 
-    def ask(self, uuid: str, ask: pipe.Ask) -> None:
-        """Give the guest's child a question. A pipe that is full loses it; its deadline settles it."""
-        asked = self._by_uuid.get(uuid)
+    def command(self, uuid: str, command: pipe.Command) -> None:
+        """Give the guest's child a command. One that does not take it is replaced: it would judge wrongly."""
+        commanded = self._by_uuid.get(uuid)
+        if commanded is None:
+            return
         try:
-            if asked is not None:
-                asked.pipe.send(pipe.encode(ask))
+            commanded.pipe.send(pipe.encode(command))
         except OSError as error:
-            log.warning("%s: the child takes no question: %s", uuid, error)
+            log.warning("%s: the child takes no command and is replaced: %s", uuid, error)
+            commanded.kill()
 
     def drop(self, uuid: str) -> None:
         """End the guest's child, if it has one; nothing more is heard of it."""

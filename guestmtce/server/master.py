@@ -6,13 +6,13 @@ the table wants comes out as effects, which are carried out here, one short meth
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
 import pwd
 import socket
 import sys
-import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.daemon import program
@@ -31,6 +31,8 @@ from guestmtce.server.store import Store
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
+
+SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
 class Master(program.Service[ServerSettings]):
@@ -55,7 +57,7 @@ class Master(program.Service[ServerSettings]):
         self._liveness = Liveness(
             loop,
             self._children.pids,
-            self._guests.child_patience,
+            self._child_patience,
             self._child_stuck,
             self._children.punish,
         )
@@ -76,9 +78,18 @@ class Master(program.Service[ServerSettings]):
         self._channels.close()
         self._children.close()
         if self._store is not None:
-            self._store.mark_alive(time.monotonic())
+            self._store.mark_alive(self._loop.now)
+            while self._store.save_again():
+                pass
         if self._link is not None:
             self._link.close()
+
+    def reload(self, settings: ServerSettings) -> None:
+        """A host that got another name while we serve: we go on under the one that guestAgent knows."""
+        name = settings.hostname or socket.gethostname()
+        if self._store is not None and name != self._settings.hostname:
+            text = "this host is called %s now, and is %s to guestAgent until guestServer is restarted"
+            log.warning(text, name, self._settings.hostname)
 
     def _poll_host(self) -> None:
         if not _host_ready():
@@ -95,6 +106,7 @@ class Master(program.Service[ServerSettings]):
             self._loop.stop()
 
     def _start(self) -> None:
+        self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
         self._guests.outbox.number = Numbers(self._store.reserve).take
         handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of)
@@ -110,9 +122,16 @@ class Master(program.Service[ServerSettings]):
         self._link.start()
         self._carry_out()
 
+    def _name_host(self) -> None:
+        """Only now is the host configured, its name included. There is no guest yet."""
+        if not self._settings.hostname:
+            self._settings = dataclasses.replace(self._settings, hostname=socket.gethostname())
+            self._guests = Guests(self._settings)
+        log.info("this host is %s", self._settings.hostname)
+
     def _recall(self) -> None:
         assert self._store is not None
-        now, alive_at = time.monotonic(), self._store.alive_at()
+        now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
         memories = self._store.load()
         for memory in memories:
@@ -122,29 +141,40 @@ class Master(program.Service[ServerSettings]):
 
     def _mark_alive(self) -> None:
         assert self._store is not None
-        self._store.mark_alive(time.monotonic())
+        if self._store.was_cleaned():
+            self._store.save_anew(row.memory() for row in self._guests.table.values())
+        self._store.mark_alive(self._loop.now)
+        self._save_again()
         self._loop.after(self._settings.alive_mark, self._mark_alive)
+
+    def _save_again(self) -> None:
+        if self._store is not None and self._store.save_again():
+            self._loop.after(SAVE_PAUSE, self._save_again)
 
     # --- what happens ------------------------------------------------------------------------------
 
     def _channel_found(self, uuid: str, path: str, ident: Identity, fresh: bool) -> None:
-        self._guests.channel_found(uuid, path, ident, fresh, time.monotonic())
+        self._guests.channel_found(uuid, path, ident, fresh, self._loop.now)
         self._carry_out()
 
     def _channel_gone(self, uuid: str, path: str) -> None:
-        self._guests.channel_gone(uuid, path, time.monotonic())
+        self._guests.channel_gone(uuid, path, self._loop.now)
         self._carry_out()
 
     def _child_started(self, uuid: str) -> None:
-        self._guests.connected(uuid, time.monotonic())
+        self._guests.connected(uuid, self._loop.now)
+        self._loop.after(0, self._carry_out)  # not from within the spawner's answer
 
     def _child_reported(self, uuid: str, report: Report) -> None:
-        self._guests.reported(uuid, report, time.monotonic())
+        self._guests.reported(uuid, report, self._loop.now)
         self._carry_out()
 
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
-        self._guests.child_ended(uuid, why, detail, time.monotonic())
+        self._guests.child_ended(uuid, why, detail, self._loop.now)
         self._carry_out()
+
+    def _child_patience(self, uuid: str) -> float:
+        return self._guests.child_patience(uuid)
 
     def _child_stuck(self, uuid: str) -> None:
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
@@ -155,7 +185,7 @@ class Master(program.Service[ServerSettings]):
             assert self._link is not None
             self._link.answer(list(self._guests.table))
         else:
-            self._guests.command(command, time.monotonic())
+            self._guests.command(command, self._loop.now)
             self._carry_out()
 
     def _told(self, key: guest.Key) -> None:
@@ -165,7 +195,7 @@ class Master(program.Service[ServerSettings]):
 
     def _tick(self) -> None:
         self._due = None
-        self._guests.tick(time.monotonic())
+        self._guests.tick(self._loop.now)
         self._carry_out()
 
     # --- what is to be done ------------------------------------------------------------------------
@@ -208,7 +238,7 @@ class Master(program.Service[ServerSettings]):
             channel.connect(effect.path)
         except OSError as error:
             channel.close()
-            self._guests.connect_failed(effect.uuid, error, time.monotonic())
+            self._guests.connect_failed(effect.uuid, error, self._loop.now)
             return
         try:
             self._children.start(effect.uuid, channel, effect.resume)
@@ -220,7 +250,7 @@ class Master(program.Service[ServerSettings]):
         self._children.drop(effect.uuid)
 
     def _put(self, effect: guest.Put) -> None:
-        self._children.ask(effect.uuid, effect.ask)
+        self._children.command(effect.uuid, effect.command)
 
     def _look(self, effect: guest.Look) -> None:
         self._channels.look_for(effect.uuid)
@@ -270,6 +300,7 @@ class Master(program.Service[ServerSettings]):
             census.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
+            "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
             "failing %d" % sum(row.failing for row in table),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
@@ -289,6 +320,7 @@ def _guest_line(row: guest.Guest, pid: int) -> str:
         "pid": pid,
         "reporting": datagram.state_word(row.reporting),
         "heartbeating": datagram.state_word(row.heartbeating),
+        "judged": "yes" if row.owes_answer else "no",
         "interval_ms": init.heartbeat_interval_ms if init else 0,
         "action": init.corrective_action if init else "unknown",
         "links": row.links,

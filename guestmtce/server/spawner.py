@@ -157,13 +157,13 @@ def last_words(descriptor: int, error: BaseException) -> None:
 
 def _live(newborn: Child, guest: int, results: int, resume: Any) -> int:
     """A child's life from the first byte on, and that of the warm-up; returns the exit status."""
-    known = None if resume is None else Resume(Init(*resume[0]), resume[1], resume[2])
+    known = None if resume is None else Resume(Init(*resume[0]), *resume[1:])
     return newborn.run(guest, results, known)
 
 
 def request(serial: int, uuid: str, uid: Optional[int], resume: Optional[Resume]) -> bytes:
     """What the master sends for a child; `uid` None: the user of all. Raises OSError for what is no uuid."""
-    known = None if resume is None else (tuple(resume.init), resume.heartbeating, resume.silence)
+    known = None if resume is None else (tuple(resume.init), *resume[1:])
     packet = dumps((serial, uuid, uid, known))  # type: ignore[arg-type]
     if len(packet) > REQUEST_MAX:
         raise OSError(errno.EMSGSIZE, "the uuid is too long: " + uuid)
@@ -213,7 +213,7 @@ class _Life:
         far.close()
         far_results.close()
         settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=channel.INT32_MAX)
-        resume = (tuple(self._init), False, 0.0) if self._odd else None
+        resume = (tuple(self._init), False, 0.0, False, 0.0) if self._odd else None
         _live(Child(settings), guest.fileno(), results.fileno(), resume)
         guest.close()
         results.close()
@@ -227,6 +227,7 @@ class _Life:
             far.send(b"no message\n")
             far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
         far.send(channel.build(self._init, 0))
+        far_results.send(pipe.ENABLE_REPORTING_PACKET)
         for beat in range(WARM_UP_BEATS):
             health = channel.UNHEALTHY if self._odd and beat == 0 else channel.HEALTHY
             for number in _challenges(far):
