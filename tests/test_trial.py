@@ -115,41 +115,29 @@ def start(folder, *prefix):
 @as_root
 @pytest.mark.parametrize("name", ["setuid", "setgid", "kill", "all"])
 def test_root_without_a_capability_refuses_to_start_and_names_it(tmp_path, name):
-    status, text = start(tmp_path, "setpriv", "--bounding-set=-" + name, "--inh-caps=-all")
-    assert status == 1
-    last = text.strip().split("\n")[-1]
-    assert "CAP_" + name.upper() in last or (name == "all" and "CAP_SETUID" in last)
+    code, text = start(tmp_path, "setpriv", "--bounding-set=-" + name, "--inh-caps=-all")
+    assert code == 1
+    (refusal,) = [line for line in text.split("\n") if line.startswith("guestServer: root without ")]
+    assert "CAP_" + name.upper() in refusal or (name == "all" and "CAP_SETUID" in refusal)
     assert "Traceback" not in text
-
-
-@pytest.mark.parametrize("most", [16, 64, trial.DESCRIPTORS_MIN - 1])
-def test_too_few_open_files_are_refused_with_the_remedy(tmp_path, most):
-    status, text = start(tmp_path, "prlimit", "--nofile=%d" % most)
-    assert status == 1
-    assert text.strip().endswith("raise the limit (ulimit -n, LimitNOFILE= of a unit)")
-
-
-def test_few_open_files_do(tmp_path):
-    status, text = start(tmp_path, "prlimit", "--nofile=%d" % trial.DESCRIPTORS_MIN)
-    assert status == ENDED and "started, pid" in text
 
 
 @pytest.mark.parametrize("name", ["PYTHONWARNINGS=error", "PYTHONMALLOC=malloc"])
 def test_python_s_own_settings_end_nobody(tmp_path, name):
-    status, text = start(tmp_path, "env", name)
-    assert status == ENDED and "started, pid" in text and "Traceback" not in text
+    code, text = start(tmp_path, "env", name)
+    assert code == ENDED and "started, pid" in text and "Traceback" not in text
 
 
 @as_root
 def test_root_that_qemu_s_sockets_may_refuse_is_warned(tmp_path):
-    status, text = start(tmp_path, "setpriv", "--bounding-set=-dac_override", "--inh-caps=-all")
-    assert status == ENDED and text.count("root without CAP_DAC_OVERRIDE: sockets of QEMU's user") == 1
+    code, text = start(tmp_path, "setpriv", "--bounding-set=-dac_override", "--inh-caps=-all")
+    assert code == ENDED and text.count("root without CAP_DAC_OVERRIDE: sockets of QEMU's user") == 1
 
 
 @as_root
 def test_root_of_a_namespace_that_maps_no_other_user_refuses_to_start(tmp_path):
     if subprocess.run(["unshare", "-U", "-r", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no user namespaces here")
-    status, text = start(tmp_path, "unshare", "-U", "-r")
-    assert status == 1
+    code, text = start(tmp_path, "unshare", "-U", "-r")
+    assert code == 1
     assert "guestServer: a guest's process cannot work here: " in text and "Traceback" not in text

@@ -366,7 +366,6 @@ def _identity(user: str) -> Optional[confine.Identity]:
 
 def _means(settings: ServerSettings) -> confine.Means:
     """What children are confined with. Raises OSError where root lacks what it takes."""
-    trial.require_descriptors()
     identity = _identity(settings.child_user)
     if identity is not None:
         trial.require_capabilities()

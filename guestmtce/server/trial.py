@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import select
 import socket
 from typing import Dict, List, Optional
@@ -21,23 +20,12 @@ from guestmtce.server.spawnerlink import SpawnerLink, kill
 log = logging.getLogger(__name__)
 
 NAME = "trial"  # in the place of a guest's uuid
-DESCRIPTORS_MIN = 128  # twice what the spawner has open while it warms up
 WAIT = 5.0  # s for the trial child to end by itself
 
 # linux/capability.h: bit → name. Children change their user and are signalled from outside it.
 CAPABILITIES: Dict[int, str] = {5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
 # What it goes without, if QEMU's sockets let root in.
 USEFUL_CAPABILITIES: Dict[int, str] = {1: "CAP_DAC_OVERRIDE"}
-
-
-def require_descriptors() -> None:
-    """Raises OSError where this process may have too few open files for the spawner to start."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and most < DESCRIPTORS_MIN:
-        raise OSError(
-            "at most %d open files: guestServer needs %d, and one for each guest:"
-            " raise the limit (ulimit -n, LimitNOFILE= of a unit)" % (most, DESCRIPTORS_MIN)
-        )
 
 
 def require_capabilities() -> None:
