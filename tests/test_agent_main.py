@@ -320,6 +320,7 @@ def test_an_event_from_an_address_that_is_not_the_hosts_is_dropped(world, speaks
 def test_with_a_key_the_address_does_not_matter_and_the_held_event_is_the_same(world, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(b"sixteen bytes and more\n")
+    path.chmod(0o600)
     one = world(HOST, key_file=str(path))
     one.listed(U)
     server = OurServer(one, STRANGE, key=b"sixteen bytes and more")

@@ -15,6 +15,7 @@ def make(tmp_path, monkeypatch):
     """Gives links with the key, in whose time nothing is repeated of itself."""
     monkeypatch.setattr(reliable, "REPEAT_FIRST", 1000.0)
     (tmp_path / "key").write_bytes(KEY + b"\n")
+    (tmp_path / "key").chmod(0o600)
     made = []
 
     def make_one(**changes):

@@ -45,6 +45,13 @@ class Service(Generic[Settings]):
         """Stop everything; called once, also after a failed `open`."""
         raise NotImplementedError
 
+    def reload(self, settings: Settings) -> Sequence[str]:
+        """HUP: take what can be taken while running; the names of the settings that were.
+
+        Raises OSError, with a text for the operator, and then has taken nothing.
+        """
+        return ()
+
     def health(self) -> List[str]:
         """The lines of the health report."""
         raise NotImplementedError
@@ -131,7 +138,7 @@ class _Life(Generic[Settings]):
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(number, loop.stop)
-            loop.on_signal(signal.SIGHUP, self._reload)
+            loop.on_signal(signal.SIGHUP, lambda: self._reload(service))
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
             # Whoever waits for the pid file looks for the report next, and may send signals from then on.
@@ -192,20 +199,22 @@ class _Life(Generic[Settings]):
         except OSError as error:
             log.error("cannot write %s: %s", path, error)
 
-    def _reload(self) -> None:
+    def _reload(self, service: Service[Settings]) -> None:
         """HUP: take the new configuration as far as that can be done while running."""
         notify.tell(notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * notify.USEC))
         try:
-            self._take_configuration()
+            self._take_configuration(service)
         finally:
             notify.tell(notify.READY)
 
-    def _take_configuration(self) -> None:
+    def _take_configuration(self, service: Service[Settings]) -> None:
         try:
             fresh, _ = config.load(self._kind, self._name, self._paths, self._arguments)
-        except (config.ConfigError, SystemExit) as error:
+            taken = service.reload(fresh)
+        except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
+        self._settings = dataclasses.replace(self._settings, **{key: getattr(fresh, key) for key in taken})
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
         if "debug_level" in changed:
             set_up_log(self._name, fresh)

@@ -63,12 +63,16 @@ class Look(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place."""
+    """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place.
+
+    Nobody wants it after `until` (s, monotonic): `told` is called then, too.
+    """
 
     cmd: int
     event: datagram.Event
     number: int
     key: Key
+    until: float = NEVER
 
 
 class Untell(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.daemon.peers import KEY_SETTINGS
 from guestmtce.daemon.reliable import Numbers
 from guestmtce.server import agentlink, census, confine, guest, uids
 from guestmtce.server import settings as settings_module
@@ -72,6 +73,13 @@ class Master(program.Service[ServerSettings]):
             self._store.mark_alive(time.monotonic())
         if self._link is not None:
             self._link.close()
+
+    def reload(self, settings: ServerSettings) -> Sequence[str]:
+        """HUP: take the keys. Raises OSError, and then leaves them as they are."""
+        keys = settings.keys()
+        if self._link is not None:
+            self._link.reload_keys(keys)
+        return KEY_SETTINGS
 
     def _poll_host(self) -> None:
         if not _host_ready():
@@ -240,6 +248,8 @@ class Master(program.Service[ServerSettings]):
         if self._link is not None:
             port = self._link.port
             lines.append("agent %s" % (self._link.agent or "unknown"))
+            lines.append("other-agents %d" % self._link.not_followed)
+            lines.append("events %s" % (self._link.complaint() or "taken"))
             counts = (port.received, port.sent, self._link.refused, self._link.waiting)
             lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % counts)
         counters = ("misses", "losses", "deaths", "late")
