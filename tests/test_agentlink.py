@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from agentlink_driver import HOST, INFO, SET, UUID, Agent, Bench, loss, old_command, running
+from agentlink_driver import HOST, INFO, SET, UUID, Agent, Bench, Process, loss, old_command, running
 
 from guestmtce.server import answers
 from guestmtce.server.guest import Tell
@@ -233,3 +233,50 @@ def test_a_defect_in_the_table_does_not_deafen_the_link(bench):
     bench.serve = bench.commands.append
     bench.send(old_command())
     bench.until(lambda: bench.commands)
+
+
+# --- what people are told --------------------------------------------------------------------------
+
+
+def lines(caplog, text):
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def test_ten_thousand_strangers_are_one_line_in_the_log(bench, caplog):
+    for number in range(300):
+        address = "127.1.%d.%d" % divmod(number, 250)
+        bench.link._serve(old_command(), address)
+        bench.link._serve(b"junk", address)
+    assert (bench.link.refused, len(lines(caplog, "was dropped"))) == (600, 1)
+
+
+def test_an_agent_that_takes_nothing_is_complained_of(caplog):
+    bench = Bench(unconfirmed_warn=0.1)
+    try:
+        bench.link.start()
+        bench.send(Process(5).query())
+        assert bench.link.complaint() == ""
+        bench.link.tell(running())
+        bench.link.tell(loss())
+        bench.until(lambda: lines(caplog, "does not take our events"))
+        (line,) = lines(caplog, "does not take our events")
+        assert "(2 unconfirmed since 20" in line and HOST in line
+        assert bench.link.complaint() == line
+        bench.quiet(0.3)
+        assert len(lines(caplog, "does not take our events")) == 1
+        bench.link.untell(running().key)
+        bench.link.untell(loss().key)
+        assert bench.link.complaint() == ""
+    finally:
+        bench.close()
+
+
+def test_where_no_agent_speaks_the_complaint_names_the_setting(caplog):
+    bench = Bench(unconfirmed_warn=0.1)
+    try:
+        bench.link.start()
+        bench.link.tell(loss())
+        bench.until(lambda: lines(caplog, "no guestAgent has spoken to us (1 unconfirmed since"))
+        assert lines(caplog, "--controller 127.0.0.1")
+    finally:
+        bench.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from guestmtce.daemon.peers import Allowed, Speaker, new_nonce, read_key
+from guestmtce.daemon.peers import Allowed, Speaker, new_nonce, read_key, read_keys
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import datagram, extension
 from guestmtce.wire.extension import Refused, Seal, Tag
@@ -45,6 +47,45 @@ def test_no_key_and_a_short_one_are_an_error(tmp_path, content):
         (tmp_path / "key").chmod(0o600)
     with pytest.raises(OSError, match="key"):
         read_key(str(tmp_path / "key"))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_a_key_that_only_its_owner_knows_is_taken(tmp_path, mode):
+    (tmp_path / "key").write_bytes(KEY)
+    (tmp_path / "key").chmod(mode)
+    assert read_key(str(tmp_path / "key")) == KEY
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o602, 0o601, 0o700])
+def test_a_key_that_others_may_know_or_change_is_refused_with_the_remedy(tmp_path, mode):
+    path = tmp_path / "key"
+    path.write_bytes(KEY)
+    path.chmod(mode)
+    with pytest.raises(OSError, match="mode %04o.*chmod 0600 %s" % (mode, path)):
+        read_key(str(path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_that_belongs_to_another_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "key"
+    path.write_bytes(KEY)
+    path.chmod(0o600)
+    os.chown(path, 12345, 0)
+    with pytest.raises(OSError, match="uid 12345.*chown 0 %s" % path):
+        read_key(str(path))
+
+
+def test_a_key_in_a_pipe_or_folder_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(OSError, match="regular file"):
+        read_key(str(tmp_path / "pipe"))
+    with pytest.raises(OSError, match=str(tmp_path)):
+        read_key(str(tmp_path))
+
+
+def test_a_second_key_alone_is_an_error():
+    with pytest.raises(OSError, match="old_key_file without key_file"):
+        read_keys("", "/etc/mtc/key")
 
 
 def test_nobody_asked_for_a_key():

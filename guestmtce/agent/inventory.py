@@ -48,6 +48,8 @@ UNANSWERED_MAX = 2
 # Audits for which a failure of an adopted instance waits for the VIM's list, which says whose it is. A VIM
 # that gives none is told all the same.
 UNLISTED_MAX = 2
+# Instances that one host's guestServer may have us adopt; more than guests on any host.
+ADOPTED_MAX = 10_000
 
 
 class Inventory:
@@ -396,6 +398,11 @@ class Inventory:
             return None
         instance = self.instances.get(uuid)
         if instance is None and not host.listed:
+            if host.adopted >= ADOPTED_MAX:
+                text = "%s: not adopted: guestServer on %s has named %d instances that the VIM has not"
+                self._throttle.warning("adopted", text, uuid, host.name, host.adopted)
+                return None
+            host.adopted += 1
             log.info("%s: adopted from %s", uuid, host.name)
             instance = self.instances[uuid] = Instance(uuid, host.name, reporting, adopted=True)
         if instance is not None and instance.hostname == host.name:

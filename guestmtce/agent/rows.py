@@ -99,7 +99,7 @@ Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHos
 class Host:
     """A compute host. `reporting` is None until the VIM has said."""
 
-    __slots__ = ("answered", "ip", "listed", "misses", "name", "reporting", "unlisted", "uuid")
+    __slots__ = ("adopted", "answered", "ip", "listed", "misses", "name", "reporting", "unlisted", "uuid")
 
     def __init__(self, name: str, uuid: str, ip: str) -> None:
         self.name = name
@@ -108,6 +108,7 @@ class Host:
         self.reporting: Optional[bool] = None
         self.listed = False  # the VIM's list of its instances has arrived
         self.unlisted = 0  # audits without it
+        self.adopted = 0  # instances that were taken on its guestServer's word, ever
         self.answered = True  # since the last audit
         self.misses = 0  # audits it did not answer
 

@@ -37,9 +37,11 @@ def read_key(path: str) -> bytes:
     Raises OSError, with the remedy, for a short key too, and for a file that others can read or write.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block us
-    with open(descriptor, "rb") as file:
+    try:
         _check_owner(path, os.fstat(descriptor))
-        key = file.read(KEY_FILE_MAX).strip()
+        key = os.read(descriptor, KEY_FILE_MAX).strip()
+    finally:
+        os.close(descriptor)
     try:
         extension.check_key(key)
     except ValueError as error:
