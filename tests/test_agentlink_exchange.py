@@ -130,6 +130,30 @@ def test_a_loss_in_the_while_waits_and_is_withdrawn_like_others(bench):
     assert (events(bench.first), bench.told) == ([INFO], [running().key])
 
 
+# --- an old one that was there before us -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("speaks_from", ["127.0.0.1", "127.0.0.2"])
+def test_an_old_agent_has_heard_what_was_said_to_the_controller_wherever_it_speaks_from(bench, speaks_from):
+    bench.link.start()
+    bench.link.tell(loss())
+    bench.send(old_command(), agent=bench.first if speaks_from == "127.0.0.1" else bench.second)
+    bench.quiet(NONE)
+    assert (bench.told, bench.second.events()) == ([loss().key], [])
+    assert bench.first.events().count(LOST) == 1
+
+
+def test_of_two_addresses_of_the_controller_the_old_agent_may_have_heard_the_other(make):
+    names = {"the.controller": ["127.0.0.1", "127.0.0.2"]}
+    bench = make(controller="the.controller", names=names, ready_repeat=60)
+    bench.link.start()
+    bench.until(bench.first.events)
+    bench.link.tell(loss())
+    bench.send(old_command(), agent=bench.second)
+    bench.until(lambda: LOST in bench.second.events())
+    assert (bench.told, bench.link.waiting) == ([loss().key], 0)
+
+
 # --- an old one, then ours -------------------------------------------------------------------------
 
 

@@ -256,7 +256,7 @@ def test_a_new_agent_counts_anew(bench):
 
 
 def test_only_so_much_is_remembered_of_commands(bench, monkeypatch):
-    monkeypatch.setattr("guestmtce.server.commandorder.SEEN_MAX", 4)
+    monkeypatch.setattr("guestmtce.server.following.SEEN_MAX", 4)
     agent, wanted = Process(5), [SET._replace(uuid="%08d%s" % (n, UUID[8:])) for n in range(10)]
     bench.send(*[agent.command(one, number=2 * n + 2) for n, one in enumerate(wanted)])
     bench.send(agent.command(wanted[9]._replace(reporting=False), number=19))

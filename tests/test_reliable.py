@@ -162,7 +162,7 @@ def test_deadlines_are_what_a_table_of_times_is(steps):
             table.pop(number, None)
         else:
             due = sorted((at, one) for one, at in table.items() if at <= when)
-            assert deadlines.take(when) == [one for _, one in due]
+            assert deadlines.pop_due(when) == [one for _, one in due]
             table = {one: at for one, at in table.items() if at > when}
         assert deadlines.next == min(table.values(), default=float("inf"))
 

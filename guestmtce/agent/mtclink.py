@@ -12,7 +12,7 @@ from typing import Callable
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
-from guestmtce.daemon.peers import Allowed
+from guestmtce.daemon.peers import Allowed, Candidates
 from guestmtce.daemon.resolver import Resolver, is_address, spelled
 from guestmtce.daemon.udp import Port
 from guestmtce.wire import datagram
@@ -42,16 +42,15 @@ class MtcLink:
         self._loop = loop
         self._settings = settings
         self._on_host = on_host
-        self._resolver = resolver
         self._asked_at = -float("inf")
         self._answered = True  # mtcAgent has spoken since it was last asked
-        self._turn = 0  # which of its addresses is asked
         self._throttle = Throttle(log)
         names = [settings.mtc_address, *(name for name in CONTROLLERS if name != settings.mtc_address)]
         for name in names:
             resolver.watch(name, self._address_known, quiet=name != settings.mtc_address)
         self._allowed = Allowed(resolver, names)
         self.port = Port(loop, settings.bind, settings.mtc_cmd_port, self._serve, resolver)
+        self._candidates = Candidates(resolver, settings.mtc_address, self.port)
 
     def start(self) -> None:
         """Say that we are there, again and again."""
@@ -62,14 +61,15 @@ class MtcLink:
     def ask(self) -> None:
         """Ask for the hosts, at most once per `mtc_ask_period`, if mtcAgent's address is known."""
         now = time.monotonic()
-        known = self._resolver.addresses(self._settings.mtc_address)
-        addresses = [address for address in known if self.port.reaches(address)]
-        if addresses and now - self._asked_at >= self._settings.mtc_ask_period * 0.99:
-            self._asked_at = now
-            self._turn += not self._answered
-            self._answered = False
-            address = addresses[self._turn % len(addresses)]
-            self.port.send(datagram.build_agent_ready(), address, self._settings.mtc_event_port)
+        if not self._candidates.current() or now - self._asked_at < self._settings.mtc_ask_period * 0.99:
+            return
+        self._asked_at = now
+        if not self._answered:
+            self._candidates.advance()
+        self._answered = False
+        self.port.send(
+            datagram.build_agent_ready(), self._candidates.current(), self._settings.mtc_event_port
+        )
 
     def close(self) -> None:
         """Close the socket."""

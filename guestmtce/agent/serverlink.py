@@ -172,7 +172,8 @@ class ServerLink:
     def _schedule(self) -> None:
         with self._lock:
             self._scheduling = False
-            due = min((peer.outgoing.next_due for peer in self._peers.values()), default=NEVER)
+            waiting = [peer.outgoing for peer in self._peers.values() if peer.outgoing]
+            due = min((outgoing.next_due for outgoing in waiting), default=NEVER)
         if due == NEVER or (self._repeat is not None and self._repeat.when <= due):
             return
         if self._repeat is not None:

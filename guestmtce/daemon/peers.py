@@ -7,6 +7,7 @@ import stat
 from typing import List, NamedTuple, Optional
 
 from guestmtce.daemon.resolver import Resolver
+from guestmtce.daemon.udp import Port
 from guestmtce.wire import datagram, extension
 from guestmtce.wire.extension import Refused, Seal, Tag
 
@@ -134,3 +135,26 @@ class Allowed:
 
     def __contains__(self, address: str) -> bool:
         return any(address in self._resolver.addresses(name) for name in self._names)
+
+
+class Candidates:
+    """The addresses of a watched name that `port` reaches: somebody listens at one of them at least."""
+
+    def __init__(self, resolver: Resolver, name: str, port: Port) -> None:
+        self._resolver = resolver
+        self._name = name
+        self._port = port
+        self._turn = 0
+
+    def addresses(self) -> List[str]:
+        """All that are known now."""
+        return [address for address in self._resolver.addresses(self._name) if self._port.reaches(address)]
+
+    def current(self) -> str:
+        """The one whose turn it is; nothing if none is known."""
+        addresses = self.addresses()
+        return addresses[self._turn % len(addresses)] if addresses else ""
+
+    def advance(self) -> None:
+        """It is another one's turn."""
+        self._turn += 1

@@ -67,7 +67,7 @@ class Deadlines:
         if self._when.pop(number, None) is not None:
             self._shrink()
 
-    def take(self, now: float) -> List[int]:
+    def pop_due(self, now: float) -> List[int]:
         """The numbers that are due by `now`; they are dropped."""
         due = []
         while self.next <= now:
@@ -140,7 +140,7 @@ class Outgoing:
 
     def expire(self, now: float) -> List[Message]:
         """The messages that nobody wants any more; they are dropped."""
-        over = [self._by_number[number] for number in self._ends.take(now)]
+        over = [self._by_number[number] for number in self._ends.pop_due(now)]
         for message in over:
             self.drop(message.key)
         return over
@@ -148,7 +148,7 @@ class Outgoing:
     def due(self, now: float) -> List[Message]:
         """The messages to send again now; what has expired is dropped."""
         self.expire(now)
-        ready = [self._by_number[number] for number in self._repeats.take(now)]
+        ready = [self._by_number[number] for number in self._repeats.pop_due(now)]
         for message in ready:
             self._delays[message.number] = delay = min(2 * self._delays[message.number], REPEAT_MAX)
             self._repeats.set(message.number, now + delay)

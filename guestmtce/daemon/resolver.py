@@ -128,9 +128,9 @@ class Resolver:
                 why = str(error)
             if self._closed:
                 return
-            self._loop.call_from_thread(functools.partial(self._take, name, found, why))
+            self._loop.call_from_thread(functools.partial(self._note_answer, name, found, why))
 
-    def _take(self, name: str, found: Tuple[str, ...], why: str) -> None:
+    def _note_answer(self, name: str, found: Tuple[str, ...], why: str) -> None:
         """An answer has come; in the loop."""
         entry = self._names[name]
         if found:

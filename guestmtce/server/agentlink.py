@@ -17,13 +17,12 @@ from typing import Callable, Dict, List, NamedTuple, Optional
 
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.daemon.peers import Allowed, Keys, Speaker
+from guestmtce.daemon.peers import Allowed, Candidates, Keys, Speaker
 from guestmtce.daemon.reliable import NEVER, Outgoing
 from guestmtce.daemon.resolver import LookUp, Resolver, look_up
 from guestmtce.daemon.udp import Port
 from guestmtce.server.answers import Answers
-from guestmtce.server.commandorder import CommandOrder
-from guestmtce.server.following import Following, Identity
+from guestmtce.server.following import CommandOrder, Following, Heard, Identity
 from guestmtce.server.guest import Key, Tell
 from guestmtce.server.oldagent import OldAgent, is_failure
 from guestmtce.server.settings import ServerSettings
@@ -45,23 +44,10 @@ class Handlers(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """`once`: there was somebody to say it to."""
+    """`address`: where it was said first; nowhere if nobody was there."""
 
     tell: Tell
-    once: bool
-
-
-class _Heard(NamedTuple):
-    """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
-
-    cmd: int
-    command: Optional[datagram.Command]
-    tag: Optional[Tag]
     address: str
-
-    @property
-    def identity(self) -> Identity:
-        return Identity(self.address, self.tag.nonce if self.tag is not None else 0)
 
 
 class AgentLink:
@@ -85,7 +71,6 @@ class AgentLink:
         self._settings = settings
         self._number = number
         self._handlers = handlers
-        self._turn = 0  # which of the controller's addresses is tried next
         self._outgoing = Outgoing()
         self._old_agent = OldAgent(lambda tell: self._say(tell, 0), number, handlers.info)
         self._grace: Optional[Timer] = None  # of an old agent that may have just started
@@ -105,6 +90,7 @@ class AgentLink:
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
         self._allowed = Allowed(self._resolver, settings.agent_names())
         self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self._candidates = Candidates(self._resolver, settings.controller, self.port)
         self._resolver.watch(settings.controller, self._controller_known)
         for name in settings.agent_names():
             self._resolver.watch(name, quiet=name in settings.controller_hosts())
@@ -128,8 +114,9 @@ class AgentLink:
             return
         if not old:
             self._say(tell, extension.WANTS_ACK)
-        once = bool(self.agent) and not self._following.said_goodbye and not old
-        self._outgoing.add(tell.key, tell.number, _Said(tell, once), time.monotonic(), tell.until)
+        nobody = old or self._following.said_goodbye
+        said = _Said(tell, "" if nobody else self.agent)
+        self._outgoing.add(tell.key, tell.number, said, time.monotonic(), tell.until)
         self._schedule()
 
     def untell(self, key: Key) -> None:
@@ -148,12 +135,10 @@ class AgentLink:
 
     def complaint(self) -> str:
         """What is wrong with the agent, for people; empty if nothing is."""
-        since = self._outgoing.since
-        age = time.monotonic() - since
+        age = time.monotonic() - self._outgoing.since
         if age < self._settings.unconfirmed_warn:
             return ""
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - age))
-        unconfirmed = "(%d unconfirmed since %s)" % (self.waiting, at)
+        unconfirmed = "(%d unconfirmed since %d s ago)" % (self.waiting, age)
         if self._following.current is None:
             text = "no guestAgent has spoken to us %s: --controller %s"
             return text % (unconfirmed, self._settings.controller)
@@ -169,13 +154,10 @@ class AgentLink:
 
     def _say(self, tell: Tell, flags: int) -> None:
         event = tell.event
-        if (
-            isinstance(event, datagram.InstanceInfo)
-            and tell.cmd == datagram.LOSS
-            and not self._speaker.spoken
-        ):
+        full = not self._speaker.spoken
+        if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
-        data = datagram.build_event(tell.cmd, event, full=not self._speaker.spoken)
+        data = datagram.build_event(tell.cmd, event, full=full)
         self._send(data, Tag(flags, number=tell.number), self._speaker, self.agent)
 
     def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
@@ -197,12 +179,11 @@ class AgentLink:
 
     def _try_controller(self) -> None:
         """Say that we are there to one of the controller's addresses, another one each time."""
-        known = self._resolver.addresses(self._settings.controller)
-        addresses = [address for address in known if self.port.reaches(address)]
-        if addresses:
-            self.agent = addresses[self._turn % len(addresses)]
-            self._turn += 1
-            self._say_ready(self.agent, self._speaker)
+        address = self._candidates.current()
+        if address:
+            self.agent = address
+            self._candidates.advance()
+            self._say_ready(address, self._speaker)
 
     def _controller_known(self) -> None:
         if self._following.current is None and not self.agent:
@@ -292,7 +273,7 @@ class AgentLink:
             speaker.heard(heard.tag)
             self._answer_other(heard)
 
-    def _read(self, data: bytes, address: str) -> _Heard:
+    def _read(self, data: bytes, address: str) -> Heard:
         """Raises BadDatagram or Refused for what cannot be believed."""
         frame = datagram.unpack(data)
         if frame.signature != datagram.AGENT_SIGNATURE:
@@ -305,7 +286,7 @@ class AgentLink:
         if tag is None and frame.cmd == extension.ACK:
             raise datagram.BadDatagram("a confirmation of nothing")
         command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
-        return _Heard(frame.cmd, command, tag, address)
+        return Heard(frame.cmd, command, tag, address)
 
     def _speaker_with(self, identity: Identity) -> Speaker:
         if self._following.is_current(identity):
@@ -316,13 +297,14 @@ class AgentLink:
             self._others[identity.address] = self._speaker.for_another()
         return self._others[identity.address]
 
-    def _follow(self, heard: _Heard, speaker: Speaker) -> None:
+    def _follow(self, heard: Heard, speaker: Speaker) -> None:
         """The sender is the agent that is followed; it may be a new one."""
         spoke = self._speaker.spoken
         moved = speaker is not self._speaker or self.agent != heard.address
         another = speaker.heard(heard.tag) or moved
         if moved:
-            log.info("guestAgent is at %s", heard.address)
+            if self.agent != heard.address or spoke is None:
+                log.info("guestAgent is at %s", heard.address)
             self._others.pop(heard.address, None)
             self._named.pop(heard.address, None)
         self._speaker, self.agent = speaker, heard.address
@@ -334,8 +316,8 @@ class AgentLink:
     def _meet_ours(self) -> None:
         """One that confirms: it hears all that nobody confirmed, at once."""
         now = time.monotonic()
-        for tell in self._old_agent.take_failures():
-            self._outgoing.add(tell.key, tell.number, _Said(tell, True), now, tell.until)
+        for tell in self._old_agent.pop_failures():
+            self._outgoing.add(tell.key, tell.number, _Said(tell, self.agent), now, tell.until)
         self._outgoing.again(now)
         self._schedule()
 
@@ -343,7 +325,7 @@ class AgentLink:
         """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
         for message in self._outgoing.messages():
             tell = message.content.tell
-            if message.content.once and spoke is None:
+            if spoke is None and self._was_heard(message.content):
                 # Said once is enough for an old one, but not if it was said to one of ours before it.
                 self._outgoing.drop(message.key)
                 self._old_agent.note_said(tell)
@@ -355,14 +337,23 @@ class AgentLink:
             self._grace.cancel()
         self._grace = self._loop.after(self._settings.old_agent_grace, self._end_grace)
 
-    def _obey(self, heard: _Heard) -> None:
+    def _was_heard(self, said: _Said) -> bool:
+        """Whether the old agent that has begun to speak got what was said to the controller before.
+
+        It may speak from another address than the one that it listens to. But of several addresses of the
+        controller only one may be listened to.
+        """
+        several = len(self._candidates.addresses()) > 1
+        return said.address == self.agent or bool(said.address and not several)
+
+    def _obey(self, heard: Heard) -> None:
         """Serve what the agent that is followed has sent."""
         tag, command = heard.tag, heard.command
         if tag is not None and tag.is_goodbye:
             log.info("guestAgent at %s stops", heard.address)
             self._following.goodbye()
         elif command is None:
-            self._take_confirmation(tag)
+            self._note_confirmation(tag)
         elif self._order.admit(command, tag):
             log.debug("%s from %s: %r", datagram.NAMES[heard.cmd], heard.address, command)
             self._asker = heard.address
@@ -371,7 +362,7 @@ class AgentLink:
             ack = extension.build_ack(datagram.NO_SIGNATURE)
             self._send(ack, extension.ack_tag(tag), self._speaker, self.agent)
 
-    def _carry_out(self, heard: _Heard, command: datagram.Command) -> None:
+    def _carry_out(self, heard: Heard, command: datagram.Command) -> None:
         if heard.tag is not None or not isinstance(command, datagram.SetInstance):
             self._handlers.command(command)
             return
@@ -381,21 +372,19 @@ class AgentLink:
             self._old_agent.introduce(command.uuid)
         self._tell_waiting(command.uuid)
 
-    def _answer_other(self, heard: _Heard) -> None:
+    def _answer_other(self, heard: Heard) -> None:
         """Another agent than the one that is followed: it may ask, and changes nothing."""
         self.not_followed += 1
         address, current = heard.address, self._following.current
         if address not in self._named and len(self._named) < OTHERS_MAX and current is not None:
             self._named[address] = None
-            text = (
-                "another guestAgent at %s is not obeyed: the one at %s is, until it stops or is silent %g s"
-            )
+            text = "another guestAgent at %s is not obeyed: %s is, until it stops or is silent for %g s"
             log.warning(text, address, current.address, self._settings.agent_silence)
         if isinstance(heard.command, datagram.Query):
             self._asker = address
             self._handlers.command(heard.command)
 
-    def _take_confirmation(self, tag: Optional[Tag]) -> None:
+    def _note_confirmation(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:
             message = self._outgoing.acked(tag.number)
             if message is not None:

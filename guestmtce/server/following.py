@@ -1,4 +1,4 @@
-"""Which guestAgent this guestServer obeys, when more than one speaks. Pure; `now` in s, monotonic.
+"""Which guestAgent this guestServer obeys, and which of its commands. Pure; `now` in s, monotonic.
 
 Two agents that both believe to be the active one would turn every guest's reporting on and off in turn. So
 one is followed, and stays so until it says goodbye or has been silent for a while. A new process at the
@@ -7,7 +7,11 @@ address of the followed one is its successor and is followed at once; the proces
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from guestmtce.daemon.reliable import SEEN_MAX, Seen
+from guestmtce.wire import datagram, extension
+from guestmtce.wire.extension import Tag
 
 PREDECESSORS_MAX = 64  # processes remembered that were replaced by another
 
@@ -17,6 +21,20 @@ class Identity(NamedTuple):
 
     address: str
     nonce: int
+
+
+class Heard(NamedTuple):
+    """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
+
+    cmd: int
+    command: Optional[datagram.Command]
+    tag: Optional[Tag]
+    address: str
+
+    @property
+    def identity(self) -> Identity:
+        """Who has sent it."""
+        return Identity(self.address, self.tag.nonce if self.tag is not None else 0)
 
 
 class Following:
@@ -65,3 +83,31 @@ class Following:
             if len(self._predecessors) >= PREDECESSORS_MAX:
                 del self._predecessors[next(iter(self._predecessors))]
             self._predecessors[nonce] = None
+
+
+class CommandOrder:
+    """None is obeyed twice, and none that a newer one has overtaken. What is remembered has a bound."""
+
+    def __init__(self) -> None:
+        self._seen = Seen()
+        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
+
+    def admit(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
+        """Whether the command is to be obeyed; it is noted. An old agent's always is."""
+        if tag is None or not tag.wants_ack:
+            return True
+        if not self._seen.add(tag.sender, tag.number):
+            return False
+        if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
+            return self._is_newest(command.uuid, tag)
+        return True
+
+    def _is_newest(self, subject: str, tag: Tag) -> bool:
+        sender, number = self._latest.get(subject, (0, 0))
+        if sender == tag.sender and not extension.newer(tag.number, number):
+            return False
+        self._latest.pop(subject, None)
+        if len(self._latest) >= SEEN_MAX:
+            del self._latest[next(iter(self._latest))]
+        self._latest[subject] = (tag.sender, tag.number)
+        return True

@@ -67,7 +67,7 @@ class OldAgent:
         """It is no longer true."""
         self._failures.pop(key, None)
 
-    def take_failures(self) -> List[Tell]:
+    def pop_failures(self) -> List[Tell]:
         """What was said of failures and is still true; it is forgotten here."""
         failures, self._failures = list(self._failures.values()), {}
         return failures
