@@ -25,7 +25,7 @@ DATAGRAMS_A_TURN = 64
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, socket.EAI_ADDRFAMILY, socket.EAI_FAMILY)
 DATAGRAM_MAX = 2048  # bytes read of one; longer ones are too long for anybody here
 OWN_ADDRESS_PERIOD = 60.0  # s for which the route to a peer is taken to be the same
-OWN_ADDRESSES_MAX = 8192  # peers whose route is remembered; more than hosts in any cloud
+ADDRESSES_MAX = 8192  # peers of whom anything is remembered; more than hosts in any cloud
 
 
 class Port:
@@ -52,6 +52,7 @@ class Port:
         self._throttle = Throttle(log)
         self._socket: Optional[socket.socket] = None
         self._family = socket.AF_UNSPEC  # what it reaches
+        self._spellings: Dict[str, str] = {}
         self._own: Dict[str, str] = {}
         self._own_since = 0.0
         if not address or is_address(address):
@@ -79,7 +80,7 @@ class Port:
     def own_address(self, towards: str) -> str:
         """The address that `towards` sees us under, or nothing. Remembered for a while."""
         now = time.monotonic()
-        if now - self._own_since > OWN_ADDRESS_PERIOD or len(self._own) >= OWN_ADDRESSES_MAX:
+        if now - self._own_since > OWN_ADDRESS_PERIOD or len(self._own) >= ADDRESSES_MAX:
             self._own.clear()
             self._own_since = now
         if towards not in self._own:
@@ -112,10 +113,15 @@ class Port:
 
     def _spelled(self, address: str) -> str:
         """As this socket wants it. Raises OSError for a name: the system would look it up."""
-        if not is_address(address):
-            raise OSError("it is no address")
-        mapped = self._socket is not None and self._socket.family == socket.AF_INET6 and ":" not in address
-        return IPV4_MAPPED + address if mapped else address
+        spelling = self._spellings.get(address)
+        if spelling is None:
+            if not is_address(address):
+                raise OSError("it is no address")
+            if len(self._spellings) >= ADDRESSES_MAX:
+                self._spellings.clear()
+            maps = self._socket is not None and self._socket.family == socket.AF_INET6 and ":" not in address
+            spelling = self._spellings[address] = IPV4_MAPPED + address if maps else address
+        return spelling
 
     def _read(self) -> None:
         assert self._socket is not None

@@ -260,13 +260,14 @@ class AgentLink:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return
-        speaker = self._speaker_with(heard.identity)
+        identity = heard.identity
+        speaker = self._speaker_with(identity)
         if not speaker.introduced(heard.tag):
             if heard.tag is not None and heard.tag.echo:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
             self._say_ready(address, speaker)  # it must learn who we are before we believe it
-        elif self._following.admit(heard.identity, time.monotonic()):
+        elif self._following.admit(identity, time.monotonic()):
             self._follow(heard, speaker)
             self._obey(heard)
         else:
