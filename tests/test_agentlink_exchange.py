@@ -383,6 +383,18 @@ def test_one_that_is_silent_for_two_audits_is_followed_no_more(make):
     assert (bench.commands[-1], bench.link.agent) == (SET, "127.0.0.2")
 
 
+def test_our_own_stall_is_not_the_silence_of_the_agent(make):
+    """After it the words of both wait to be read, and those of the other one may stand first."""
+    bench = make(agent_silence=SILENCE)
+    first, second = Process(5), Process(6)
+    bench.send(first.query())
+    time.sleep(SILENCE)
+    bench.loop.stalls += 1  # as the loop counts it when it goes on
+    bench.send(second.command(UNSET), agent=bench.second)
+    bench.send(first.command())
+    assert (bench.commands, bench.link.agent) == ([datagram.Query(), SET], "127.0.0.1")
+
+
 def test_a_new_process_at_the_same_address_is_followed_at_once_and_the_one_before_no_more(bench):
     first, second = Process(5), Process(6)
     bench.send(first.command(), second.command(UNSET), first.command(), second.command(UNSET))

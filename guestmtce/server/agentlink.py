@@ -81,6 +81,7 @@ class AgentLink:
         self._throttle = Throttle(log)
         self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
         self._following = Following(settings.agent_silence)
+        self._stalls = loop.stalls
         self._others: Dict[str, Speaker] = {}  # by address: those that are not followed
         self._named: Dict[str, None] = {}  # of these, in the log
         self._seal = Seal(*settings.keys())
@@ -267,7 +268,7 @@ class AgentLink:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
             self._say_ready(address, speaker)  # it must learn who we are before we believe it
-        elif self._following.admit(identity, time.monotonic()):
+        elif self._admits(identity):
             self._follow(heard, speaker)
             self._obey(heard)
         else:
@@ -288,6 +289,13 @@ class AgentLink:
             raise datagram.BadDatagram("a confirmation of nothing")
         command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
         return Heard(frame.cmd, command, tag, address)
+
+    def _admits(self, identity: Identity) -> bool:
+        now = time.monotonic()
+        if self._loop.stalls != self._stalls:
+            self._stalls = self._loop.stalls
+            self._following.excuse(now)
+        return self._following.admit(identity, now)
 
     def _speaker_with(self, identity: Identity) -> Speaker:
         if self._following.is_current(identity):

@@ -63,6 +63,10 @@ class Following:
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
 
+    def excuse(self, now: float) -> None:
+        """We heard nobody for a while, because this host stood still: its silence counts from now on."""
+        self._heard_at = now
+
     def goodbye(self) -> None:
         """The followed agent stops: whoever speaks next is followed."""
         assert self.current is not None

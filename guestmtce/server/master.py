@@ -6,6 +6,7 @@ the table wants comes out as effects, which are carried out here, one short meth
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -77,6 +78,8 @@ class Master(program.Service[ServerSettings]):
     def reload(self, settings: ServerSettings) -> Sequence[str]:
         """HUP: take the keys. Raises OSError, and then leaves them as they are."""
         keys = settings.keys()
+        named = {name: getattr(settings, name) for name in KEY_SETTINGS}
+        self._settings = dataclasses.replace(self._settings, **named)  # it may not have started yet
         if self._link is not None:
             self._link.reload_keys(keys)
         return KEY_SETTINGS
