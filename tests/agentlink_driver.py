@@ -13,7 +13,7 @@ from guestmtce.server.agentlink import AgentLink, Handlers
 from guestmtce.server.guest import FAILURE, STATE, Tell
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Tag
+from guestmtce.wire.extension import Seal, Tag
 
 UUID = "11111111-2222-3333-4444-555555555555"
 HOST = "host-0"
@@ -79,7 +79,7 @@ class Process:
     """A process of our guestAgent: makes datagrams as it sends them."""
 
     def __init__(self, sender, nonce=0, key=b"", host=HOST):
-        self.speaker = Speaker(key, sender, nonce)
+        self.speaker = Speaker(Seal(key), sender, nonce)
         self.host = host.encode()
         self.numbers = itertools.count(1)
 
@@ -110,13 +110,13 @@ class Process:
 class Bench:
     """An AgentLink; two agents at 127.0.0.1, the controller, and 127.0.0.2, which may command too."""
 
-    def __init__(self, controller="127.0.0.1", agents="127.0.0.2", **changes):
+    def __init__(self, controller="127.0.0.1", agents="127.0.0.2", names=None, **changes):
         self.first = Agent("127.0.0.1")
         self.second = Agent("127.0.0.2", self.first.port)
         self.third = Agent("127.0.0.3", self.first.port)
         probe = Agent("127.0.0.1")
         probe.socket.close()
-        values = {"ready_repeat": 0.02, "answer_pace": 0.001, **changes}
+        values = {"ready_repeat": 0.02, "answer_pace": 0.001, "old_agent_grace": 0.1, **changes}
         self.settings = ServerSettings(
             bind="127.0.0.1", rx_port=probe.port, agent_port=self.first.port, hostname=HOST,
             controller=controller, agents=agents, **values,
@@ -126,7 +126,17 @@ class Bench:
         self.numbers = itertools.count(1000)
         self.serve = self.commands.append
         handlers = Handlers(lambda command: self.serve(command), self.told.append, self.infos.get)
-        self.link = AgentLink(self.loop, self.settings, SERVER, self.numbers.__next__, handlers)
+        self.names, self.asked = dict(names or {}), []  # of the name service: name → addresses
+        self.link = AgentLink(
+            self.loop, self.settings, SERVER, self.numbers.__next__, handlers, self.look_up
+        )  # fmt: skip
+
+    def look_up(self, name):
+        """The name service, in the resolver's thread."""
+        self.asked.append(name)
+        if name not in self.names:
+            raise OSError("Name or service not known")
+        return self.names[name]
 
     def turn(self):
         """Run the loop for at most 5 ms."""

@@ -6,10 +6,10 @@ import threading
 from guestmtce.agent.rows import Send
 from guestmtce.agent.serverlink import ServerLink
 from guestmtce.daemon.loop import Loop
-from guestmtce.daemon.peers import Speaker
+from guestmtce.daemon.peers import Keys, Speaker
 from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Tag
+from guestmtce.wire.extension import Seal, Tag
 
 LOCAL = "127.0.0.1"
 SERVER = "127.0.0.3"
@@ -26,7 +26,7 @@ class Bench:
         self.loop = Loop()
         self.agent_port, self.server_port = free_ports(2, "0.0.0.0")
         self.link = ServerLink(
-            self.loop, address, self.agent_port, self.server_port, self.lock, self.take, key,
+            self.loop, address, self.agent_port, self.server_port, self.lock, self.take, Keys(key),
         )  # fmt: skip
         self._sockets = []
         self.server = self.open(SERVER)
@@ -78,7 +78,7 @@ class OurServer:
         self.name = name
         self.socket = taken or bench.open(address)
         self.socket.setblocking(False)
-        self.speaker = Speaker(key, sender)
+        self.speaker = Speaker(Seal(key), sender)
         self.got = []  # (cmd, what, tag) of every datagram
         self.raw = []
         self.refused = 0

@@ -317,9 +317,22 @@ def test_an_event_from_an_address_that_is_not_the_hosts_is_dropped(world, speaks
     assert one.alarms() == ["stop"]
 
 
+def test_a_start_is_believed_from_the_host_only(world):
+    one, server = started(world)
+    server.listen()
+    server.got.clear()
+    stranger = OurServer(one, STRANGE)
+    stranger.ready()
+    one.quiet()
+    assert one.agent.strangers == 1 and server.numbers(datagram.MOD_INST) == []
+    server.ready()
+    one.until(lambda: server.numbers(datagram.MOD_INST), "the host itself is believed")
+
+
 def test_with_a_key_the_address_does_not_matter_and_the_held_event_is_the_same(world, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(b"sixteen bytes and more\n")
+    path.chmod(0o600)
     one = world(HOST, key_file=str(path))
     one.listed(U)
     server = OurServer(one, STRANGE, key=b"sixteen bytes and more")

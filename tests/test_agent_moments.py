@@ -67,6 +67,7 @@ def test_a_guestserver_that_spells_its_host_otherwise_is_believed_and_spoken_to(
     world, tmp_path, sealed, spelling
 ):
     (tmp_path / "key").write_bytes(KEY)
+    (tmp_path / "key").chmod(0o600)
     one = world(HOST, key_file=str(tmp_path / "key") if sealed else "")
     one.listed(U)
     server = OurServer(one, name=spelling, key=KEY if sealed else b"")

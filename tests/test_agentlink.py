@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from agentlink_driver import HOST, INFO, SET, UUID, Agent, Bench, loss, old_command, running
+import threading
+import time
 
-from guestmtce.server import agentlink
+import pytest
+from agentlink_driver import HOST, INFO, SET, UUID, Agent, Bench, Process, loss, old_command, running
+
+from guestmtce.server import answers
 from guestmtce.server.guest import Tell
 from guestmtce.wire import datagram, extension
+
+PROMPT = 2.0  # s; far less than a name service takes that does not answer
 
 
 @pytest.fixture
@@ -36,13 +41,13 @@ def test_bad_datagrams_do_not_end_the_ready(bench):
     bench.until(lambda: len(bench.first.hear()) >= count + 2)
 
 
-def test_a_controller_without_an_address_is_tried_again():
-    bench = Bench(controller="no.such.name.invalid", agents="127.0.0.1")
+def test_a_controller_without_an_address_is_told_when_it_has_one():
+    bench = Bench(controller="the.controller", agents="127.0.0.1", resolve_first=0.01, ready_repeat=60)
     try:
-        addresses = iter(["", "", "127.0.0.1"])
-        bench.link.port.resolve = lambda name: next(addresses, "127.0.0.1")
         bench.link.start()
         bench.link.tell(loss())
+        bench.until(lambda: len(bench.asked) > 1)
+        bench.names["the.controller"] = ["fd00::1", "127.0.0.1"]  # the socket reaches the second
         bench.until(lambda: bench.first.hear())
         assert bench.first.events()[0] == datagram.Ready(HOST)
         # Nobody could be told of the loss until now; so even an old agent has yet to hear of it.
@@ -51,6 +56,37 @@ def test_a_controller_without_an_address_is_tried_again():
         bench.until(lambda: datagram.Loss(HOST, UUID) in bench.first.events())
         assert bench.told == [loss().key]
         assert bench.first.events().count(datagram.Loss(HOST, UUID)) == 1
+    finally:
+        bench.close()
+
+
+def test_a_name_service_that_hangs_holds_up_neither_the_start_nor_the_loop():
+    answer = threading.Event()
+    bench = Bench(controller="the.controller", names={"the.controller": ["127.0.0.1"]})
+    look_up = bench.look_up
+    bench.link._resolver._look_up = lambda name: answer.wait() and look_up(name)
+    try:
+        start = time.monotonic()
+        bench.link.start()
+        bench.send(old_command(), agent=bench.second)  # by address: its look-up is none
+        assert time.monotonic() - start < PROMPT
+        assert (bench.commands, bench.link.refused) == ([SET], 0)
+        answer.set()
+        bench.until(lambda: bench.link._resolver.addresses("the.controller"))
+    finally:
+        answer.set()
+        bench.close()
+
+
+def test_every_address_of_the_controller_is_tried():
+    names = {"the.controller": ["127.0.0.1", "127.0.0.2"]}
+    bench = Bench(controller="the.controller", agents="", names=names)
+    try:
+        bench.link.start()
+        bench.until(lambda: bench.first.hear() and bench.second.hear())
+        for agent in (bench.second, bench.first):
+            bench.send(old_command(), agent=agent)
+        assert (bench.commands, bench.link.refused) == ([SET], 0)
     finally:
         bench.close()
 
@@ -102,7 +138,15 @@ def test_a_bad_datagram_is_counted_and_changes_nothing(bench, data):
     assert (bench.commands, bench.link.agent, bench.loop.defects) == ([SET], "127.0.0.1", 0)
 
 
-def test_events_follow_the_last_speaker_to_the_agents_port(bench):
+def test_events_go_to_the_agent_that_is_followed_at_the_agents_port():
+    bench = Bench(agent_silence=0.001)
+    try:
+        follow_to_the_agents_port(bench)
+    finally:
+        bench.close()
+
+
+def follow_to_the_agents_port(bench):
     bench.link.start()
     assert bench.link.agent == "127.0.0.1"
     bench.send(old_command(), agent=bench.second)
@@ -143,10 +187,10 @@ def answer(bench, infos):
 def test_answers_are_paced_complete_and_in_order(bench):
     bench.send(old_command(datagram.Query(), datagram.QRY_INST))
     bench.until(lambda: bench.commands)
-    wanted = known(bench, 3 * agentlink.ANSWERS_A_TURN + 1)
+    wanted = known(bench, 3 * answers.ANSWERS_A_TURN + 1)
     answer(bench, wanted)
     bench.first.hear()
-    assert bench.link.port.sent == agentlink.ANSWERS_A_TURN
+    assert bench.link.port.sent == answers.ANSWERS_A_TURN
     bench.until(lambda: len(bench.first.hear()) >= len(wanted))
     assert bench.first.events() == wanted
 
@@ -154,11 +198,11 @@ def test_answers_are_paced_complete_and_in_order(bench):
 def test_an_answer_tells_what_is_true_when_it_is_sent(bench):
     first, second, third = known(bench, 3)
     bench.send(old_command(datagram.Query(), datagram.QRY_INST))
-    answer(bench, [*known(bench, agentlink.ANSWERS_A_TURN), first, second, third])
+    answer(bench, [*known(bench, answers.ANSWERS_A_TURN), first, second, third])
     bench.first.hear()
     bench.infos[first.uuid] = first._replace(heartbeating=False)
     del bench.infos[second.uuid]
-    bench.until(lambda: len(bench.first.hear()) == agentlink.ANSWERS_A_TURN + 2)
+    bench.until(lambda: len(bench.first.hear()) == answers.ANSWERS_A_TURN + 2)
     assert bench.first.events()[-2:] == [first._replace(heartbeating=False), third]
     numbers = [frame.num for frame in bench.first.frames()]
     assert numbers == sorted(set(numbers)) and numbers[0] > 0
@@ -171,13 +215,13 @@ def test_a_new_query_starts_anew_without_a_second_pace():
         bench.until(lambda: bench.commands)
         answer(bench, known(bench, 100))
         answer(bench, known(bench, 20))
-        assert bench.link.port.sent == agentlink.ANSWERS_A_TURN
-        bench.until(lambda: bench.link.port.sent == 2 * agentlink.ANSWERS_A_TURN)
-        bench.until(lambda: len(bench.first.hear()) == agentlink.ANSWERS_A_TURN + 20)
-        assert bench.first.events()[agentlink.ANSWERS_A_TURN :] == known(bench, 20)
+        assert bench.link.port.sent == answers.ANSWERS_A_TURN
+        bench.until(lambda: bench.link.port.sent == 2 * answers.ANSWERS_A_TURN)
+        bench.until(lambda: len(bench.first.hear()) == answers.ANSWERS_A_TURN + 20)
+        assert bench.first.events()[answers.ANSWERS_A_TURN :] == known(bench, 20)
         answer(bench, [])
         answer(bench, known(bench, 1))
-        bench.until(lambda: len(bench.first.hear()) == agentlink.ANSWERS_A_TURN + 21)
+        bench.until(lambda: len(bench.first.hear()) == answers.ANSWERS_A_TURN + 21)
     finally:
         bench.close()
 
@@ -189,3 +233,50 @@ def test_a_defect_in_the_table_does_not_deafen_the_link(bench):
     bench.serve = bench.commands.append
     bench.send(old_command())
     bench.until(lambda: bench.commands)
+
+
+# --- what people are told --------------------------------------------------------------------------
+
+
+def lines(caplog, text):
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def test_ten_thousand_strangers_are_one_line_in_the_log(bench, caplog):
+    for number in range(300):
+        address = "127.1.%d.%d" % divmod(number, 250)
+        bench.link._serve(old_command(), address)
+        bench.link._serve(b"junk", address)
+    assert (bench.link.refused, len(lines(caplog, "was dropped"))) == (600, 1)
+
+
+def test_an_agent_that_takes_nothing_is_complained_of(caplog):
+    bench = Bench(unconfirmed_warn=0.1)
+    try:
+        bench.link.start()
+        bench.send(Process(5).query())
+        assert bench.link.complaint() == ""
+        bench.link.tell(running())
+        bench.link.tell(loss())
+        bench.until(lambda: lines(caplog, "does not take our events"))
+        (line,) = lines(caplog, "does not take our events")
+        assert "(2 unconfirmed since 0 s ago)" in line and HOST in line
+        assert bench.link.complaint() == line
+        bench.quiet(0.3)
+        assert len(lines(caplog, "does not take our events")) == 1
+        bench.link.untell(running().key)
+        bench.link.untell(loss().key)
+        assert bench.link.complaint() == ""
+    finally:
+        bench.close()
+
+
+def test_where_no_agent_speaks_the_complaint_names_the_setting(caplog):
+    bench = Bench(unconfirmed_warn=0.1)
+    try:
+        bench.link.start()
+        bench.link.tell(loss())
+        bench.until(lambda: lines(caplog, "no guestAgent has spoken to us (1 unconfirmed since"))
+        assert lines(caplog, "--controller 127.0.0.1")
+    finally:
+        bench.close()

@@ -146,16 +146,18 @@ def test_an_agent_that_speaks_at_last_hears_what_it_may_have_missed(slow):
 # --- old agents ------------------------------------------------------------------------------------
 
 
-def test_an_old_agent_is_told_once_in_the_old_form(bench):
+def test_an_old_agent_is_told_once_in_the_old_form_and_the_state_before_the_loss(bench):
     bench.send(old_command())
+    bench.quiet(2 * bench.settings.old_agent_grace)
     for tell in (running(), loss(), stopped()):
         bench.link.tell(tell)
     assert bench.told == [tell.key for tell in (running(), loss(), stopped())]
     assert bench.link.waiting == 0
-    bench.until(lambda: min(counts(bench, running(), loss(), stopped())) == 1)
-    assert no_more(bench, running(), loss(), stopped())
+    bench.until(lambda: len(bench.first.hear()) == 3)
+    assert bench.first.events() == [INFO, stopped().event, datagram.Loss("host-0", UUID)]
+    bench.quiet(NONE)
+    assert len(bench.first.hear()) == 3
     assert {len(data) for data in bench.first.heard} == {datagram.FULL_SIZE}
-    assert datagram.Loss("host-0", UUID) in bench.first.events()
     assert {frame.rev for frame in bench.first.frames()} == {0}
 
 
@@ -178,9 +180,8 @@ def test_an_old_agent_in_the_place_of_ours_is_told_once_what_ours_did_not_confir
     slow.send(old_command())
     slow.until(lambda: counts(slow, loss()) == [1])
     assert (slow.told, slow.link.waiting) == ([running().key, loss().key], 0)
-    (data,) = slow.first.heard
-    assert len(data) == datagram.FULL_SIZE
-    assert slow.first.events() == [datagram.Loss("host-0", UUID)]
+    assert {len(data) for data in slow.first.heard} == {datagram.FULL_SIZE}
+    assert slow.first.events() == [stopped().event, datagram.Loss("host-0", UUID)]
     slow.send(old_command(), old_command())
     assert no_more(slow, running(), loss())
 
@@ -255,11 +256,11 @@ def test_a_new_agent_counts_anew(bench):
 
 
 def test_only_so_much_is_remembered_of_commands(bench, monkeypatch):
-    monkeypatch.setattr("guestmtce.server.agentlink.SEEN_MAX", 4)
+    monkeypatch.setattr("guestmtce.server.following.SEEN_MAX", 4)
     agent, wanted = Process(5), [SET._replace(uuid="%08d%s" % (n, UUID[8:])) for n in range(10)]
     bench.send(*[agent.command(one, number=2 * n + 2) for n, one in enumerate(wanted)])
     bench.send(agent.command(wanted[9]._replace(reporting=False), number=19))
-    assert (bench.commands, len(bench.link._latest)) == (wanted, 4)
+    assert (bench.commands, len(bench.link._order._latest)) == (wanted, 4)
     # What is commanded anew drives out nothing, and goes last itself.
     bench.send(agent.command(wanted[7], number=30), agent.command(wanted[6], number=13))
     bench.send(agent.command(wanted[0], number=31), agent.command(wanted[1], number=32))
@@ -280,19 +281,19 @@ def test_a_stranger_is_not_obeyed_not_believed_and_not_answered(slow, make):
     assert (slow.commands, slow.told) == ([datagram.Query()], [])
     slow.quiet(0.05)
     assert slow.third.hear() == []
-    slow.send(make(), agent=slow.second)
-    assert (slow.link.refused, slow.link.agent) == (1, "127.0.0.2")
+    slow.send(make(), agent=slow.second)  # it may speak, and is not followed as long as the first one is
+    assert (slow.link.refused, slow.link.not_followed, slow.link.agent) == (1, 1, "127.0.0.1")
 
 
-def test_whoever_may_command_is_looked_up_by_name_and_not_at_every_word():
-    bench = Bench(controller="the.controller", agents="one.more, the.other")
-    names, asked = {"the.controller": "127.0.0.1", "the.other": "127.0.0.2"}, []
-    bench.link.port.resolve = lambda name: asked.append(name) or names.get(name, "")
+def test_whoever_may_command_is_looked_up_by_name_and_never_because_of_a_stranger():
+    names = {"the.controller": ["fd00::1", "127.0.0.1"], "the.other": ["127.0.0.2"]}
+    bench = Bench(controller="the.controller", agents="one.more, the.other", names=names)
     try:
-        bench.send(old_command(), agent=bench.second)
-        bench.send(old_command(), old_command())
+        bench.send(old_command(), agent=bench.third)
+        bench.until(lambda: bench.link._resolver.addresses("the.other"))
         bench.send(old_command(), old_command(), agent=bench.third)
-        assert (len(bench.commands), bench.link.refused) == (3, 2)
-        assert asked == ["the.controller", "one.more", "the.other"]
+        bench.send(old_command(), old_command())
+        assert (len(bench.commands), bench.link.refused) == (2, 3)
+        assert bench.asked == ["the.controller", "one.more", "the.other"]
     finally:
         bench.close()

@@ -6,6 +6,7 @@ import pytest
 from agentlink_driver import HOST, KEY, SET, Bench, Process, loss, old_command, running
 
 from guestmtce.daemon import reliable
+from guestmtce.daemon.peers import Keys
 from guestmtce.wire import datagram, extension
 from guestmtce.wire.extension import Tag
 
@@ -15,6 +16,7 @@ def make(tmp_path, monkeypatch):
     """Gives links with the key, in whose time nothing is repeated of itself."""
     monkeypatch.setattr(reliable, "REPEAT_FIRST", 1000.0)
     (tmp_path / "key").write_bytes(KEY + b"\n")
+    (tmp_path / "key").chmod(0o600)
     made = []
 
     def make_one(**changes):
@@ -200,3 +202,17 @@ def test_any_address_may_command_that_has_the_key(bench):
     agent = introduce(bench, Process(5, key=KEY), bench.third)
     bench.send(agent.command(), agent=bench.third)
     assert (bench.commands, bench.link.agent) == ([SET], "127.0.0.3")
+
+
+def test_a_change_of_keys_on_both_sides_disturbs_nobody(bench):
+    old, new = KEY, b"another key of 16 bytes"
+    agent = introduce(bench, Process(5, key=old))
+    bench.send(agent.command())
+    for keys in [Keys(old, new), Keys(new, old), Keys(new)]:
+        bench.link.reload_keys(keys)
+        bench.send(agent.command())
+        agent.speaker._seal.rekey(*keys)
+        bench.send(agent.command())
+    assert (len(bench.commands), bench.link.refused) == (7, 0)
+    bench.send(Process(5, agent.speaker.nonce, old).command())
+    assert bench.link.refused == 1

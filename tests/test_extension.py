@@ -34,7 +34,7 @@ def test_an_old_daemon_bears_no_tag_and_reads_ours_as_its_own():
     assert (stamped.signature, stamped.body) == (b"guest msg header:", {"source": "10.0.0.1"})
 
 
-@given(st.integers(0, 3), U32, U32, U32, U32, U32)
+@given(st.integers(0, 7), U32, U32, U32, U32, U32)
 def test_a_tag_survives(flags, sender, number, acked_sender, nonce, echo):
     tag = Tag(flags, sender, number, acked_sender, nonce, echo)
     assert extension.read(datagram.unpack(extension.stamp(PLAIN, tag))) == tag
@@ -105,6 +105,68 @@ def test_unsealed_foreign_and_misdirected_ones_are_refused():
 def test_an_old_daemon_reads_a_sealed_datagram():
     frame = datagram.unpack(sealed(Seal(KEY)))
     assert (frame.signature, datagram.parse_command(frame)) == (b"guest msg header:", datagram.Query())
+
+
+# --- a change of keys ------------------------------------------------------------------------------
+
+OLD, NEW = b"the key of before", b"the key of after!"
+
+
+def passes(sender, receiver):
+    try:
+        receiver.open(sealed(sender), ROUTE, TAG.nonce)
+        return True
+    except Refused:
+        return False
+
+
+def test_a_change_of_keys_loses_no_datagram_in_any_order():
+    """The procedure of docs/install.md: each step is taken by one side first, and by the other at last."""
+    steps = [(OLD,), (OLD, NEW), (NEW, OLD), (NEW,)]
+    for first in (0, 1):
+        sides = [Seal(OLD), Seal(OLD)]
+        for step in steps[1:]:
+            for side in (sides[first], sides[1 - first]):
+                assert side.rekey(*step)
+                assert passes(sides[0], sides[1]) and passes(sides[1], sides[0])
+        assert not passes(Seal(OLD), sides[0])
+
+
+def test_what_passed_before_a_change_of_keys_does_not_pass_after_it():
+    ours, theirs = Seal(OLD), Seal(OLD)
+    data = sealed(ours)
+    theirs.open(data, ROUTE, TAG.nonce)
+    theirs.rekey(NEW, OLD)
+    with pytest.raises(Refused, match="replay"):
+        theirs.open(data, ROUTE, TAG.nonce)
+
+
+def test_the_same_keys_are_no_change_and_a_short_one_changes_nothing():
+    seal = Seal(OLD)
+    assert not seal.rekey(OLD)
+    with pytest.raises(ValueError, match="5 bytes"):
+        seal.rekey(OLD, b"short")
+    assert passes(Seal(OLD), seal) and not passes(Seal(b"short" * 4), seal)
+
+
+def test_without_a_key_nothing_is_sealed_and_everything_passes():
+    seal = Seal()
+    assert not seal and seal.close(PLAIN, ROUTE) == PLAIN
+    seal.open(PLAIN, ROUTE, 0)
+
+
+def test_only_so_many_processes_are_remembered(monkeypatch):
+    monkeypatch.setattr(extension, "WINDOWS_MAX", 3)
+    theirs = Seal(KEY)
+    for nonce in (1, 2, 1, 3, 1, 4, 1):
+        theirs.open(
+            sealed(Seal(KEY), TAG._replace(nonce=nonce)) if nonce > 1 else next_of_one(), ROUTE, nonce
+        )
+    assert sorted(nonce for _, nonce in theirs._windows) == [1, 3, 4]
+
+
+def next_of_one(ours=Seal(KEY)):  # noqa: B008 -- one seal for all calls
+    return sealed(ours, TAG._replace(nonce=1))
 
 
 def test_a_short_key_is_none():

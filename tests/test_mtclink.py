@@ -8,6 +8,7 @@ import pytest
 from guestmtce.agent.mtclink import MtcLink
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.resolver import Resolver
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.mtcagent import MtcAgent
 from guestmtce.wire import datagram
@@ -22,7 +23,7 @@ TICK = 0.005
 class Bench:
     """A link in a loop, and the socket of an mtcAgent."""
 
-    def __init__(self, period, address=LOCAL):
+    def __init__(self, period, address=LOCAL, names=None, **changes):
         self.heard = []
         self.loop = Loop()
         self.command_port, event_port = free_ports(2)
@@ -31,10 +32,21 @@ class Bench:
         self.mtc.setblocking(False)
         settings = AgentSettings(
             bind=LOCAL, mtc_address=address, mtc_cmd_port=self.command_port, mtc_event_port=event_port,
-            mtc_ask_period=period,
+            mtc_ask_period=period, **changes,
         )  # fmt: skip
-        self.link = MtcLink(self.loop, settings, lambda cmd, record: self.heard.append((cmd, record)))
+        self.names, self.looked_up = dict(names or {}), []
+        self.resolver = Resolver(self.loop, 0.02, 0.05, self.look_up)
+        self.link = MtcLink(
+            self.loop, settings, lambda cmd, record: self.heard.append((cmd, record)), self.resolver
+        )  # fmt: skip
         self.asked = []
+
+    def look_up(self, name):
+        """The name service, in the resolver's thread."""
+        self.looked_up.append(name)
+        if name not in self.names:
+            raise OSError("Name or service not known")
+        return self.names[name]
 
     def turn(self):
         self.loop.after(TICK, lambda: None)
@@ -64,6 +76,7 @@ def bench():
     for one in benches:
         assert one.loop.defects == 0
         one.link.close()
+        one.resolver.close()
         one.loop.close()
         one.mtc.close()
 
@@ -150,13 +163,62 @@ def test_a_bad_datagram_is_dropped_and_counted(bench, name):
     assert one.heard == [(datagram.ADD_HOST, HOST)]
 
 
-def test_an_mtcagent_that_cannot_be_found_does_no_harm(bench):
-    one = bench(period=0.02, address="no such name.invalid")
+def test_an_mtcagent_that_cannot_be_found_does_no_harm_and_costs_one_line(bench, caplog):
+    one = bench(period=0.02, address="controller")
     one.link.start()
-    one.until(lambda: one.loop.wake_ups > 10, "it lives on")
-    assert one.asked == []
+    one.until(lambda: one.looked_up.count("controller") > 3, "it is looked up again and again")
+    one.say(GOOD)
+    assert (one.asked, one.heard, one.link.refused) == ([], [], 1)  # nobody is believed
+    lines = [record.getMessage() for record in caplog.records if "resolve" in record.getMessage()]
+    assert len(lines) == 1 and lines[0].startswith("cannot resolve controller: Name or service not known")
+
+
+def test_an_mtcagent_is_asked_and_believed_as_soon_as_it_is_found(bench):
+    one = bench(address="controller")
+    one.link.start()
+    one.until(lambda: one.looked_up.count("controller") > 1, "it is not found")
+    one.names["controller"] = ["fd00::1", LOCAL]
+    one.until(lambda: one.asked, "it is asked, at the address that the socket reaches")
     one.say(GOOD)
     assert one.heard == [(datagram.ADD_HOST, HOST)]
+
+
+@pytest.mark.parametrize("name", ["controller", "controller-0", "controller-1"])
+def test_mtcagent_may_speak_from_any_address_of_the_controllers(bench, name):
+    one = bench(address="127.0.0.9", names={name: ["fd00::1", LOCAL]})
+    one.until(lambda: one.resolver.addresses(name), "it is known")
+    one.say(GOOD)
+    assert one.heard == [(datagram.ADD_HOST, HOST)]
+
+
+@pytest.mark.parametrize("cmd", [datagram.ADD_HOST, datagram.MOD_HOST, datagram.DEL_HOST])
+def test_a_stranger_names_no_host_and_makes_nobody_look_up_a_name(bench, cmd, caplog):
+    """Three such datagrams made the VIM reboot a guest."""
+    one = bench(address="127.0.0.9")
+    one.until(lambda: one.resolver._names["controller"].failing, "the names are looked up")
+    count = one.looked_up.count("controller")
+    for _ in range(20):
+        one.say(datagram.build_host(cmd, HOST))
+    assert (one.heard, one.link.heard, one.link.refused) == ([], False, 20)
+    assert one.looked_up.count("controller") <= count + 5  # its own time, not theirs
+    assert sum("no address of mtcAgent" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_it_is_asked_again_every_minute(bench):
+    one = bench(period=0.01, mtc_refresh=0.05)
+    one.link.start()
+    one.say(GOOD)
+    count = len(one.asked)
+    one.until(lambda: len(one.asked) > count + 3, "it is asked on")
+
+
+def test_one_address_after_the_other_is_asked_until_one_answers(bench):
+    one = bench(period=0.02, address="controller", names={"controller": ["127.0.0.9", LOCAL]})
+    one.link.start()
+    one.until(lambda: one.asked, "the second")
+    one.say(GOOD)
+    count = len(one.asked)
+    one.until(lambda: one.link.ask() or len(one.asked) > count, "and again the second")
 
 
 def test_with_the_stand_in():
@@ -167,7 +229,7 @@ def test_with_the_stand_in():
     settings = AgentSettings(
         bind=LOCAL, mtc_address=LOCAL, mtc_cmd_port=command_port, mtc_event_port=event_port
     )
-    link = MtcLink(loop, settings, lambda cmd, record: heard.append((cmd, record)))
+    link = MtcLink(loop, settings, lambda cmd, record: heard.append((cmd, record)), Resolver(loop, 1, 30))
     try:
         link.start()
         wait_for(
@@ -184,4 +246,4 @@ def test_a_port_in_use_is_an_error_with_its_number(bench):
     one = bench()
     settings = AgentSettings(bind=LOCAL, mtc_cmd_port=one.command_port)
     with pytest.raises(OSError, match=str(one.command_port)):
-        MtcLink(one.loop, settings, lambda cmd, record: None)
+        MtcLink(one.loop, settings, lambda cmd, record: None, one.resolver)

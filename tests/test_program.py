@@ -145,7 +145,6 @@ FAILURES = {
     "a log folder that is not there": (None, ["--log-dir", "/nowhere"], ["/nowhere"]),
     "the UDP port is taken": ((socket.SOCK_DGRAM, "rx"), [], ["127.0.0.1", "in use"]),
     "an address of another host": (None, ["--bind", "192.0.2.1"], ["192.0.2.1"]),
-    "no address": (None, ["--bind", "no.such.host.invalid"], ["no.such.host.invalid"]),
 }
 FAILURES_OF_AGENT = {
     "the TCP port is taken": ((socket.SOCK_STREAM, "http"), [], ["127.0.0.1"]),
@@ -156,6 +155,14 @@ FAILURES_OF_SERVER = {
     "no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"]),
     "a bad range of uids": (None, ["--child-uids", "9-5"], ["--child-uids 9-5", "A <= B"]),
 }
+
+
+def test_a_name_to_listen_on_that_nobody_knows_yet_delays_no_start(daemon):
+    start = time.monotonic()
+    done = daemon.start("--bind", "no.such.host.invalid")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 5  # a name service that does not answer takes 10 s
+    wait_for(lambda: "cannot resolve no.such.host.invalid" in daemon.log(), "a line about it", 30)
 
 
 @pytest.mark.parametrize("name", [*FAILURES, *FAILURES_OF_AGENT, *FAILURES_OF_SERVER])
@@ -327,6 +334,26 @@ def test_hup_takes_what_it_can_and_says_what_waits(running):
     running.signal(signal.SIGHUP)
     wait_for(lambda: "left as it was: %s: [debug] debug_level = loud" % ini in running.log(), "it is refused")
     assert not gone(running.pid)
+
+
+def test_hup_takes_a_changed_key_and_leaves_the_former_where_the_new_one_is_none(running):
+    ini, key = running.folder / "daemon.ini", running.folder / "key"
+    key.write_text("a key of 16 bytes or more")
+    key.chmod(0o600)
+    ini.write_text("[security]\nkey_file=%s\n" % key)
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: running.log().count("was changed") == 1, "the key is taken")
+    wait_for(lambda: running.log().count("reloaded\n") == 1, "nothing waits for a start")
+    key.write_text("its content is another one")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: running.log().count("was changed") == 2, "its content is taken")
+    key.write_text("short")
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "left as it was: %s: the key has 5 bytes" % key in running.log(), "it is refused")
+    key.chmod(0o644)
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "chmod 0600 %s" % key in running.log(), "it is refused with the remedy")
+    assert running.log().count("was changed") == 2
 
 
 def test_hup_takes_the_level_of_the_log_back(running):

@@ -9,6 +9,7 @@ from serverlink_bench import NAME, SERVER, TICK, Bench, OurServer
 from guestmtce.agent import serverlink
 from guestmtce.agent.serverlink import ServerLink
 from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.peers import Keys
 from guestmtce.daemon.reliable import REPEAT_FIRST
 from guestmtce.wire import channel, datagram, extension
 from guestmtce.wire.datagram import Ask, DeleteInstance, InstanceInfo, Query, SetHost, SetInstance
@@ -372,23 +373,61 @@ def test_a_host_whose_address_changes_goes_on(bench):
 def test_a_key_must_be_long_enough():
     loop = Loop()
     with pytest.raises(ValueError, match="key"):
-        ServerLink(loop, "", 0, 0, threading.Lock(), print, b"short")
+        ServerLink(loop, "", 0, 0, threading.Lock(), print, Keys(b"short"))
     loop.close()
 
 
-def test_a_crowd_of_strangers_pushes_out_no_host_for_which_commands_wait(bench, monkeypatch):
-    monkeypatch.setattr(serverlink, "PEERS_MAX", 3)
+def test_a_crowd_of_strangers_pushes_out_no_host_to_which_we_speak(bench, monkeypatch):
+    monkeypatch.setattr(serverlink, "STRANGERS_MAX", 3)
     one, server = pair(bench)
     one.send(ON)
     for last in range(10, 16):
         one.say(datagram.build_event(*LOSS), by=one.open("127.0.0.%d" % last))
-    assert one.link.waiting == 1 and len(one.link._peers) == 3
+    assert one.link.waiting == 1 and len(one.link._strangers) == 3 and list(one.link._peers) == [SERVER]
     one.until(lambda: len(server.listen()) >= 2, "the command is repeated")
     server.confirm(server.got[0][2])
     assert one.link.waiting == 0
 
 
+def test_more_hosts_than_there_is_room_for_push_out_none_for_which_commands_wait(bench, monkeypatch):
+    monkeypatch.setattr(serverlink, "PEERS_MAX", 3)
+    one, server = pair(bench)
+    one.send(ON)
+    for last in range(10, 16):
+        one.send(QUERY, ip="127.0.0.%d" % last)
+    assert one.link.waiting == 1 and len(one.link._peers) == 3
+
+
 def test_who_has_no_key_is_not_even_remembered(bench):
     one, server = pair(bench, KEY)
     one.say(datagram.build_event(*LOSS), server.dressed(extension.ACK), by=one.open(OTHER))
-    assert one.link.refused == 2 and list(one.link._peers) == [SERVER]
+    assert one.link.refused == 2 and OTHER not in {**one.link._peers, **one.link._strangers}
+
+
+def test_a_deleted_host_leaves_nothing_behind(bench):
+    one, server = pair(bench)
+    one.send(ON)
+    one.link.drop(SERVER)
+    assert one.link._peers == {} and one.link._strangers == {}
+
+
+@KEYS
+def test_a_clean_stop_says_goodbye_to_every_server(bench, key):
+    one, server = pair(bench, key)
+    one.send(QUERY)
+    one.until(server.listen, "the query")
+    one.link.close()
+    one.until(lambda: len(server.listen()) >= 2, "goodbye")
+    cmd, command, tag = server.got[-1]
+    assert (cmd, command, tag.flags) == (datagram.LOOPBACK, datagram.Loopback(), extension.GOODBYE)
+    assert server.refused == 0
+
+
+@pytest.mark.parametrize("key", [Keys(), Keys(KEY)])
+def test_ten_thousand_strangers_are_one_line_in_the_log(bench, key, caplog):
+    one = bench(key.key)
+    for number in range(300):
+        address = "127.1.%d.%d" % divmod(number, 250)
+        one.link._serve(b"junk", address)
+        one.link._serve(datagram.build_event(*LOSS), address)
+    assert len([record for record in caplog.records if "dropped" in record.getMessage()]) == 1

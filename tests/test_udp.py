@@ -8,6 +8,7 @@ import pytest
 
 from guestmtce.daemon import udp
 from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.resolver import Resolver
 from guestmtce.lab.cluster import free_ports, wait_for
 
 V4, V6 = "127.0.0.1", "::1"
@@ -74,15 +75,44 @@ def test_a_port_for_all_speaks_both_and_spells_an_address_as_it_is(ports, addres
 
 
 @both
-def test_a_port_for_all_finds_every_name_and_another_those_of_its_kind(ports):
-    everywhere, _, _ = ports.make("")
-    assert everywhere.resolve(V4) == V4
-    assert everywhere.resolve(V6) == V6
+def test_a_port_for_all_reaches_every_address_and_another_those_of_its_kind(ports):
+    everywhere, four, six = (ports.make(address)[0] for address in ("", V4, V6))
+    assert [[port.reaches(address) for address in (V4, V6)] for port in (everywhere, four, six)] == [
+        [True, True], [True, False], [False, True],
+    ]  # fmt: skip
+
+
+def test_a_port_bound_to_a_name_listens_as_soon_as_its_address_is_known(ports):
+    entries = {"the.name": []}
+    resolver = Resolver(ports.loop, 0.01, 0.02, entries.__getitem__)
+    heard, number = [], free_ports(1)[0]
+    port = udp.Port(ports.loop, "the.name", number, lambda *what: heard.append(what), resolver)
+    ports.made.append(port)
     single, _, _ = ports.make(V4)
-    assert single.resolve(V4) == V4
-    assert single.resolve(V6) == ""
-    single, _, _ = ports.make(V6)
-    assert single.resolve(V6) == V6
+    port.send(b"x", V4, 9)  # to nowhere: it is only logged
+    assert (port.sent, port.address) == (0, "")
+    entries["the.name"] = ["192.0.2.1", V4]  # the first is not this host's
+    ports.until(lambda: port.address == V4)
+    single.send(b"one", V4, number)
+    ports.until(lambda: heard)
+    resolver.close()
+
+
+def test_a_name_is_no_address_to_bind_to_without_a_resolver_nor_to_send_to(ports, monkeypatch):
+    with pytest.raises(OSError, match="no address"):
+        ports.make("localhost")
+    single, _, _ = ports.make(V4)
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    single.send(b"x", "localhost", 9)
+    assert single.sent == 0
+    assert single.own_address("localhost") == ""
+
+
+def test_our_own_address_is_looked_for_once(ports, monkeypatch):
+    single, _, _ = ports.make(V4)
+    assert single.own_address(V4) == V4
+    monkeypatch.setattr(udp, "_own_address", None)
+    assert [single.own_address(V4) for _ in range(3)] == [V4] * 3
 
 
 @both
@@ -106,7 +136,7 @@ def test_without_ipv6_a_port_for_all_is_one_for_ipv4(ports, monkeypatch):
     single.send(b"one", V4, number)
     ports.until(lambda: heard)
     assert heard == [(b"one", V4)]
-    assert everywhere.resolve(V4) == V4
+    assert everywhere.reaches(V4) and not everywhere.reaches(V6)
 
 
 @pytest.mark.parametrize("address", ["", V4])

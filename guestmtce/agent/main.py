@@ -25,7 +25,9 @@ from guestmtce.agent.vimlink import VimLink
 from guestmtce.daemon import program
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
-from guestmtce.daemon.reliable import Seen
+from guestmtce.daemon.peers import KEY_SETTINGS
+from guestmtce.daemon.reliable import SeenByPeer
+from guestmtce.daemon.resolver import Resolver
 from guestmtce.wire import datagram, vim
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 class Agent(program.Service[AgentSettings]):
     """The daemon."""
+
+    reloadable = frozenset(KEY_SETTINGS)
 
     def __init__(self, loop: Loop, settings: AgentSettings) -> None:
         self.strangers = 0
@@ -43,7 +47,7 @@ class Agent(program.Service[AgentSettings]):
         self._inventory = Inventory()
         self._outbox = events.Outbox(settings.vim_retry_first, settings.vim_retry_max)
         self._told = Told(settings.run_dir, NAME)
-        self._seen: Dict[str, Seen] = {}  # by host: a crowd on one must not push out another's
+        self._seen = SeenByPeer()  # by host
         self._vim = VimLink(
             settings.vim_base,
             settings.vim_timeout,
@@ -54,6 +58,7 @@ class Agent(program.Service[AgentSettings]):
             self._told.add,
         )
         self._audit = Audit(loop, settings, self._apply)
+        self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period)
         self._servers: Optional[ServerLink] = None
         self._mtc: Optional[MtcLink] = None
         self._commands: Optional[Commands] = None
@@ -71,9 +76,10 @@ class Agent(program.Service[AgentSettings]):
             settings.server_port,
             self._lock,
             self._server_event,
-            settings.key(),
+            settings.keys(),
+            self._resolver,
         )
-        self._mtc = MtcLink(self._loop, settings, self._host)
+        self._mtc = MtcLink(self._loop, settings, self._host, self._resolver)
         self._commands = Commands(
             settings.http_address,
             settings.http_port,
@@ -97,6 +103,14 @@ class Agent(program.Service[AgentSettings]):
         for link in (self._mtc, self._servers):
             if link is not None:
                 link.close()
+        self._resolver.close()
+
+    def reload(self, settings: AgentSettings) -> None:
+        """HUP: take the keys. Raises OSError, and then leaves them as they are."""
+        keys = settings.keys()
+        if self._servers is not None:
+            with self._lock:
+                self._servers.reload_keys(keys)
 
     # --- what happens ------------------------------------------------------------------------------
 
@@ -149,7 +163,7 @@ class Agent(program.Service[AgentSettings]):
             if host is not None and host.ip != heard.address and not heard.sealed:
                 self.strangers += 1
                 text = "an event of %s from %s, which is not its address, was dropped"
-                self._throttle.warning(heard.address, text, host.name, heard.address)
+                self._throttle.warning("address", text, host.name, heard.address)
             elif not heard.wants_ack:
                 _EVENTS[heard.cmd](self._inventory, heard.event, heard.origin)
             elif heard.origin is not None:
@@ -161,11 +175,12 @@ class Agent(program.Service[AgentSettings]):
 
         `hostname` is the host's one name, however the event spells it.
         """
-        seen = self._seen.get(hostname, ())
-        if (origin.sender, origin.number) not in seen and origin not in self._told:
+        now = self._loop.now
+        seen = self._seen.came_before(hostname, origin.sender, origin.number, now)
+        if not seen and origin not in self._told:
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
-            self._seen.setdefault(hostname, Seen()).add(origin.sender, origin.number)
+            self._seen.add(hostname, origin.sender, origin.number, now)
             self._carry_out()
         if not self._outbox.holds(origin) and self._servers is not None:
             self._servers.confirm(origin)

@@ -15,15 +15,17 @@ from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional
 from guestmtce.agent.rows import Origin, Send
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.daemon.peers import Speaker, new_nonce
+from guestmtce.daemon.peers import NO_KEYS, Keys, Speaker, new_nonce
 from guestmtce.daemon.reliable import NEVER, Outgoing
+from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp import Port
 from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Refused, Seal, Tag
+from guestmtce.wire.extension import GOODBYE, Refused, Seal, Tag
 
 log = logging.getLogger(__name__)
 
-PEERS_MAX = 8192  # addresses remembered; more than hosts in any cloud
+PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
+STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
 
 
 class Heard(NamedTuple):
@@ -35,17 +37,6 @@ class Heard(NamedTuple):
     origin: Optional[Origin]
     wants_ack: bool
     sealed: bool
-
-
-class _Speaker(Speaker):
-    """All have one nonce and one seal: what passed from one address must not pass from another.
-
-    Whoever knows the nonce knows this process.
-    """
-
-    def __init__(self, seal: Optional[Seal], sender: int) -> None:
-        super().__init__(b"", sender, sender)
-        self._seal = seal
 
 
 class _Peer:
@@ -69,23 +60,24 @@ class ServerLink:
         server_port: int,
         lock: threading.Lock,
         on_event: Callable[[Heard], None],
-        key: bytes = b"",
+        keys: Keys = NO_KEYS,
+        resolver: Optional[Resolver] = None,
     ) -> None:
         self.refused = 0
         self._loop = loop
-        self._address = address
         self._server_port = server_port
         self._lock = lock
         self._on_event = on_event
-        self._seal = Seal(key) if key else None
+        self._seal = Seal(*keys)
         self._sender = new_nonce()
+        self._speaker = Speaker(self._seal, self._sender, self._sender)
         self._numbers = itertools.count(1)
         self._peers: Dict[str, _Peer] = {}
-        self._nobody = _Peer("", _Speaker(self._seal, self._sender))
+        self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
         self._scheduling = False
         self._throttle = Throttle(log)
-        self.port = Port(loop, address, rx_port, self._serve)
+        self.port = Port(loop, address, rx_port, self._serve, resolver)
 
     @property
     def waiting(self) -> int:
@@ -109,40 +101,63 @@ class ServerLink:
 
     def confirm(self, origin: Origin) -> None:
         """The server need not tell us that again; under the lock."""
-        peer = self._peer(origin.ip)
+        peer = self._speaker_at(origin.ip)
         tag = extension.ack_tag(Tag(sender=origin.sender, number=origin.number))
         self._dress_and_send(extension.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
 
     def drop(self, ip: str) -> None:
         """Nothing more is to be said to this server; under the lock."""
-        peer = self._peers.get(ip)
-        if peer is not None:
-            peer.outgoing.drain()
+        self._peers.pop(ip, None)
+
+    def reload_keys(self, keys: Keys) -> None:
+        """Take the keys as they are now; under the lock."""
+        if self._seal.rekey(*keys):
+            log.info("the key shared with guestServers was changed")
 
     def close(self) -> None:
-        """Close the socket."""
+        """Say goodbye to every server, so that it follows the next agent at once, and close the socket."""
+        with self._lock:
+            for ip, peer in self._peers.items():
+                goodbye = Send(peer.hostname, ip, datagram.LOOPBACK, datagram.Loopback())
+                self._say(goodbye, peer, Tag(GOODBYE))
         self.port.close()
 
     # --- out ---------------------------------------------------------------------------------------
 
-    def _peer(self, ip: str, hostname: str = "") -> _Peer:
+    def _peer(self, ip: str, hostname: str) -> _Peer:
+        """The server at `ip`, to which we speak."""
         peer = self._peers.get(ip)
         if peer is None:
             if len(self._peers) >= PEERS_MAX:
                 idle = (one for one, known in self._peers.items() if not known.outgoing)
                 del self._peers[next(idle, next(iter(self._peers)))]
-            peer = self._peers[ip] = _Peer(hostname, _Speaker(self._seal, self._sender))
+            peer = self._peers[ip] = self._speaker_at(ip)
+            self._strangers.pop(ip, None)
         peer.hostname = hostname or peer.hostname
         return peer
 
+    def _speaker_at(self, address: str) -> _Peer:
+        """Whoever speaks from `address`. A stranger pushes out strangers only."""
+        return self._peers.get(address) or self._strangers.get(address) or self._new_peer()
+
+    def _remember(self, address: str, peer: _Peer, hostname: str) -> None:
+        peer.hostname = hostname or peer.hostname
+        if address not in self._peers and address not in self._strangers:
+            if len(self._strangers) >= STRANGERS_MAX:
+                del self._strangers[next(iter(self._strangers))]
+            self._strangers[address] = peer
+
+    def _new_peer(self) -> _Peer:
+        return _Peer("", self._speaker.for_another())
+
     def _say(self, send: Send, peer: _Peer, tag: Tag) -> bool:
         try:
-            source = self._address or self.port.own_address(send.ip)
+            source = self.port.address or self.port.own_address(send.ip)
             self._dress_and_send(datagram.build_command(send.cmd, source, send.command), tag, send.ip, peer)
             return True
         except ValueError as error:  # a command too long, or an address that is none
             text = "%s cannot be sent to %s: %s"
-            self._throttle.warning(send.ip, text, datagram.NAMES[send.cmd], send.ip, error)
+            self._throttle.warning("send", text, datagram.NAMES[send.cmd], send.ip, error)
             return False
 
     def _dress_and_send(self, data: bytes, tag: Tag, ip: str, peer: _Peer) -> None:
@@ -157,7 +172,8 @@ class ServerLink:
     def _schedule(self) -> None:
         with self._lock:
             self._scheduling = False
-            due = min((peer.outgoing.next_due for peer in self._peers.values()), default=NEVER)
+            waiting = [peer.outgoing for peer in self._peers.values() if peer.outgoing]
+            due = min((outgoing.next_due for outgoing in waiting), default=NEVER)
         if due == NEVER or (self._repeat is not None and self._repeat.when <= due):
             return
         if self._repeat is not None:
@@ -182,19 +198,20 @@ class ServerLink:
             tag = extension.read(frame)
             event: Any = None if frame.cmd == extension.ACK else datagram.parse_event(frame)
             with self._lock:
-                peer = self._peers.get(address, self._nobody)
+                peer = self._speaker_at(address)
                 hostname = event.hostname if event is not None else peer.hostname
                 peer.speaker.check(data, frame, b"server>" + hostname.encode())
-                believed = self._believed(self._peer(address, hostname), address, frame.cmd, tag)
+                self._remember(address, peer, hostname)
+                believed = self._believed(peer, address, frame.cmd, tag)
         except (datagram.BadDatagram, Refused) as bad:
             self.refused += 1
-            self._throttle.warning(address, "a datagram from %s was dropped: %s", address, bad)
+            self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return
         if believed and event is not None:
             log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, event)
             origin = Origin(address, tag.sender, tag.number) if tag is not None and tag.number else None
             wants_ack = tag is not None and tag.wants_ack
-            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, self._seal is not None))
+            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal)))
 
     def _believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
         """Note what the datagram says of its sender; whether it is to be listened to."""

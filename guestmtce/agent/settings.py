@@ -7,7 +7,7 @@ import ipaddress
 from typing import List
 
 from guestmtce.daemon.config import MAIN, setting
-from guestmtce.daemon.peers import read_key
+from guestmtce.daemon.peers import Keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
 from guestmtce.wire.datagram import HostRecord
 
@@ -41,7 +41,9 @@ class AgentSettings(DaemonSettings):
     )
     vim_host: str = setting("127.0.0.1", "guest-rest-api.host", file=VIM)
     vim_port: int = setting(30002, "guest-rest-api.port", 1, PORT_MAX, file=VIM)
-    mtc_address: str = setting("controller", flag="--mtc-address", help="address or name of mtcAgent")
+    mtc_address: str = setting(
+        "controller", "agent.mtc_address", flag="--mtc-address", help="address or name of mtcAgent"
+    )
     mtc_cmd_port: int = setting(
         2108,
         "agent.mtc_to_guest_cmd_port",
@@ -55,6 +57,7 @@ class AgentSettings(DaemonSettings):
         2107, "agent.hbs_to_mtc_event_port", 1, PORT_MAX, "--mtc-event-port", "UDP port of mtcAgent", file=MTC
     )
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestServers")
+    old_key_file: str = setting("", "security.old_key_file", help="file of a second key that is accepted")
     hosts: str = setting("", "agent.hosts")  # NAME UUID ADDRESS, …
     http_threads: int = setting(4, "agent.http_threads", 1, 64)
     vim_users: str = setting("", "agent.vim_users")  # names or uids, …
@@ -63,13 +66,16 @@ class AgentSettings(DaemonSettings):
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
     command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)
+    mtc_refresh: float = setting(60.0, "timers.mtc_refresh", SHORTEST, DAY)
+    resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
+    resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
     vim_retry_max: float = setting(10.0, "timers.vim_retry_max", SHORTEST, DAY)
 
-    def key(self) -> bytes:
-        """The shared key, or nothing. Raises OSError for a file that holds none."""
-        return read_key(self.key_file) if self.key_file else b""
+    def keys(self) -> Keys:
+        """The shared keys, or nothing. Raises OSError for a file that holds none."""
+        return read_keys(self.key_file, self.old_key_file)
 
     @property
     def vim_base(self) -> str:

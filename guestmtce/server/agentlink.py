@@ -1,33 +1,38 @@
 """UDP between this guestServer and its guestAgent (spec 2, `docs/datagrams.md`).
 
-We speak to the controller's address until an agent has spoken to us, and from then on to whoever spoke
-last, so that a switch of controllers is seen. Always to the agent's port, whatever port it sent from.
+We speak to the controller's address until an agent has spoken to us, and from then on to the one that is
+followed (`following`), so that a switch of controllers is seen. Always to the agent's port, whatever port it
+sent from.
 
 An agent that speaks our extension confirms what it is told, and is told it again until it does. To an old
-one everything is said once: it would act on every repetition.
+one everything is said once, because it would act on every repetition (`oldagent`). One that has just started
+hears of a failure when it names the instance, or, if it names none, after a while.
 """
 
 from __future__ import annotations
 
-import collections
 import logging
 import time
-from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.daemon.peers import Allowed, Speaker
-from guestmtce.daemon.reliable import SEEN_MAX, Outgoing, Seen
+from guestmtce.daemon.peers import Allowed, Candidates, Keys, Speaker
+from guestmtce.daemon.reliable import NEVER, Outgoing
+from guestmtce.daemon.resolver import LookUp, Resolver, look_up
 from guestmtce.daemon.udp import Port
+from guestmtce.server.answers import Answers
+from guestmtce.server.following import CommandOrder, Following, Heard, Identity
 from guestmtce.server.guest import Key, Tell
+from guestmtce.server.oldagent import OldAgent, is_failure
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Tag
+from guestmtce.wire.extension import Refused, Seal, Tag
 
 log = logging.getLogger(__name__)
 
-# Answers to a query are paced: an old agent's buffer holds about 92 full datagrams.
-ANSWERS_A_TURN = 16
+OTHERS_MAX = 16  # addresses of agents that are not followed, remembered
+UNCONFIRMED_PERIOD = 300.0  # s between two complaints about the same agent
 
 
 class Handlers(NamedTuple):
@@ -39,14 +44,17 @@ class Handlers(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """`once`: there was an address to say it to."""
+    """`address`: where it was said first; nowhere if nobody was there."""
 
     tell: Tell
-    once: bool
+    address: str
 
 
 class AgentLink:
-    """The socket. `sender` names this guestServer, over restarts too; `number` makes numbers."""
+    """The socket. `sender` names this guestServer, over restarts too; `number` makes numbers.
+
+    Raises OSError from the constructor.
+    """
 
     def __init__(
         self,
@@ -55,26 +63,38 @@ class AgentLink:
         sender: int,
         number: Callable[[], int],
         handlers: Handlers,
+        ask_names: LookUp = look_up,
     ) -> None:
-        self.refused = 0
+        self.refused = self.not_followed = 0
         self.agent = ""
         self._loop = loop
         self._settings = settings
         self._number = number
         self._handlers = handlers
-        self._heard = False
         self._outgoing = Outgoing()
+        self._old_agent = OldAgent(lambda tell: self._say(tell, 0), number, handlers.info)
+        self._grace: Optional[Timer] = None  # of an old agent that may have just started
         self._repeat: Optional[Timer] = None
-        self._seen = Seen()
-        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
-        self._answers: Deque[str] = collections.deque()
-        self._pacing = False
+        self._order = CommandOrder()
+        self._answers = Answers(loop, settings.answer_pace, self._say_info)
+        self._asker = ""  # whose query was served last
         self._throttle = Throttle(log)
-        self._speaker = Speaker(settings.key(), sender)
+        self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
+        self._following = Following(settings.agent_silence)
+        self._stalls = loop.stalls
+        self._others: Dict[str, Speaker] = {}  # by address: those that are not followed
+        self._named: Dict[str, None] = {}  # of these, in the log
+        self._seal = Seal(*settings.keys())
+        self._speaker = Speaker(self._seal, sender)  # with the agent that is followed
         self._route_in = b"agent>" + settings.hostname.encode()
         self._route_out = b"server>" + settings.hostname.encode()
-        self.port = Port(loop, settings.bind, settings.rx_port, self._serve)
-        self._allowed = Allowed(self.port, settings.agent_names())
+        self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
+        self._allowed = Allowed(self._resolver, settings.agent_names())
+        self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self._candidates = Candidates(self._resolver, settings.controller, self.port)
+        self._resolver.watch(settings.controller, self._controller_known)
+        for name in settings.agent_names():
+            self._resolver.watch(name, quiet=name in settings.controller_hosts())
 
     @property
     def waiting(self) -> int:
@@ -83,157 +103,298 @@ class AgentLink:
 
     def start(self) -> None:
         """Say that we are there, again and again until an agent answers."""
-        if not self._heard:
-            # A name service that hangs blocks us here, but only while no agent has spoken to us: there is
-            # nobody to report to, and the guests' heartbeats are the children's.
-            self.agent = self.port.resolve(self._settings.controller)
-            self._say_ready(self.agent)
-            self._loop.after(self._settings.ready_repeat, self.start)
+        self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
+        self._say_ready_again()
 
     def tell(self, tell: Tell) -> None:
         """Tell the agent, until it has confirmed or `untell` says that it is no longer true."""
-        if self._speaker.spoken is False:
-            self._say(tell, 0)
-            self._handlers.told(tell.key)
+        self._old_agent.untell(tell.key)
+        old = self._speaker.spoken is False
+        if old and not (self._grace is not None and is_failure(tell)):
+            self._tell_old(tell)
             return
-        said = _Said(tell, bool(self.agent))
-        self._say(tell, extension.WANTS_ACK)
-        self._outgoing.add(tell.key, tell.number, said, time.monotonic())
+        if not old:
+            self._say(tell, extension.WANTS_ACK)
+        nobody = old or self._following.said_goodbye
+        said = _Said(tell, "" if nobody else self.agent)
+        self._outgoing.add(tell.key, tell.number, said, time.monotonic(), tell.until)
         self._schedule()
 
     def untell(self, key: Key) -> None:
         """It is no longer true."""
         self._outgoing.drop(key)
+        self._old_agent.untell(key)
 
     def answer(self, uuids: List[str]) -> None:
-        """Answer a query about these, at a pace that the far side's buffer bears, with what is then true."""
-        self._answers = collections.deque(uuids)
-        if not self._pacing:
-            self._send_answers()
+        """Answer the query that is being served about these, with what is then true."""
+        self._answers.answer(uuids, self._asker or self.agent)
+
+    def reload_keys(self, keys: Keys) -> None:
+        """Take the keys as they are now."""
+        if self._seal.rekey(*keys):
+            log.info("the key shared with guestAgent was changed")
+
+    def complaint(self) -> str:
+        """What is wrong with the agent, for people; empty if nothing is."""
+        age = time.monotonic() - self._outgoing.since
+        if age < self._settings.unconfirmed_warn:
+            return ""
+        unconfirmed = "(%d unconfirmed since %d s ago)" % (self.waiting, age)
+        if self._following.current is None:
+            text = "no guestAgent has spoken to us %s: --controller %s"
+            return text % (unconfirmed, self._settings.controller)
+        text = "guestAgent does not take our events %s: its log says why, if it knows this host as %s"
+        return text % (unconfirmed, self._settings.hostname)
 
     def close(self) -> None:
         """Close the socket."""
+        self._resolver.close()
         self.port.close()
 
     # --- out ---------------------------------------------------------------------------------------
 
     def _say(self, tell: Tell, flags: int) -> None:
         event = tell.event
-        if (
-            isinstance(event, datagram.InstanceInfo)
-            and tell.cmd == datagram.LOSS
-            and not self._speaker.spoken
-        ):
+        full = not self._speaker.spoken
+        if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
-        data = datagram.build_event(tell.cmd, event, full=not self._speaker.spoken)
-        self._send(data, Tag(flags, number=tell.number))
+        data = datagram.build_event(tell.cmd, event, full=full)
+        self._send(data, Tag(flags, number=tell.number), self._speaker, self.agent)
 
-    def _send(self, data: bytes, tag: Tag, address: str = "") -> None:
-        address = address or self.agent
+    def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
-            data = self._speaker.dress(data, tag, self._route_out)
+            data = speaker.dress(data, tag, self._route_out)
             self.port.send(data, address, self._settings.agent_port)
         else:
-            self._throttle.warning("agent", "no address of guestAgent: not told")
+            text = "guestAgent is not told: no address of --controller %s is known"
+            self._throttle.warning("agent", text, self._settings.controller)
 
-    def _say_ready(self, address: str) -> None:
+    def _say_ready(self, address: str, speaker: Speaker) -> None:
         ready = datagram.Ready(self._settings.hostname)
-        self._send(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), address)
+        self._send(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), speaker, address)
 
-    def _send_answers(self) -> None:
-        for _ in range(min(ANSWERS_A_TURN, len(self._answers))):
-            info = self._handlers.info(self._answers.popleft())
-            if info is not None:
-                data = datagram.build_event(datagram.QRY_INST, info, full=not self._speaker.spoken)
-                self._send(data, Tag(number=self._number()))
-        self._pacing = bool(self._answers)
-        if self._pacing:
-            self._loop.after(self._settings.answer_pace, self._send_answers)
+    def _say_ready_again(self) -> None:
+        if self._following.current is None:
+            self._try_controller()
+            self._loop.after(self._settings.ready_repeat, self._say_ready_again)
+
+    def _try_controller(self) -> None:
+        """Say that we are there to one of the controller's addresses, another one each time."""
+        address = self._candidates.current()
+        if address:
+            self.agent = address
+            self._candidates.advance()
+            self._say_ready(address, self._speaker)
+
+    def _controller_known(self) -> None:
+        if self._following.current is None and not self.agent:
+            self._try_controller()
+
+    def _say_info(self, uuid: str, address: str) -> None:
+        """The answer to a query about this instance, if it is still known."""
+        info = self._handlers.info(uuid)
+        if info is not None:
+            speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
+            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
+            self._send(data, Tag(number=self._number()), speaker, address)
 
     def _schedule(self) -> None:
-        due = self._outgoing.next_due
-        if self._repeat is None and due != float("inf"):
+        """Have `_send_again` called when the first message is due or has expired."""
+        due = self._outgoing.next_due if self._repeats else self._outgoing.next_end
+        if self._repeat is not None:
+            if self._repeat.when <= due:
+                return
+            self._repeat.cancel()
+            self._repeat = None
+        if due != NEVER:
             self._repeat = self._loop.at(due, self._send_again)
+
+    @property
+    def _repeats(self) -> bool:
+        """Only who has shown that he speaks the extension, and is there, bears a repetition."""
+        return bool(self._speaker.spoken) and not self._following.said_goodbye
 
     def _send_again(self) -> None:
         self._repeat = None
-        # Only who has shown that he speaks the extension bears a repetition.
-        if self._speaker.spoken:
-            for message in self._outgoing.due(time.monotonic()):
+        now = time.monotonic()
+        for message in self._outgoing.expire(now):
+            key = message.content.tell.key
+            log.info("%s: nobody waits for its %s any more", *key)
+            self._handlers.told(key)
+        if self._repeats:
+            for message in self._outgoing.due(now):
                 self._say(message.content.tell, extension.WANTS_ACK)
-            self._schedule()
+        self._schedule()
+
+    def _check_unconfirmed(self) -> None:
+        self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
+        complaint = self.complaint()
+        if complaint:
+            self._complaints.warning("unconfirmed", "%s", complaint)
+
+    # --- out, to old agents ------------------------------------------------------------------------
+
+    def _tell_old(self, tell: Tell) -> None:
+        """Once, if somebody still wants it."""
+        if tell.until > time.monotonic():
+            self._old_agent.tell(tell)
+        self._handlers.told(tell.key)
+
+    def _tell_waiting(self, uuid: str = "") -> None:
+        """To an old agent: what it has not heard yet, of one instance or of all."""
+        for message in self._outgoing.messages():
+            if not uuid or message.content.tell.key[0] == uuid:
+                self._outgoing.drop(message.key)
+                self._tell_old(message.content.tell)
+
+    def _end_grace(self) -> None:
+        self._grace = None
+        if self._speaker.spoken is False:
+            self._tell_waiting()
 
     # --- in ----------------------------------------------------------------------------------------
 
     def _serve(self, data: bytes, address: str) -> None:
         try:
-            frame = datagram.unpack(data)
-            if frame.signature != datagram.AGENT_SIGNATURE:
-                raise datagram.BadDatagram("signature %r" % frame.signature)
-            self._speaker.check(data, frame, self._route_in)
-            if not self._speaker.sealed and address not in self._allowed:
-                raise datagram.BadDatagram("the address is none of a controller")
-            tag = extension.read(frame)
-            if tag is None and frame.cmd == extension.ACK:
-                raise datagram.BadDatagram("a confirmation of nothing")
-            command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
-        except (datagram.BadDatagram, extension.Refused) as bad:
+            heard = self._read(data, address)
+        except (datagram.BadDatagram, Refused) as bad:
             self.refused += 1
-            self._throttle.warning(address, "a datagram from %s was dropped: %s", address, bad)
+            self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return
-        if not self._speaker.introduced(tag):
-            if tag is not None and tag.echo:
+        identity = heard.identity
+        speaker = self._speaker_with(identity)
+        if not speaker.introduced(heard.tag):
+            if heard.tag is not None and heard.tag.echo:
                 self.refused += 1
-                self._throttle.warning(address, "a datagram from %s was not for this process", address)
-            self._say_ready(address)  # it must learn who we are before we believe it
-            return
-        self._heard_from(address, tag)
-        if command is None:
-            self._confirmed(tag)
-        elif self._wanted(command, tag):
-            log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, command)
-            self._handlers.command(command)
-        if tag is not None and tag.wants_ack:
-            self._send(extension.build_ack(datagram.NO_SIGNATURE), extension.ack_tag(tag))
+                self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
+            self._say_ready(address, speaker)  # it must learn who we are before we believe it
+        elif self._admits(identity):
+            self._follow(heard, speaker)
+            self._obey(heard)
+        else:
+            speaker.heard(heard.tag)
+            self._answer_other(heard)
 
-    def _heard_from(self, address: str, tag: Optional[Tag]) -> None:
-        if self.agent != address or not self._heard:
-            log.info("guestAgent is at %s", address)
+    def _read(self, data: bytes, address: str) -> Heard:
+        """Raises BadDatagram or Refused for what cannot be believed."""
+        frame = datagram.unpack(data)
+        if frame.signature != datagram.AGENT_SIGNATURE:
+            raise datagram.BadDatagram("signature %r" % frame.signature)
+        self._speaker.check(data, frame, self._route_in)
+        if not self._speaker.sealed and address not in self._allowed:
+            text = "it is no address of --controller %s or of [security] agents, as far as they are known"
+            raise datagram.BadDatagram(text % self._settings.controller)
+        tag = extension.read(frame)
+        if tag is None and frame.cmd == extension.ACK:
+            raise datagram.BadDatagram("a confirmation of nothing")
+        command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
+        return Heard(frame.cmd, command, tag, address)
+
+    def _admits(self, identity: Identity) -> bool:
+        now = time.monotonic()
+        if self._loop.stalls != self._stalls:
+            self._stalls = self._loop.stalls
+            self._following.excuse(now)
+        return self._following.admit(identity, now)
+
+    def _speaker_with(self, identity: Identity) -> Speaker:
+        if self._following.is_current(identity):
+            return self._speaker
+        if identity.address not in self._others:
+            if len(self._others) >= OTHERS_MAX:
+                del self._others[next(iter(self._others))]
+            self._others[identity.address] = self._speaker.for_another()
+        return self._others[identity.address]
+
+    def _follow(self, heard: Heard, speaker: Speaker) -> None:
+        """The sender is the agent that is followed; it may be a new one."""
         spoke = self._speaker.spoken
-        another = self._speaker.heard(tag) or self.agent != address
-        self.agent, self._heard = address, True
-        if tag is None:
-            for message in self._outgoing.drain():
-                # Said once is enough for an old one, but not if it was said to one of ours before it.
-                if spoke or not message.content.once:
-                    self._say(message.content.tell, 0)
-                self._handlers.told(message.content.tell.key)
+        moved = speaker is not self._speaker or self.agent != heard.address
+        another = speaker.heard(heard.tag) or moved
+        if moved:
+            if self.agent != heard.address or spoke is None:
+                log.info("guestAgent is at %s", heard.address)
+            self._others.pop(heard.address, None)
+            self._named.pop(heard.address, None)
+        self._speaker, self.agent = speaker, heard.address
+        if another and heard.tag is None:
+            self._meet_old(spoke)
         elif another:
-            self._outgoing.again(time.monotonic())
-            if self._repeat is not None:
-                self._repeat.cancel()
-                self._repeat = None
-            self._schedule()
+            self._meet_ours()
 
-    def _confirmed(self, tag: Optional[Tag]) -> None:
+    def _meet_ours(self) -> None:
+        """One that confirms: it hears all that nobody confirmed, at once."""
+        now = time.monotonic()
+        for tell in self._old_agent.pop_failures():
+            self._outgoing.add(tell.key, tell.number, _Said(tell, self.agent), now, tell.until)
+        self._outgoing.again(now)
+        self._schedule()
+
+    def _meet_old(self, spoke: Optional[bool]) -> None:
+        """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
+        for message in self._outgoing.messages():
+            tell = message.content.tell
+            if spoke is None and self._was_heard(message.content):
+                # Said once is enough for an old one, but not if it was said to one of ours before it.
+                self._outgoing.drop(message.key)
+                self._old_agent.note_said(tell)
+                self._handlers.told(tell.key)
+            elif not is_failure(tell):
+                self._outgoing.drop(message.key)
+                self._tell_old(tell)
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = self._loop.after(self._settings.old_agent_grace, self._end_grace)
+
+    def _was_heard(self, said: _Said) -> bool:
+        """Whether the old agent that has begun to speak got what was said to the controller before.
+
+        It may speak from another address than the one that it listens to. But of several addresses of the
+        controller only one may be listened to.
+        """
+        several = len(self._candidates.addresses()) > 1
+        return said.address == self.agent or bool(said.address and not several)
+
+    def _obey(self, heard: Heard) -> None:
+        """Serve what the agent that is followed has sent."""
+        tag, command = heard.tag, heard.command
+        if tag is not None and tag.is_goodbye:
+            log.info("guestAgent at %s stops", heard.address)
+            self._following.goodbye()
+        elif command is None:
+            self._note_confirmation(tag)
+        elif self._order.admit(command, tag):
+            log.debug("%s from %s: %r", datagram.NAMES[heard.cmd], heard.address, command)
+            self._asker = heard.address
+            self._carry_out(heard, command)
+        if tag is not None and tag.wants_ack:
+            ack = extension.build_ack(datagram.NO_SIGNATURE)
+            self._send(ack, extension.ack_tag(tag), self._speaker, self.agent)
+
+    def _carry_out(self, heard: Heard, command: datagram.Command) -> None:
+        if heard.tag is not None or not isinstance(command, datagram.SetInstance):
+            self._handlers.command(command)
+            return
+        known = self._handlers.info(command.uuid) is not None
+        self._handlers.command(command)
+        if known and heard.cmd == datagram.ADD_INST:
+            self._old_agent.introduce(command.uuid)
+        self._tell_waiting(command.uuid)
+
+    def _answer_other(self, heard: Heard) -> None:
+        """Another agent than the one that is followed: it may ask, and changes nothing."""
+        self.not_followed += 1
+        address, current = heard.address, self._following.current
+        if address not in self._named and len(self._named) < OTHERS_MAX and current is not None:
+            self._named[address] = None
+            text = "another guestAgent at %s is not obeyed: %s is, until it stops or is silent for %g s"
+            log.warning(text, address, current.address, self._settings.agent_silence)
+        if isinstance(heard.command, datagram.Query):
+            self._asker = address
+            self._handlers.command(heard.command)
+
+    def _note_confirmation(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:
             message = self._outgoing.acked(tag.number)
             if message is not None:
                 self._handlers.told(message.content.tell.key)
-
-    def _wanted(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
-        """Whether the command is to be obeyed: it is no repetition, and no newer one overtook it."""
-        if tag is None or not tag.wants_ack:
-            return True
-        if not self._seen.add(tag.sender, tag.number):
-            return False
-        if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
-            about = command.uuid
-            sender, number = self._latest.get(about, (0, 0))
-            if sender == tag.sender and not extension.newer(tag.number, number):
-                return False
-            self._latest.pop(about, None)
-            if len(self._latest) >= SEEN_MAX:
-                del self._latest[next(iter(self._latest))]
-            self._latest[about] = (tag.sender, tag.number)
-        return True

@@ -65,9 +65,9 @@ class Look(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Tell guestAgent until it has it (`told` answers), or until `until` (s, monotonic).
+    """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place.
 
-    A newer one of the same key takes its place.
+    Nobody wants it after `until` (s, monotonic): `told` is called then, too.
     """
 
     cmd: int

@@ -121,6 +121,7 @@ class Guests(Links):
         """guestAgent has confirmed what was told under this key."""
         guest = self.table.get(key[0])
         if guest is not None and guest.untold.pop(key[1], None) is not None:
+            self.outbox.note_delivered(key)
             self.outbox.save(guest)
             self._forget_if_over(guest)
 
@@ -269,6 +270,10 @@ class Guests(Links):
         return self.info(guest) if guest is not None else None
 
     def _set(self, command: datagram.SetInstance, now: float) -> None:
+        if command.uuid not in self.table and len(self.table) >= self._settings.max_guests:
+            text = "%s: not taken: %d guests are known already, [supervision] max_guests"
+            self._throttle.warning("max_guests", text, command.uuid, self._settings.max_guests)
+            return
         guest = self._guest(command.uuid)
         if (guest.provisioned, guest.reporting) != (True, command.reporting):
             log.info("%s: reporting %s", guest.uuid, datagram.state_word(command.reporting))

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.daemon.peers import KEY_SETTINGS
 from guestmtce.daemon.reliable import Numbers
 from guestmtce.server import agentlink, census, confine, guest, seccomp, trial, uids
 from guestmtce.server import settings as settings_module
@@ -37,6 +38,8 @@ SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could
 
 class Master(program.Service[ServerSettings]):
     """The daemon. `open` waits, without blocking, until the host is ready, and then starts everything."""
+
+    reloadable = frozenset(KEY_SETTINGS)
 
     def __init__(self, loop: Loop, settings: ServerSettings) -> None:
         self._loop = loop
@@ -85,7 +88,15 @@ class Master(program.Service[ServerSettings]):
             self._link.close()
 
     def reload(self, settings: ServerSettings) -> None:
-        """A host that got another name while we serve: we go on under the one that guestAgent knows."""
+        """HUP: take the keys; raises OSError, and then leaves them as they are.
+
+        A host that got another name while we serve goes on under the one that guestAgent knows.
+        """
+        keys = settings.keys()
+        named = {name: getattr(settings, name) for name in KEY_SETTINGS}
+        self._settings = dataclasses.replace(self._settings, **named)  # it may not have started yet
+        if self._link is not None:
+            self._link.reload_keys(keys)
         name = settings.hostname or socket.gethostname()
         if self._store is not None and name != self._settings.hostname:
             text = "this host is called %s now, and is %s to guestAgent until guestServer is restarted"
@@ -287,6 +298,8 @@ class Master(program.Service[ServerSettings]):
         if self._link is not None:
             port = self._link.port
             lines.append("agent %s" % (self._link.agent or "unknown"))
+            lines.append("other-agents %d" % self._link.not_followed)
+            lines.append("events %s" % (self._link.complaint() or "taken"))
             counts = (port.received, port.sent, self._link.refused, self._link.waiting)
             lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % counts)
         counters = ("misses", "losses", "deaths", "late")

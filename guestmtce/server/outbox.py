@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Set
 
 from guestmtce.server.guest import (
     FAILURE,
@@ -36,6 +36,7 @@ class Outbox:
         self.number: Callable[[], int] = itertools.count(1).__next__
         self._effects: List[Effect] = []
         self._changed: Dict[str, Optional[Guest]] = {}  # None: to be forgotten
+        self._delivered: Set[Key] = set()  # failures that are told and still true
 
     def take(self) -> List[Effect]:
         """What is to be done now, in order."""
@@ -57,6 +58,8 @@ class Outbox:
         """Nothing of the row is to be remembered or told."""
         for kind in guest.untold:
             self._effects.append(Untell((guest.uuid, kind)))
+        for kind in (FAILURE, ILLNESS):
+            self._withdraw_delivered((guest.uuid, kind))
         self._changed[guest.uuid] = None
 
     def tell(
@@ -73,6 +76,7 @@ class Outbox:
         A newer one of the same kind takes its place.
         """
         guest.untold[kind] = Untold(number or self.number(), cmd, event, until=until)
+        self._delivered.discard((guest.uuid, kind))
         self.tell_again(guest, kind)
         self.save(guest)
 
@@ -88,6 +92,7 @@ class Outbox:
     def untell(self, guest: Guest, kind: str, why: str) -> None:
         """This is no longer true."""
         if guest.untold.pop(kind, None) is None:
+            self._withdraw_delivered((guest.uuid, kind))
             return
         self._effects.append(Untell((guest.uuid, kind)))
         if kind == ILLNESS:
@@ -96,3 +101,13 @@ class Outbox:
             guest.withdrawn += 1
             log.warning("%s: an untold %s is over: %s", guest.uuid, kind, why)
         self.save(guest)
+
+    def note_delivered(self, key: Key) -> None:
+        """guestAgent has it. If it is an old one, the next one is to hear of it while it is true."""
+        if key[1] in (FAILURE, ILLNESS):
+            self._delivered.add(key)
+
+    def _withdraw_delivered(self, key: Key) -> None:
+        if key in self._delivered:
+            self._delivered.discard(key)
+            self._effects.append(Untell(key))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, setting
-from guestmtce.daemon.peers import read_key
+from guestmtce.daemon.peers import Keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
 from guestmtce.server import reports
 
@@ -54,6 +54,7 @@ class ServerSettings(DaemonSettings):
     )
 
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestAgent")
+    old_key_file: str = setting("", "security.old_key_file", help="file of a second key that is accepted")
     agents: str = setting("", "security.agents", help="more addresses of agents, separated by commas")
 
     failure_threshold: int = setting(1, "client.hbs_failure_threshold", 0, 1000)
@@ -62,6 +63,7 @@ class ServerSettings(DaemonSettings):
 
     idle_reconnect: float = setting(120.0, "timers.idle_reconnect", SHORTEST, DAY)
     child_deaths_max: int = setting(5, "supervision.child_deaths_max", 1, 1000)
+    max_guests: int = setting(10_000, "supervision.max_guests", 1, 1_000_000)
 
     guest_patience: float = setting(5.0, "timers.guest_patience", SHORTEST, DAY)
     expected_silence: float = setting(15.0, "timers.expected_silence", SHORTEST, DAY)
@@ -83,6 +85,11 @@ class ServerSettings(DaemonSettings):
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
     answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
+    agent_silence: float = setting(20.0, "timers.agent_silence", SHORTEST, DAY)
+    old_agent_grace: float = setting(1.0, "timers.old_agent_grace", SHORTEST, DAY)
+    unconfirmed_warn: float = setting(30.0, "timers.unconfirmed_warn", SHORTEST, DAY)
+    resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
+    resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
     child_patience: float = setting(10.0, "timers.child_patience", SHORTEST, DAY)
     child_rest_watched_max: float = setting(8.0, "timers.child_rest_watched_max", SHORTEST, DAY)
     child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
@@ -92,15 +99,18 @@ class ServerSettings(DaemonSettings):
     memory_valid: float = setting(300.0, "timers.memory_valid", SHORTEST, DAY)
     flag_poll: float = setting(1.0, "timers.flag_poll", SHORTEST, DAY)
 
-    def key(self) -> bytes:
-        """The shared key, or nothing. Raises OSError for a file that holds none."""
-        return read_key(self.key_file) if self.key_file else b""
+    def keys(self) -> Keys:
+        """The shared keys, or nothing. Raises OSError for a file that holds none."""
+        return read_keys(self.key_file, self.old_key_file)
 
     def agent_names(self) -> List[str]:
         """Who may command us where no key is configured: a controller has a floating and an own address."""
         names = [name.strip() for name in self.agents.split(",") if name.strip()]
-        own = ["controller-0", "controller-1"] if self.controller == "controller" else []
-        return [self.controller, *own, *names]
+        return [self.controller, *self.controller_hosts(), *names]
+
+    def controller_hosts(self) -> List[str]:
+        """The controllers' own names; a site may have only one of them."""
+        return ["controller-0", "controller-1"] if self.controller == "controller" else []
 
     def session(self) -> reports.Settings:
         """The part that a child's session needs."""

@@ -19,6 +19,7 @@ SPOKEN = 1  # in `ver`: I speak this
 
 WANTS_ACK = 1  # flags, in `rev`
 IS_ACK = 2
+GOODBYE = 4  # on a LOOPBACK, which old servers ignore: this guestAgent stops, another may be followed at once
 
 # An acknowledgement is a datagram of its own, sent only to who has shown that he speaks this.
 ACK = 0x11110ACC
@@ -37,6 +38,8 @@ KEY_MIN = 16  # bytes
 
 NUMBERS = 2**32
 WINDOW = 64  # counters below the highest one that may still come, once each
+# Processes and routes whose counters are remembered. Only a holder of the key makes one.
+WINDOWS_MAX = 65_536
 
 
 class Tag(NamedTuple):
@@ -58,6 +61,11 @@ class Tag(NamedTuple):
     def wants_ack(self) -> bool:
         """Whether the sender repeats the message until it is acknowledged."""
         return bool(self.flags & WANTS_ACK)
+
+    @property
+    def is_goodbye(self) -> bool:
+        """Whether the sender stops."""
+        return bool(self.flags & GOODBYE)
 
 
 def stamp(data: bytes, tag: Tag) -> bytes:
@@ -97,8 +105,17 @@ class Refused(ValueError):
     """The seal is missing, wrong or used before; the text says which."""
 
 
+def check_key(key: bytes) -> None:
+    """Raises ValueError for a key that is too short."""
+    if len(key) < KEY_MIN:
+        raise ValueError("the key has %d bytes, at least %d are needed" % (len(key), KEY_MIN))
+
+
 class Seal:
     """Seals what is sent and checks what comes, with a shared `key` of at least KEY_MIN bytes.
+
+    `other` is a second key that opens, too: while keys are changed, some daemons seal with the one and some
+    with the other. Without a key nothing is sealed and nothing checked.
 
     What is proven depends on the `route`, for example `b"agent>compute-0"`: who speaks to whom. A counter per
     process and route lets every datagram pass once; one process (`nonce`) replaces another on a route only
@@ -106,29 +123,47 @@ class Seal:
     conversation find no listener. Raises ValueError for a short key.
     """
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) < KEY_MIN:
-            raise ValueError("the key has %d bytes, at least %d are needed" % (len(key), KEY_MIN))
-        self._key = key
+    def __init__(self, key: bytes = b"", other: bytes = b"") -> None:
+        self._keys: Tuple[bytes, ...] = ()
         self._sent = 0
-        self._seen: Dict[Tuple[bytes, int], Tuple[int, int]] = {}  # route, nonce → highest, window bits
+        # (route, nonce) → highest, window bits; the one that spoke longest ago first
+        self._windows: Dict[Tuple[bytes, int], Tuple[int, int]] = {}
+        self.rekey(key, other)
+
+    def __bool__(self) -> bool:
+        """Whether there is a key."""
+        return bool(self._keys)
+
+    def rekey(self, key: bytes, other: bytes = b"") -> bool:
+        """Take other keys; what came before passes no second time. Whether anything changed."""
+        keys = tuple(one for one in (key, other) if one)
+        for one in keys:
+            check_key(one)
+        changed = keys != self._keys
+        self._keys = keys
+        return changed
 
     def close(self, data: bytes, route: bytes) -> bytes:
         """`data`, stamped, with a seal."""
+        if not self._keys:
+            return data
         self._sent += 1
         changed = bytearray(data)
         struct.pack_into("<Q", changed, _COUNTER_AT, self._sent)
-        changed[_MAC_AT:_SEAL_END] = self._mac(changed, route)
+        changed[_MAC_AT:_SEAL_END] = _mac(self._keys[0], changed, route)
         return bytes(changed)
 
     def open(self, data: bytes, route: bytes, nonce: int) -> None:
         """Check `data`, whose tag bears `nonce`. Raises Refused."""
+        if not self._keys:
+            return
         if len(data) < datagram.HEADER.size or not any(data[_COUNTER_AT:_SEAL_END]):
             raise Refused("not sealed")
-        if not hmac.compare_digest(self._mac(bytearray(data), route), data[_MAC_AT:_SEAL_END]):
+        mac, content = data[_MAC_AT:_SEAL_END], bytearray(data)
+        if not any(hmac.compare_digest(_mac(key, content, route), mac) for key in self._keys):
             raise Refused("the seal is wrong")
         (counter,) = struct.unpack_from("<Q", data, _COUNTER_AT)
-        highest, bits = self._seen.get((route, nonce), (0, 0))
+        highest, bits = self._windows.get((route, nonce), (0, 0))
         if counter > highest:
             bits = (bits << min(counter - highest, WINDOW)) | 1
             highest = counter
@@ -137,12 +172,15 @@ class Seal:
             if highest - counter >= WINDOW or bits & bit:
                 raise Refused("a replay")
             bits |= bit
-        self._seen[route, nonce] = (highest, bits & (2**WINDOW - 1))
+        self._remember((route, nonce), (highest, bits & (2**WINDOW - 1)))
 
-    def forget(self, route: bytes, nonce: int) -> None:
-        """The process with this nonce speaks no more on this route."""
-        self._seen.pop((route, nonce), None)
+    def _remember(self, who: Tuple[bytes, int], window: Tuple[int, int]) -> None:
+        self._windows.pop(who, None)
+        if len(self._windows) >= WINDOWS_MAX:
+            del self._windows[next(iter(self._windows))]
+        self._windows[who] = window
 
-    def _mac(self, data: bytearray, route: bytes) -> bytes:
-        blank = bytes(data[:_MAC_AT]) + bytes(MAC_SIZE) + bytes(data[_SEAL_END:])
-        return hmac.new(self._key, route + b"\0" + blank, hashlib.sha256).digest()[:MAC_SIZE]
+
+def _mac(key: bytes, data: bytearray, route: bytes) -> bytes:
+    blank = bytes(data[:_MAC_AT]) + bytes(MAC_SIZE) + bytes(data[_SEAL_END:])
+    return hmac.new(key, route + b"\0" + blank, hashlib.sha256).digest()[:MAC_SIZE]

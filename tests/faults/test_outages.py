@@ -219,6 +219,7 @@ def test_strangers_are_not_believed(key):
             path = os.path.join(cluster.folder, "key")
             with open(path, "wb") as file:
                 file.write(key)
+            os.chmod(path, 0o600)
             settings = ["security.key_file=" + path]
             cluster._server_settings = cluster._server_settings + settings
             cluster._agent_settings = cluster._agent_settings + settings

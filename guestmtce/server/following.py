@@ -1,0 +1,117 @@
+"""Which guestAgent this guestServer obeys, and which of its commands. Pure; `now` in s, monotonic.
+
+Two agents that both believe to be the active one would turn every guest's reporting on and off in turn. So
+one is followed, and stays so until it says goodbye or has been silent for a while. A new process at the
+address of the followed one is its successor and is followed at once; the process before it is not any more.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from guestmtce.daemon.reliable import SEEN_MAX, Seen
+from guestmtce.wire import datagram, extension
+from guestmtce.wire.extension import Tag
+
+PREDECESSORS_MAX = 64  # processes remembered that were replaced by another
+
+
+class Identity(NamedTuple):
+    """Who speaks; `nonce` is the process, 0 for an old agent, whose processes cannot be told apart."""
+
+    address: str
+    nonce: int
+
+
+class Heard(NamedTuple):
+    """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
+
+    cmd: int
+    command: Optional[datagram.Command]
+    tag: Optional[Tag]
+    address: str
+
+    @property
+    def identity(self) -> Identity:
+        """Who has sent it."""
+        return Identity(self.address, self.tag.nonce if self.tag is not None else 0)
+
+
+class Following:
+    """See the module's text. `silence`: s after which the followed agent is given up."""
+
+    def __init__(self, silence: float) -> None:
+        self.current: Optional[Identity] = None
+        self.said_goodbye = False
+        self._silence = silence
+        self._heard_at = 0.0
+        self._predecessors: Dict[int, None] = {}
+
+    def is_current(self, speaker: Identity) -> bool:
+        """Whether this is the process that is followed. One of ours may change its address."""
+        if self.current is None:
+            return False
+        return speaker.nonce == self.current.nonce and (speaker.nonce > 0 or speaker == self.current)
+
+    def admit(self, speaker: Identity, now: float) -> bool:
+        """This one has spoken, and is believed; whether it is followed from now on."""
+        if not self._may_follow(speaker, now):
+            return False
+        if self.current is not None and not self.is_current(speaker):
+            self._note_predecessor(self.current.nonce)
+        self._predecessors.pop(speaker.nonce, None)
+        self.current, self._heard_at, self.said_goodbye = speaker, now, False
+        return True
+
+    def excuse(self, now: float) -> None:
+        """We heard nobody for a while, because this host stood still: its silence counts from now on."""
+        self._heard_at = now
+
+    def goodbye(self) -> None:
+        """The followed agent stops: whoever speaks next is followed."""
+        assert self.current is not None
+        self.said_goodbye = True
+        self._note_predecessor(self.current.nonce)
+
+    def _may_follow(self, speaker: Identity, now: float) -> bool:
+        if self.current is None or now - self._heard_at >= self._silence:
+            return True
+        if speaker.nonce in self._predecessors:
+            return False  # of a process that is gone, late; or it is not gone
+        same_place = speaker.address == self.current.address
+        return self.said_goodbye or same_place or self.is_current(speaker)
+
+    def _note_predecessor(self, nonce: int) -> None:
+        if nonce:
+            self._predecessors.pop(nonce, None)
+            if len(self._predecessors) >= PREDECESSORS_MAX:
+                del self._predecessors[next(iter(self._predecessors))]
+            self._predecessors[nonce] = None
+
+
+class CommandOrder:
+    """None is obeyed twice, and none that a newer one has overtaken. What is remembered has a bound."""
+
+    def __init__(self) -> None:
+        self._seen = Seen()
+        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
+
+    def admit(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
+        """Whether the command is to be obeyed; it is noted. An old agent's always is."""
+        if tag is None or not tag.wants_ack:
+            return True
+        if not self._seen.add(tag.sender, tag.number):
+            return False
+        if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
+            return self._is_newest(command.uuid, tag)
+        return True
+
+    def _is_newest(self, subject: str, tag: Tag) -> bool:
+        sender, number = self._latest.get(subject, (0, 0))
+        if sender == tag.sender and not extension.newer(tag.number, number):
+            return False
+        self._latest.pop(subject, None)
+        if len(self._latest) >= SEEN_MAX:
+            del self._latest[next(iter(self._latest))]
+        self._latest[subject] = (tag.sender, tag.number)
+        return True
