@@ -84,12 +84,12 @@ def _delete(inventory: Any, uuid: str, body: bytes) -> None:
 
 def _vote(inventory: Any, uuid: str, body: bytes) -> Dict[str, Any]:
     named, event = vim.parse_action(uuid, body)
-    return dict(inventory.ask(named, channel.VOTE, event))
+    return dict(inventory.ask(named, channel.VOTE, event, time.monotonic()))
 
 
 def _notify(inventory: Any, uuid: str, body: bytes) -> Dict[str, Any]:
     named, event = vim.parse_action(uuid, body)
-    return dict(inventory.ask(named, channel.NOTICE, event))
+    return dict(inventory.ask(named, channel.NOTICE, event, time.monotonic()))
 
 
 ROUTES: Dict[Tuple[str, Optional[str]], Dict[str, Handler]] = {

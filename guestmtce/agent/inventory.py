@@ -48,6 +48,9 @@ UNANSWERED_MAX = 2
 # Audits for which a failure of an adopted instance waits for the VIM's list, which says whose it is. A VIM
 # that gives none is told all the same.
 UNLISTED_MAX = 2
+# s after a question's timeout in which the VIM still waits for the outcome; after 1.1 s it goes on by itself
+# (spec 3, "How the real VIM behaves").
+OUTCOME_GRACE = 1.0
 
 
 class Inventory:
@@ -142,7 +145,7 @@ class Inventory:
         """Instance delete. Raises Failure 404."""
         self._forget(self._instance(uuid))
 
-    def ask(self, named: Named, notification_type: str, event: str) -> Dict[str, str]:
+    def ask(self, named: Named, notification_type: str, event: str, now: float) -> Dict[str, str]:
         """Vote or notify. Returns the reply; its timeout is 0 when the guest will not answer."""
         instance = self._instance(named.uuid)
         seconds = 0
@@ -151,6 +154,7 @@ class Inventory:
             seconds = channel.timeout_secs(instance, notification_type, event)
             cmd = datagram.VOTE_INST if notification_type == channel.VOTE else datagram.NOTIFY_INST
             self._to(host, cmd, datagram.Ask(instance.uuid, notification_type, event), seconds)
+            instance.outcome_until[notification_type, event] = now + seconds + OUTCOME_GRACE
         return vim.action_reply(named.uuid, named.hostname, event, seconds)
 
     # --- the VIM's answers -------------------------------------------------------------------------
@@ -290,8 +294,8 @@ class Inventory:
         self._tell_waiting(host, instance)
         return not instance.lost or origin is None
 
-    def server_vote(self, event: datagram.VoteResult, origin: Optional[Origin] = None) -> bool:
-        """VOTE_NOTIFY: the answer to a vote or notice."""
+    def server_vote(self, event: datagram.VoteResult, now: float, origin: Optional[Origin] = None) -> bool:
+        """VOTE_NOTIFY: the answer to a vote or notice, which the VIM wants for a time only."""
         host = self._speaker(event.hostname)
         instance = self.instances.get(event.uuid)
         if host is not None and instance is not None and instance.hostname == host.name:
@@ -299,7 +303,7 @@ class Inventory:
             body = vim.action_event(
                 event.uuid, event.notification_type, event.event_type, event.vote, event.reason
             )
-            self._effects.append(TellAction(event.uuid, body, origin))
+            self._effects.append(TellAction(event.uuid, body, origin, _wanted_until(instance, event, now)))
         else:
             text = "%s: a vote of no instance of %s was dropped"
             self._throttle.warning("vote", text, event.uuid, event.hostname)
@@ -492,3 +496,17 @@ class Inventory:
         log.warning("%s: %s, repair action %s", instance.uuid, state, action)
         body = vim.alarm_event(instance.uuid, instance.hostname, state, action)
         self._effects.append(TellAlarm(instance.uuid, state, body, origin))
+
+
+def _wanted_until(instance: Instance, event: datagram.VoteResult, now: float) -> float:
+    """When the VIM waits no more for this outcome.
+
+    A question that was put by an agent before this one was put before `now`: its whole timeout is a bound.
+    """
+    asked = (event.notification_type, event.event_type)
+    until = instance.outcome_until.get(asked)
+    if until is not None:
+        return until
+    known = event.event_type in channel.EVENT_TYPES
+    seconds = channel.timeout_secs(instance, *asked) if known else instance.vote_secs
+    return now + seconds + OUTCOME_GRACE

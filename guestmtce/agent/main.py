@@ -1,7 +1,7 @@
 """guestAgent: ties the inventory to the VIM, the guestServers and mtcAgent.
 
 Three kinds of threads: this one, with the loop (UDP, audit, signals); CherryPy's, for the VIM's commands; and
-the one that speaks to the VIM. They meet in `_apply`, under the one lock.
+those that speak to the VIM. They meet in `_apply`, under the one lock.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.agent import events
@@ -17,11 +18,11 @@ from guestmtce.agent.audit import Audit
 from guestmtce.agent.commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.mtclink import MtcLink
-from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send
+from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send, TellAlarm
 from guestmtce.agent.serverlink import Heard, ServerLink
 from guestmtce.agent.settings import NAME, AgentSettings
 from guestmtce.agent.told import Told
-from guestmtce.agent.vimlink import VimLink
+from guestmtce.agent.vimlink import Patience, VimLink
 from guestmtce.daemon import program
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
@@ -46,12 +47,12 @@ class Agent(program.Service[AgentSettings]):
         self._seen: Dict[str, Seen] = {}  # by host: a crowd on one must not push out another's
         self._vim = VimLink(
             settings.vim_base,
-            settings.vim_timeout,
+            Patience(settings.vim_alarm_timeout, settings.vim_timeout),
             self._lock,
             self._outbox,
+            self._told,
             self._vim_replied,
             self._confirm,
-            self._told.add,
         )
         self._audit = Audit(loop, settings, self._apply)
         self._servers: Optional[ServerLink] = None
@@ -117,6 +118,8 @@ class Agent(program.Service[AgentSettings]):
                     self._servers.drop(effect.ip)
             elif isinstance(effect, AskMtc):
                 self._loop.call_from_thread(self._ask_mtc)
+            elif isinstance(effect, TellAlarm):
+                self._outbox.take(effect, self._told.sent_to(effect.origin))
             else:
                 self._outbox.take(effect)
         self._vim.notify()
@@ -179,8 +182,14 @@ class Agent(program.Service[AgentSettings]):
                 % (len(self._inventory.hosts), len(self._inventory.instances), beating),
                 "vim %s %s"
                 % (self._settings.vim_base, "reachable" if self._vim.reachable else "UNREACHABLE"),
-                "events told %d waiting %d withdrawn %d given up %d"
-                % (self._outbox.told, len(self._outbox), self._outbox.withdrawn, self._outbox.given_up),
+                "events told %d waiting %d withdrawn %d given up %d expired %d"
+                % (
+                    self._outbox.told,
+                    len(self._outbox),
+                    self._outbox.withdrawn,
+                    self._outbox.given_up,
+                    self._outbox.expired,
+                ),
             ]
             waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:
@@ -220,7 +229,9 @@ _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {
     datagram.QRY_INST: Inventory.server_answer,
     datagram.ILLHEALTH: Inventory.server_ill,
     datagram.LOSS: Inventory.server_loss,
-    datagram.VOTE_NOTIFY: Inventory.server_vote,
+    datagram.VOTE_NOTIFY: lambda inventory, event, origin: inventory.server_vote(
+        event, time.monotonic(), origin
+    ),
 }
 
 

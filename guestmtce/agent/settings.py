@@ -62,6 +62,7 @@ class AgentSettings(DaemonSettings):
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
+    vim_alarm_timeout: float = setting(100.0, "timers.vim_alarm_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
     vim_retry_max: float = setting(10.0, "timers.vim_retry_max", SHORTEST, DAY)
 
