@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from guestmtce.agent import events
 from guestmtce.agent import settings as settings_module
@@ -50,7 +50,7 @@ class Agent(program.Service[AgentSettings]):
             Patience(settings.vim_alarm_timeout, settings.vim_timeout),
             self._lock,
             self._outbox,
-            self._told,
+            _Journal(self._told, self._mark),
             self._vim_replied,
             self._confirm,
         )
@@ -131,6 +131,12 @@ class Agent(program.Service[AgentSettings]):
             if self._servers is not None:
                 self._servers.confirm(origin)
 
+    def _mark(self, origin: Origin, vim: int) -> None:
+        """Have its guestServer know that an alarm is under way to this VIM, 0: is not."""
+        with self._lock:
+            if self._servers is not None:
+                self._servers.mark(origin, vim)
+
     def _ask_mtc(self) -> None:
         if self._mtc is not None:
             self._mtc.ask()
@@ -158,12 +164,17 @@ class Agent(program.Service[AgentSettings]):
         """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it."""
         seen = self._seen.get(heard.event.hostname, ())
         if (origin.sender, origin.number) not in seen and origin not in self._told:
+            if heard.vim:
+                self._told.sending_elsewhere(origin, heard.vim)
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.setdefault(heard.event.hostname, Seen()).add(origin.sender, origin.number)
             self._carry_out()
-        if not self._outbox.holds(origin) and self._servers is not None:
-            self._servers.confirm(origin)
+        if self._servers is not None:
+            if not self._outbox.holds(origin):
+                self._servers.confirm(origin)
+            elif self._told.under_way(origin) != heard.vim:
+                self._servers.mark(origin, self._told.under_way(origin))
 
     def _vim_replied(self, item: events.Item, reply: Any) -> None:
         if item.what == "state":
@@ -220,6 +231,28 @@ class Agent(program.Service[AgentSettings]):
                        datagram.state_word(one.heartbeating), one.repair_action, one.adopted)
                 )  # fmt: skip
             return lines
+
+
+class _Journal(NamedTuple):
+    """Where the next agent finds what is under way: in this controller's file, and at the guestServer."""
+
+    told: Told
+    mark: Callable[[Origin, int], None]
+
+    def add(self, origin: Origin) -> None:
+        """The VIM has it."""
+        self.told.add(origin)
+
+    def sending(self, origin: Origin, vim: int) -> None:
+        """An alarm is about to be sent to this VIM."""
+        self.told.sending(origin, vim)
+        self.mark(origin, vim)
+
+    def unsent(self, origin: Origin) -> None:
+        """The VIM does not have it after all."""
+        if self.told.under_way(origin):
+            self.mark(origin, 0)
+        self.told.unsent(origin)
 
 
 _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {

@@ -51,6 +51,18 @@ class Told:
         word, _, vim = self._before.get((origin.sender, origin.number), "").partition(" ")
         return int(vim) if word == SENDING else None
 
+    def under_way(self, origin: Origin) -> int:
+        """The VIM to which the alarm is being sent now; 0: to none, or to one that cannot be told."""
+        word, _, vim = self._fates.get((origin.sender, origin.number), "").partition(" ")
+        return int(vim) if word == SENDING else 0
+
+    def sending_elsewhere(self, origin: Origin, vim: int) -> None:
+        """Another agent was sending it to this VIM."""
+        named = (origin.sender, origin.number)
+        if named not in self._before and len(self._before) < 3 * KEPT:
+            self.sending(origin, vim)
+            self._before[named] = "%s %d" % (SENDING, vim)
+
     def add(self, origin: Origin) -> None:
         """The VIM has it."""
         self._note(origin, "")
@@ -61,13 +73,12 @@ class Told:
 
     def unsent(self, origin: Origin) -> None:
         """The VIM does not have it after all."""
-        self._note(origin, UNSENT)
+        if (origin.sender, origin.number) in self._fates:
+            self._note(origin, UNSENT)
 
     def _note(self, origin: Origin, fate: str) -> None:
         named = (origin.sender, origin.number)
         with self._lock:
-            if fate == UNSENT and named not in self._fates:
-                return
             self._fates.pop(named, None)
             self._fates[named] = fate  # the last one goes last
             self._lines += 1

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Answers to a query are paced: an old agent's buffer holds about 92 full datagrams.
 ANSWERS_A_TURN = 16
+REPEATED = extension.WANTS_ACK | extension.TAKES_MARKS  # flags of an event
 
 
 class Handlers(NamedTuple):
@@ -38,11 +39,15 @@ class Handlers(NamedTuple):
     info: Callable[[str], Optional[datagram.InstanceInfo]]
 
 
-class _Said(NamedTuple):
-    """`once`: there was an address to say it to."""
+class _Said:
+    """`once`: there was an address to say it to. `vim`: the VIM to which an agent is telling it; 0: none."""
 
-    tell: Tell
-    once: bool
+    __slots__ = ("once", "tell", "vim")
+
+    def __init__(self, tell: Tell, once: bool) -> None:
+        self.tell = tell
+        self.once = once
+        self.vim = 0
 
 
 class AgentLink:
@@ -97,7 +102,7 @@ class AgentLink:
             self._handlers.told(tell.key)
             return
         said = _Said(tell, bool(self.agent))
-        self._say(tell, extension.WANTS_ACK)
+        self._say(tell, REPEATED)
         self._outgoing.add(tell.key, tell.number, said, time.monotonic())
         self._schedule()
 
@@ -117,7 +122,7 @@ class AgentLink:
 
     # --- out ---------------------------------------------------------------------------------------
 
-    def _say(self, tell: Tell, flags: int) -> None:
+    def _say(self, tell: Tell, flags: int, vim: int = 0) -> None:
         event = tell.event
         if (
             isinstance(event, datagram.InstanceInfo)
@@ -126,7 +131,7 @@ class AgentLink:
         ):
             event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
         data = datagram.build_event(tell.cmd, event, full=not self._speaker.spoken)
-        self._send(data, Tag(flags, number=tell.number))
+        self._send(data, Tag(flags, number=tell.number, vim=vim))
 
     def _send(self, data: bytes, tag: Tag, address: str = "") -> None:
         address = address or self.agent
@@ -160,7 +165,7 @@ class AgentLink:
         # Only who has shown that he speaks the extension bears a repetition.
         if self._speaker.spoken:
             for message in self._outgoing.due(time.monotonic()):
-                self._say(message.content.tell, extension.WANTS_ACK)
+                self._say(message.content.tell, REPEATED, message.content.vim)
             self._schedule()
 
     # --- in ----------------------------------------------------------------------------------------
@@ -174,9 +179,10 @@ class AgentLink:
             if not self._speaker.sealed and address not in self._allowed:
                 raise datagram.BadDatagram("the address is none of a controller")
             tag = extension.read(frame)
-            if tag is None and frame.cmd == extension.ACK:
+            of_event = frame.cmd in (extension.ACK, extension.MARK)
+            if tag is None and of_event:
                 raise datagram.BadDatagram("a confirmation of nothing")
-            command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
+            command = None if of_event else datagram.parse_command(frame)
         except (datagram.BadDatagram, extension.Refused) as bad:
             self.refused += 1
             self._throttle.warning(address, "a datagram from %s was dropped: %s", address, bad)
@@ -188,7 +194,9 @@ class AgentLink:
             self._say_ready(address)  # it must learn who we are before we believe it
             return
         self._heard_from(address, tag)
-        if command is None:
+        if frame.cmd == extension.MARK:
+            self._mark(tag)
+        elif command is None:
             self._confirmed(tag)
         elif self._wanted(command, tag):
             log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, command)
@@ -214,6 +222,13 @@ class AgentLink:
                 self._repeat.cancel()
                 self._repeat = None
             self._schedule()
+
+    def _mark(self, tag: Optional[Tag]) -> None:
+        """The next agent must know to which VIM this one is telling an event."""
+        if tag is not None and tag.acked_sender == self._speaker.sender:
+            message = self._outgoing.find(tag.number)
+            if message is not None:
+                message.content.vim = tag.vim
 
     def _confirmed(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:
