@@ -130,6 +130,20 @@ def test_questions_and_states_that_are_not_answered_hold_up_no_alarm(bench, real
     assert len(times(real, "alarm")) == 3
 
 
+def test_a_repetition_is_not_forgotten_when_the_thread_that_knows_of_it_gets_an_answer_late(bench, real):
+    real.delay, real.status = 0.2, 503
+    one = bench(real.url, retry=0.5)
+    one.tell(loss(V))
+    wait_for(lambda: one.outbox._alarms_out, "it is under way")
+    with one.lock:
+        one.outbox.take(loss(U))  # nobody is told: the thread of the first one finds it
+    wait_for(lambda: real.turned_down, "the first one is put off")
+    real.hang, real.status = True, 0
+    wait_for(lambda: one.outbox._alarms_out == 2, "it is told again beside the other", 3)
+    real.hang = False
+    one.until_told(2)
+
+
 # --- what is asked, and what that proves ---
 
 

@@ -1,15 +1,19 @@
 """guestAgent's calls to the VIM (spec 3, "Events"), over real HTTP."""
 
+import json
 import socket
 import threading
+import tracemalloc
 
 import pytest
 from vimlink_bench import NAME, H, U, V, closing, ill, loss, outcome, service
 
+from guestmtce.agent import vimcall
 from guestmtce.agent.rows import AskVim, Origin
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim
 from guestmtce.wire import channel
+from guestmtce.wire.datagram import HOSTNAME_MAX
 
 PATH = "/nfvi-plugins/v1/instances/"
 
@@ -223,7 +227,7 @@ def test_a_vim_that_hangs_or_resets_is_told_again(bench, real, trouble):
     wait_for(lambda: real.events("service") and real.events("alarm"), "both arrived")
 
 
-def test_a_slow_vim_gets_one_request_at_a_time(bench, real):
+def test_a_slow_serial_vim_hears_each_alarm_once(bench, real):
     real.delay = 0.05
     one = bench(real.url)
     one.tell(*(loss("%08x-0000-4000-8000-000000000000" % number) for number in range(5)))
@@ -324,6 +328,62 @@ def test_names_in_a_long_list_are_read_as_utf8_and_at_once(bench, raw):
     one.tell(AskVim(H, NAME, True))
     wait_for(lambda: one.replies, "the list", seconds=1)
     assert one.replies[0][2]["instances"][4999] == {"hostname": "caf\u00e9"}
+
+
+def test_a_list_of_ten_thousand_instances_with_the_longest_names_fits(bench, raw):
+    services = [{"service": "heartbeat", "state": "disabled"}]
+    entry = {"uuid": U, "hostname": "h" * HOSTNAME_MAX, "services": services}
+    body = json.dumps({"instances": [entry] * 10_000}).encode()
+    assert len(body) < vimcall.ANSWER_MAX
+    one = bench(raw(answered(200, body)).url)
+    one.tell(AskVim(H, NAME, True))
+    wait_for(lambda: one.replies, "the list")
+    assert len(one.replies[0][2]["instances"]) == 10_000
+
+
+ENDLESS = {
+    "body": b"HTTP/1.0 200 OK\r\n\r\n",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "head": b"HTTP/1.0 200 OK\r\n",
+    "status": b"HTTP/1.0 2",
+    "continue": b"",
+}
+MORE = {
+    "body": b"x" * 65536,
+    "chunks": b"10000\r\n" + b"x" * 65536 + b"\r\n",
+    "head": b"X-More: 1\r\n" * 100,
+    "status": b"0" * 65536,
+    "continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_answer_is_left_in_bounded_memory_and_time(bench, name):
+    """As fast as it is read."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with server, server.accept()[0] as peer:
+            try:
+                peer.sendall(ENDLESS[name])
+                while True:
+                    peer.sendall(MORE[name])
+            except OSError:
+                pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = bench("http://127.0.0.1:%d" % server.getsockname()[1], timeout=1.0)
+    tracemalloc.start()
+    try:
+        one.tell(AskVim(H, NAME, True))
+        wait_for(lambda: one.replies, "no list", 5)
+        assert tracemalloc.get_traced_memory()[1] < 4 * vimcall.ANSWER_MAX
+    finally:
+        tracemalloc.stop()
+    assert one.replies == [(NAME, "instances", None)]
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_a_defect_of_ours_delays_but_does_not_end_the_deliveries(bench, real):

@@ -56,9 +56,9 @@ class Journal:
 class Bench:
     """An outbox, a link that empties it, and the answers that came. Times in s."""
 
-    def __init__(self, base, timeout=5.0, alarm_timeout=5.0):
+    def __init__(self, base, timeout=5.0, alarm_timeout=5.0, retry=RETRY):
         self.lock = threading.Lock()
-        self.outbox = Outbox(RETRY, 4 * RETRY)
+        self.outbox = Outbox(retry, 4 * retry)
         self.journal = Journal()
         self.replies = []
         self.settled = []

@@ -84,7 +84,7 @@ class _Lane:
 
     def __init__(self) -> None:
         self.pending: Dict[Key, _Pending] = {}
-        self.out: Optional[int] = None  # the kind of place in which a request is under way
+        self.out: Optional[Tuple[int, int]] = None  # the request under way: kind of its place, its order
         self.place: Optional[Tuple[int, int]] = None  # kind and order
 
 
@@ -167,15 +167,13 @@ class Outbox:
             self._remove(uuid, key)
 
     def _question(self, effect: rows.AskVim) -> None:
-        if effect.instances:
-            path, body = vim.EVENT_PATH + "instances/?host_uuid=" + effect.uuid, {}
-        else:
-            path = vim.EVENT_PATH + "hosts/" + effect.uuid
+        what, path, body = "instances", "instances/?host_uuid=" + effect.uuid, {}
+        if not effect.instances:
+            what, path = "state", "hosts/" + effect.uuid
             body = {"hostname": effect.hostname, "uuid": effect.uuid}
-        what = "instances" if effect.instances else "state"
-        if (effect.hostname, what) not in self._questions:
-            item = Item(QUESTION, effect.hostname, what, next(self._order), "GET", path, body)
-            self._questions[effect.hostname, what] = item
+        key, path = (effect.hostname, what), vim.EVENT_PATH + path
+        if key not in self._questions:
+            self._questions[key] = Item(QUESTION, *key, next(self._order), "GET", path, body)
 
     def _remove(self, uuid: str, key: Key) -> bool:
         lane = self._lanes.get(uuid)
@@ -218,7 +216,7 @@ class Outbox:
             return self._start(*first)
         if self._questions and self._has_room(QUESTION):
             self._asking = next(iter(self._questions.values()))
-            self._others_out += 1
+            self._count_out(QUESTION, 1)
             return self._asking
         return None
 
@@ -252,16 +250,18 @@ class Outbox:
         pending = min(
             (one for one in ready if one.item.kind < SERVICE or kind != ALARM), key=lambda one: one.item.order
         )
-        lane.out = kind
+        lane.out = (kind, pending.item.order)
         lane.place = None
-        if kind == ALARM:
-            self._alarms_out += 1
-        else:
-            self._others_out += 1
-        item = pending.item
+        self._count_out(kind, 1)
         if pending.asks:
-            return item._replace(method="GET", body={}, asks=True, sent_to=pending.sent_to)
-        return item
+            return pending.item._replace(method="GET", body={}, asks=True, sent_to=pending.sent_to)
+        return pending.item
+
+    def _count_out(self, kind: int, change: int) -> None:
+        if kind == ALARM:
+            self._alarms_out += change
+        else:
+            self._others_out += change
 
     def _place(self, uuid: str, lane: _Lane) -> None:
         """The instance's place among those that may go, after something has changed."""
@@ -378,16 +378,13 @@ class Outbox:
         if item.kind == QUESTION:
             if self._asking is item:
                 self._asking = None
-                self._others_out -= 1
+                self._count_out(QUESTION, -1)
                 del self._questions[item.uuid, item.what]
             return None
         lane = self._lanes.get(item.uuid)
-        if lane is None or lane.out is None:
-            return None
-        if lane.out == ALARM:
-            self._alarms_out -= 1
-        else:
-            self._others_out -= 1
+        if lane is None or lane.out is None or lane.out[1] != item.order:
+            return None  # it has ended before
+        self._count_out(lane.out[0], -1)
         lane.out = None
         self._place(item.uuid, lane)
         pending = lane.pending.get((item.kind, item.what))

@@ -187,6 +187,7 @@ class Agent(program.Service[AgentSettings]):
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
         with self._lock:
+            box = self._outbox
             beating = sum(one.heartbeating for one in self._inventory.instances.values())
             lines = [
                 "hosts %d instances %d heartbeating %d"
@@ -194,13 +195,7 @@ class Agent(program.Service[AgentSettings]):
                 "vim %s %s"
                 % (self._settings.vim_base, "reachable" if self._vim.reachable else "UNREACHABLE"),
                 "events told %d waiting %d withdrawn %d given up %d expired %d"
-                % (
-                    self._outbox.told,
-                    len(self._outbox),
-                    self._outbox.withdrawn,
-                    self._outbox.given_up,
-                    self._outbox.expired,
-                ),
+                % (box.told, len(box), box.withdrawn, box.given_up, box.expired),
             ]
             waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:

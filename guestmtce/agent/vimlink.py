@@ -124,8 +124,8 @@ class VimLink:
             self._on_settled()  # an outcome may have come to its end
             wait = self._outbox.next_at() - now
             if item is not None:
-                if wait <= 0:
-                    self._more.notify()  # another thread may take the next one
+                if wait != events.NEVER:
+                    self._more.notify()  # another thread looks after what is next: this one may be away long
                 return item
             self._more.wait(None if wait == events.NEVER else max(0.001, wait))
         return None
