@@ -223,6 +223,16 @@ def test_an_alarm_that_an_agent_before_was_sending_to_another_vim_is_sent(bench,
     assert len(times(real, "alarm")) == 1 and asked(real) == []
 
 
+def test_a_vim_that_is_replaced_while_it_is_asked_is_told(bench, real, monkeypatch):
+    """The answer is another one's, and proves nothing."""
+    listeners = iter([5, 6])
+    monkeypatch.setattr(vimcall, "listener", lambda base: next(listeners, 6))
+    one = bench(real.url)
+    one.tell(loss(origin=origin(1)), sent_to=5)
+    one.until_told(1)
+    assert len(times(real, "alarm")) == len(asked(real)) == 1
+
+
 def test_the_listener_is_the_one_that_listens(real):
     first = vimcall.listener(real.url)
     assert first and vimcall.listener(real.url) == first
@@ -289,6 +299,34 @@ def test_a_status_line_that_drips_is_none(bench, real):
     one.tell(loss(origin=origin(1)))
     one.until_told(1)
     assert len(times(real, "alarm")) == 1 and len(asked(real)) == 1
+
+
+# --- a connection for each ---
+
+
+def test_no_connection_is_used_twice_though_the_other_side_keeps_it():
+    """An answer on an older connection would prove nothing, and its silent end would mean a delivery."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve(peer):
+            while peer.recv(65536):  # it closes first
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        def accept():
+            for _ in range(3):
+                with server.accept()[0] as peer:
+                    serve(peer)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        caller = vimcall.Caller("http://127.0.0.1:%d" % server.getsockname()[1])
+        connected = []
+        for number in range(3):
+            wait = vimcall.Wait(1.0, 1.0)
+            reply = caller.call("GET", "/", {}, wait, lambda: connected.append(1))
+            assert reply == (200, {}) and len(connected) == number + 1
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 # --- outcomes and their end ---

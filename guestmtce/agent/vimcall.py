@@ -186,21 +186,25 @@ class Caller:
         """
         exchange = _current.exchange = _Exchange(wait, on_connected)
         try:
-            response = self._session.request(
-                method,
-                self._base + path,
-                data=json.dumps(body) if body else None,
-                headers=HEADERS,
-                timeout=(min(CONNECT_MAX, wait.first), wait.first),
-                allow_redirects=False,
-                stream=True,
-            )
+            with self._request(method, path, body, wait.first) as response:
+                return Reply(response.status_code, _read_json(response))
         except requests.RequestException as error:
             if exchange.status:
                 return Reply(exchange.status, None)
             raise _fate(error, exchange) from None
-        with response:
-            return Reply(response.status_code, _read_json(response))
+        finally:
+            self._session.close()  # the connection, should the other side keep it: it must serve no other
+
+    def _request(self, method: str, path: str, body: Dict[str, Any], seconds: float) -> requests.Response:
+        return self._session.request(
+            method,
+            self._base + path,
+            data=json.dumps(body) if body else None,
+            headers=HEADERS,
+            timeout=(min(CONNECT_MAX, seconds), seconds),
+            allow_redirects=False,
+            stream=True,
+        )
 
 
 def _read_json(response: requests.Response) -> Any:

@@ -132,15 +132,12 @@ class VimLink:
 
     def _deliver(self, item: events.Item, caller: vimcall.Caller) -> None:
         """Send it, and note how that went."""
-        vim = vimcall.listener(self._base) if item.kind == events.ALARM else 0
-        if item.asks and item.sent_to and vim and vim != item.sent_to:
-            log.warning("%s: the VIM that was told of the failure is gone: told again", item.uuid)
-            self._note_unsent(item)
-            self._note(self._outbox.unsent, item)
+        if self._is_for_another(item):
+            self._note_gone(item)
             return
         body = None
         try:
-            reply = self._call(item, vim, caller)
+            reply = self._call(item, caller)
             self.reachable = True
             body = self._note_reply(item, reply)
         except vimcall.Silent as error:
@@ -151,33 +148,50 @@ class VimLink:
             text = "%s %s: the VIM at %s %s: %s"
             how = "does not answer" if isinstance(error, vimcall.Unanswered) else "cannot be reached"
             self._throttle.warning(how, text, item.method, item.path, self._base, how, error)
-            self._note_failure(item, error, vim)
+            self._note_failure(item, error)
         if item.kind == events.QUESTION:
             self._on_reply(item, body)
 
-    def _call(self, item: events.Item, vim: int, caller: vimcall.Caller) -> vimcall.Reply:
+    def _call(self, item: events.Item, caller: vimcall.Caller) -> vimcall.Reply:
         log.debug("%s %s %r", item.method, item.path, item.body)
         wait = vimcall.Wait(self._patience.other, self._patience.other)
         if item.kind == events.ALARM and not item.asks:
             wait = vimcall.Wait(self._patience.alarm, self._patience.other)
             if item.origin is not None:
-                sending = functools.partial(self._journal.sending, item.origin, vim)
+                sending = functools.partial(self._note_sending, item.origin)
                 return caller.call(item.method, item.path, item.body, wait, sending)
         return caller.call(item.method, item.path, item.body, wait)
+
+    def _note_sending(self, origin: rows.Origin) -> None:
+        """The connection is there: whoever listens now has it."""
+        self._journal.sending(origin, vimcall.listener(self._base))
 
     def _note_reply(self, item: events.Item, reply: vimcall.Reply) -> Any:
         """Returns the body that a question has brought."""
         status = reply.status
-        if 200 <= status < 300 or (item.asks and 400 <= status < 500 and status not in NOT_NOW):
+        if self._is_for_another(item):  # it may have been replaced before we were connected
+            self._note_gone(item)
+        elif 200 <= status < 300 or (item.asks and 400 <= status < 500 and status not in NOT_NOW):
             self._note_delivery(item)
             return reply.body
-        if 400 <= status < 500 and status not in NOT_NOW:
+        elif 400 <= status < 500 and status not in NOT_NOW:
             self._note_refusal(item, "HTTP status %d" % status)
         else:
             text = "%s %s: the VIM at %s answers %d: again later"
             self._throttle.warning("status %d" % status, text, item.method, item.path, self._base, status)
             self._put_off(item)
         return None
+
+    def _is_for_another(self, item: events.Item) -> bool:
+        """Whether an alarm is asked about that another VIM than the one that listens now was told."""
+        if not (item.asks and item.sent_to):
+            return False
+        return vimcall.listener(self._base) not in (0, item.sent_to)
+
+    def _note_gone(self, item: events.Item) -> None:
+        log.warning("%s: the VIM that was told of the failure is gone: told again", item.uuid)
+        self._note_unsent(item)
+        self._note(self._outbox.unsent, item)
 
     def _note_delivery(self, item: events.Item) -> None:
         if item.origin is not None:
@@ -193,7 +207,7 @@ class VimLink:
             self._note_unsent(item)
         self._note(self._outbox.refused, item, time.monotonic())
 
-    def _note_failure(self, item: events.Item, error: Exception, vim: int) -> None:
+    def _note_failure(self, item: events.Item, error: Exception) -> None:
         """No answer, or no connection."""
         now = time.monotonic()
         if isinstance(error, vimcall.Unanswered) and not error.has_all and not item.asks:
@@ -201,7 +215,8 @@ class VimLink:
         elif isinstance(error, vimcall.Unanswered) or (item.asks and isinstance(error, vimcall.NoRoom)):
             if item.kind == events.ACTION and item.origin is not None:
                 self._journal.add(item.origin)
-            self._note(self._outbox.unanswered, item, now, vim)
+            # The connection lived until now: whoever listens has it.
+            self._note(self._outbox.unanswered, item, now, vimcall.listener(self._base))
         else:
             self._note_unsent(item)
             self._note(self._outbox.unreached, item, now, isinstance(error, vimcall.Down))
