@@ -37,13 +37,16 @@ def outbox(*effects):
 
 
 def start_all(made, now=NOW):
-    """All that may be under way at once."""
+    """All that may be under way at once, each when the one before has not been answered for a while."""
     items = []
     while True:
         item = made.next(now)
-        if item is None:
+        if item is not None:
+            items.append(item)
+        elif now < made.next_at() < now + 1:
+            now = made.next_at()
+        else:
             return items
-        items.append(item)
 
 
 # --- beside each other ---
@@ -76,9 +79,9 @@ def test_a_question_is_under_way_beside_alarms_and_asked_once():
     made.take(failed())
     assert [one.kind for one in start_all(made)] == [ALARM]
     made.refused(item, NOW)
-    assert made.next(NOW) is None
+    assert made.next(NOW + 1) is None
     made.take(LIST)
-    assert made.next(NOW).kind == QUESTION
+    assert made.next(NOW + 1).kind == QUESTION
 
 
 def test_nothing_else_of_an_instance_while_one_is_under_way():
@@ -115,6 +118,19 @@ def test_the_same_failure_again_does_not_take_the_place_of_the_one_under_way():
     assert asks.asks and len(made) == 1
     made.delivered(asks)
     assert made.take_settled() == [origin(1)]
+
+
+def test_another_is_begun_at_once_when_one_ends_and_else_after_a_while():
+    made = outbox(*map(failed, "ABCDEF"))
+    first = made.next(NOW)
+    assert made.next(NOW) is None and made.next_at() == NOW + events.BESIDE_AFTER
+    made.delivered(first)
+    second = made.next(NOW)
+    assert second.uuid == "B"
+    late = NOW + events.BESIDE_AFTER
+    assert made.next(late).uuid == "C" and made.next(late) is None
+    made.delivered(second)  # the younger one is still awaited
+    assert made.next(late) is None and made.next_at() == late + events.BESIDE_AFTER
 
 
 # --- how it may end ---

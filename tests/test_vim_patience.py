@@ -100,7 +100,7 @@ def test_four_at_once_and_of_one_instance_one_after_the_other(bench, real):
             with lock:
                 del inside[path]
 
-    real.delay = 0.01
+    real.delay = 2 * events.BESIDE_AFTER
     vimcall.Caller.call = counted
     try:
         uuids = [uuid_number(number) for number in range(8)]

@@ -7,8 +7,9 @@ what to deliver now; one method per possible end (`delivered`, `refused`, `unrea
 
 Across all instances alarms go before outcomes and those before service states, the oldest first; but an
 outcome that an instance has to tell from before its alarm goes first (spec 3). Questions to the VIM come
-last. Up to CONNECTIONS items are under way at once, never two of one instance, and all but one place is for
-alarms: an answer that does not come holds up no other instance's alarm.
+last. The VIM serves one request at a time, so a second one is begun only beside one that was not answered
+within BESIDE_AFTER: up to CONNECTIONS at once, never two of one instance, and all but one place is for
+alarms. An answer that does not come holds up no other instance's alarm.
 
 An alarm that the VIM has in full and did not answer may still be processed, and must not be repeated: it
 would restart a repair. The VIM is *asked about* it: it serves its connections in the order in which they were
@@ -36,6 +37,7 @@ REFUSALS_MAX = 64
 DOWN_RETRY_MAX = 4.0  # s between two attempts at a VIM that does not listen
 ACTIONS_MAX = 16  # outcomes kept per instance
 CONNECTIONS = 4  # requests under way at once
+BESIDE_AFTER = 0.02  # s without an answer after which another request is begun; the VIM takes about 1 ms
 OTHERS_MAX = 1  # of these, requests that are no alarm's; the rest is for alarms
 STALE_MAX = 64  # places in the heap that are void, beyond two per instance, before it is made anew
 NEVER = float("inf")
@@ -104,6 +106,7 @@ class Outbox:
         self._questions: Dict[Tuple[str, str], Item] = {}
         self._asking: Optional[Item] = None  # the question that is under way
         self._alarms_out = self._others_out = 0
+        self._begun: Dict[int, float] = {}  # order of what is under way → since when
         self._held: Dict[Tuple[int, ...], int] = {}  # sender and number, whatever the address
         self._settled: List[rows.Origin] = []
         self._order = itertools.count()
@@ -209,23 +212,29 @@ class Outbox:
     def next(self, now: float) -> Optional[Item]:
         """What to deliver now, if anything. It is under way until one of the methods below is called."""
         self._look_again(now)
-        if now < self._not_before:
+        if now < self._allowed_at():
             return None
         first = self._first()
         if first is not None:
-            return self._start(*first)
-        if self._questions and self._has_room(QUESTION):
-            self._asking = next(iter(self._questions.values()))
+            item = self._start(*first)
+        elif self._questions and self._has_room(QUESTION):
+            item = self._asking = next(iter(self._questions.values()))
             self._count_out(QUESTION, 1)
-            return self._asking
-        return None
+        else:
+            return None
+        self._begun[item.order] = now
+        return item
 
     def next_at(self) -> float:
         """When `next` may have something that it has not now; infinity when nothing waits for a time."""
         when = self._timed[0][0] if self._timed else NEVER
         if self._first() is not None or (self._questions and self._has_room(QUESTION)):
-            when = min(when, self._not_before)
+            when = min(when, self._allowed_at())
         return when
+
+    def _allowed_at(self) -> float:
+        """When something may be begun, if there is room for it."""
+        return max(self._not_before, max(self._begun.values(), default=-NEVER) + BESIDE_AFTER)
 
     def _has_room(self, kind: int) -> bool:
         if self._alarms_out + self._others_out >= CONNECTIONS:
@@ -377,6 +386,7 @@ class Outbox:
         """
         if item.kind == QUESTION:
             if self._asking is item:
+                del self._begun[item.order]
                 self._asking = None
                 self._count_out(QUESTION, -1)
                 del self._questions[item.uuid, item.what]
@@ -385,6 +395,7 @@ class Outbox:
         if lane is None or lane.out is None or lane.out[1] != item.order:
             return None  # it has ended before
         self._count_out(lane.out[0], -1)
+        del self._begun[item.order]
         lane.out = None
         self._place(item.uuid, lane)
         pending = lane.pending.get((item.kind, item.what))

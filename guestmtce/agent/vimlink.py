@@ -32,6 +32,7 @@ from guestmtce.daemon.log import Throttle
 log = logging.getLogger(__name__)
 
 NOT_NOW = (408, 429)  # beside 5xx
+LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a note; it takes 0.2 ms
 
 
 class Journal(Protocol):
@@ -83,6 +84,8 @@ class VimLink:
         self._on_settled = on_settled
         self._more = threading.Condition(lock)
         self._stopping = False
+        self._wakes_at = events.NEVER  # s, monotonic: when a thread that waits looks again by itself
+        self._looked_at, self._vim = -events.NEVER, 0  # when, and who listened then
         self._throttle = Throttle(log)
         self._threads = [
             threading.Thread(target=self._run, name="vim-%d" % number, daemon=True)
@@ -122,12 +125,14 @@ class VimLink:
             now = time.monotonic()
             item = self._outbox.next(now)
             self._on_settled()  # an outcome may have come to its end
-            wait = self._outbox.next_at() - now
+            next_at = self._outbox.next_at()
             if item is not None:
-                if wait != events.NEVER:
+                if next_at < self._wakes_at:
                     self._more.notify()  # another thread looks after what is next: this one may be away long
                 return item
-            self._more.wait(None if wait == events.NEVER else max(0.001, wait))
+            self._wakes_at = min(self._wakes_at, next_at)
+            self._more.wait(None if next_at == events.NEVER else max(0.001, next_at - now))
+            self._wakes_at = events.NEVER
         return None
 
     def _deliver(self, item: events.Item, caller: vimcall.Caller) -> None:
@@ -145,6 +150,7 @@ class VimLink:
             self._note_refusal(item, str(error))
         except (vimcall.Unanswered, vimcall.Unreached) as error:
             self.reachable = False
+            self._looked_at = -events.NEVER  # another one may listen next
             text = "%s %s: the VIM at %s %s: %s"
             how = "does not answer" if isinstance(error, vimcall.Unanswered) else "cannot be reached"
             self._throttle.warning(how, text, item.method, item.path, self._base, how, error)
@@ -163,8 +169,11 @@ class VimLink:
         return caller.call(item.method, item.path, item.body, wait)
 
     def _note_sending(self, origin: rows.Origin) -> None:
-        """The connection is there: whoever listens now has it."""
-        self._journal.sending(origin, vimcall.listener(self._base))
+        """The connection is there: whoever listens has it."""
+        now = time.monotonic()
+        if now - self._looked_at > LISTENER_AGE:
+            self._looked_at, self._vim = now, vimcall.listener(self._base)
+        self._journal.sending(origin, self._vim)
 
     def _note_reply(self, item: events.Item, reply: vimcall.Reply) -> Any:
         """Returns the body that a question has brought."""
