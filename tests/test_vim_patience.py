@@ -301,7 +301,27 @@ def test_a_status_line_that_drips_is_none(bench, real):
     assert len(times(real, "alarm")) == 1 and len(asked(real)) == 1
 
 
-# --- a connection for each ---
+# --- a connection for each, and what is noted before it is sent ---
+
+
+def test_what_is_noted_is_noted_between_head_and_body():
+    """Whoever is killed before the note has sent nothing that could be processed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        seen = []
+
+        def look():
+            peer, _ = server.accept()
+            peer.settimeout(5)
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += peer.recv(65536)
+            seen.append(data)
+            peer.close()
+
+        caller = vimcall.Caller("http://127.0.0.1:%d" % server.getsockname()[1])
+        with pytest.raises((vimcall.Unreached, vimcall.Silent)):
+            caller.call("PATCH", "/", {"a": 1}, vimcall.Wait(1.0, 1.0), look)
+        assert len(seen) == 1 and seen[0].endswith(b"\r\n\r\n")
 
 
 def test_no_connection_is_used_twice_though_the_other_side_keeps_it():
@@ -309,8 +329,11 @@ def test_no_connection_is_used_twice_though_the_other_side_keeps_it():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve(peer):
-            while peer.recv(65536):  # it closes first
-                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            data = peer.recv(65536)
+            while data:  # it closes first
+                if data.endswith(b"}"):
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                data = peer.recv(65536)
 
         def accept():
             for _ in range(3):
@@ -320,11 +343,11 @@ def test_no_connection_is_used_twice_though_the_other_side_keeps_it():
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         caller = vimcall.Caller("http://127.0.0.1:%d" % server.getsockname()[1])
-        connected = []
+        bodies = []
         for number in range(3):
             wait = vimcall.Wait(1.0, 1.0)
-            reply = caller.call("GET", "/", {}, wait, lambda: connected.append(1))
-            assert reply == (200, {}) and len(connected) == number + 1
+            reply = caller.call("PATCH", "/", {"a": 1}, wait, lambda: bodies.append(1))
+            assert reply == (200, {}) and len(bodies) == number + 1
         thread.join(5)
         assert not thread.is_alive()
 

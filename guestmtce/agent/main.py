@@ -239,15 +239,19 @@ class _Journal(NamedTuple):
         self.told.add(origin)
 
     def sending(self, origin: Origin, vim: int) -> None:
-        """An alarm is about to be sent to this VIM."""
-        self.told.sending(origin, vim)
+        """An alarm is about to be sent to this VIM.
+
+        Who is killed between the note and the sending loses the alarm: the file's note comes last.
+        """
         self.mark(origin, vim)
+        self.told.sending(origin, vim)
 
     def unsent(self, origin: Origin) -> None:
         """The VIM does not have it after all."""
-        if self.told.under_way(origin):
-            self.mark(origin, 0)
+        marked = self.told.under_way(origin)
         self.told.unsent(origin)
+        if marked:
+            self.mark(origin, 0)
 
 
 _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {

@@ -2,7 +2,7 @@
 
 One file in the run folder. `SENDER NUMBER` is written when the VIM has an event, before the confirmation is
 sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER NUMBER
-sending VIM` is written before the first byte of an alarm goes out, and `SENDER NUMBER unsent` when the VIM
+sending VIM` is written before the body of an alarm goes out, and `SENDER NUMBER unsent` when the VIM
 has turned it down: the next guestAgent asks about an alarm that was under way, and does not repeat it.
 """
 
@@ -35,7 +35,9 @@ class Told:
         self._throttle = Throttle(log)
         self._lock = threading.Lock()
         self._lines = 0  # in the file
-        self._whole = True  # the file has all that it should have
+        self._file = (
+            -1
+        )  # descriptor, open from the first note on: nothing may come between a note and what it notes
         self._fates: Dict[Named, str] = {}  # the rest of the last line of an event
         self._read()
         self._before = {named: fate for named, fate in self._fates.items() if fate != UNSENT}
@@ -82,11 +84,9 @@ class Told:
             self._fates.pop(named, None)
             self._fates[named] = fate  # the last one goes last
             self._lines += 1
-            whole, self._whole = self._whole, False
             try:
-                if not whole or self._lines > 2 * KEPT or not self._append(_line(named, fate)):
+                if self._lines > 2 * KEPT or not self._append(_line(named, fate)):
                     self._write_anew()
-                self._whole = True
             except OSError as error:
                 self._throttle.warning("told", "cannot write %s: %s", self._path, error)
 
@@ -94,18 +94,26 @@ class Told:
         kept = [(named, fate) for named, fate in self._fates.items() if fate != UNSENT][-KEPT:]
         self._fates = dict(kept)
         self._lines = len(kept)
+        self._close()
         files.write_atomically(self._path, "".join(_line(*one) for one in kept), 0o600)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def _append(self, line: str) -> bool:
         """Whether the line is in the file; not if somebody has removed that, or the disk is full."""
-        try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        if self._file < 0 or not os.fstat(self._file).st_nlink:
             return False
         try:
-            return os.write(descriptor, line.encode("ascii")) == len(line)
-        finally:
-            os.close(descriptor)
+            written = os.write(self._file, line.encode("ascii"))
+        except OSError:
+            written = 0
+        if written != len(line):
+            self._close()  # half a line may stand there
+        return written == len(line)
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _read(self) -> None:
         try:
@@ -117,7 +125,6 @@ class Told:
         except OSError as error:
             log.warning("cannot read %s: %s", self._path, error)
             return
-        self._whole = not text or text.endswith("\n")
         for line in text.splitlines(keepends=True):
             self._lines += 1
             entry = _entry(line)

@@ -39,6 +39,7 @@ CONNECT_MAX = 3.0
 # Bytes of an answer that are read. 10,000 instances of a host with the longest names, 255 bytes, are 4.2 MB.
 ANSWER_MAX = 8 * 1024 * 1024
 CHUNK = 65536  # bytes
+END_OF_HEAD = b"\r\n\r\n"  # no JSON ends so
 HEAD_MAX = 64  # bytes that are kept of an answer, for its status line
 STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})[ \r\n]")
 LISTEN = "0A"  # the state in /proc/net/tcp
@@ -86,10 +87,10 @@ class Reply(NamedTuple):
 class _Exchange:
     """What is known of the request that is under way in this thread."""
 
-    def __init__(self, wait: Wait, on_connected: Callable[[], None]) -> None:
+    def __init__(self, wait: Wait, before_body: Callable[[], None]) -> None:
         self.deadline = time.monotonic() + wait.first
         self.rest = wait.rest
-        self.on_connected = on_connected
+        self.before_body = before_body
         self.handed_over = False  # to the kernel, in full
         self.has_all = False  # the VIM's kernel
         self.ended = False
@@ -118,6 +119,11 @@ class _Socket(socket.socket):
 
     exchange: _Exchange
 
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        if not data.endswith(END_OF_HEAD):
+            self.exchange.before_body()
+        super().sendall(data, flags)
+
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         left = self.exchange.deadline - time.monotonic()
         try:
@@ -143,13 +149,11 @@ class _Socket(socket.socket):
 class _Connection(HTTPConnection):
     def connect(self) -> None:
         super().connect()
-        exchange: _Exchange = _current.exchange
         plain = self.sock
         wrapped = _Socket(plain.family, plain.type, plain.proto, plain.detach())
         wrapped.settimeout(CONNECT_MAX)  # for sending, too: a request is less than what a socket takes
-        wrapped.exchange = exchange
+        wrapped.exchange = _current.exchange
         self.sock = wrapped
-        exchange.on_connected()
 
     def getresponse(self, *arguments: Any, **named: Any) -> Any:
         _current.exchange.handed_over = True
@@ -178,13 +182,13 @@ class Caller:
         path: str,
         body: Dict[str, Any],
         wait: Wait,
-        on_connected: Callable[[], None] = lambda: None,
+        before_body: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """One request, on a connection of its own. `on_connected` is called before its first byte goes out.
+        """One request, on a connection of its own. `before_body` is called just before its body is sent.
 
         Raises Silent, Unanswered, Unreached, Down, NoRoom.
         """
-        exchange = _current.exchange = _Exchange(wait, on_connected)
+        exchange = _current.exchange = _Exchange(wait, before_body)
         try:
             with self._request(method, path, body, wait.first) as response:
                 return Reply(response.status_code, _read_json(response))

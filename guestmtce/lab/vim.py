@@ -22,16 +22,17 @@ Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
 
 
 class Vim:
-    """The stand-in. `record` holds every request that it processed; switches may be thrown while it runs.
+    """The stand-in. `arrived` holds every request that it has read, `record` those that it processed.
 
-    Switches: `delay` s before a request is looked at; `hang`: never answer; `reset`: answer with a reset;
-    `status`: answer with it and process nothing (0: not so; `turned_down` has these requests); `drip`: s
-    between two bytes of the answer to an alarm, which holds up nobody else (0.0: at once), `drips`: what
-    drips, "body", "head" or "status"; `known`: the instances it knows (None: all); `hosts`: uuid → reporting,
-    `instances`: host uuid → list.
+    Switches, which may be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
+    `reset`: answer with a reset; `status`: answer with it and process nothing (0: not so; `turned_down` has
+    these requests); `drip`: s between two bytes of the answer to an alarm, which holds up nobody else (0.0:
+    at once); `drips`: what drips, "body", "head" or "status"; `known`: the instances it knows (None: all);
+    `hosts`: uuid → reporting; `instances`: host uuid → list.
     """
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, record_file: str = "") -> None:
+        self.arrived: List[Dict[str, Any]] = []
         self.record: List[Dict[str, Any]] = []
         self.delay = 0.0
         self.hang = False
@@ -186,6 +187,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(data) if data else {}
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
+        stand_in.arrived.append(entry)
         if stand_in.delay:
             time.sleep(stand_in.delay)
         stand_in.wait_while_stalled()
