@@ -56,7 +56,7 @@ def forget(cluster):
 )
 def test_an_alarm_under_way_when_the_agent_is_killed_reaches_the_vim_once(alarm_timeout, where):
     with cloud("timers.vim_alarm_timeout=%g" % alarm_timeout) as cluster:
-        cluster.vim.hang = True
+        cluster.vim.hang_at = "alarm"
         cluster.hosts[0].guests.say(1, "hang")
         wait_for(lambda: _alarm_arrived(cluster), "the alarm is under way")
         assert "sending" in note(cluster)
@@ -79,7 +79,7 @@ def _waiting(cluster):
 @pytest.mark.parametrize("where", ["the same controller", "the other controller"])
 def test_an_alarm_under_way_when_the_agent_and_the_vim_are_killed_is_told(where):
     with cloud() as cluster:
-        cluster.vim.hang = True
+        cluster.vim.hang_at = "alarm"
         cluster.hosts[0].guests.say(1, "hang")
         wait_for(lambda: _alarm_arrived(cluster), "the alarm is under way")
         assert "sending" in note(cluster)

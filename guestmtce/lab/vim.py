@@ -24,7 +24,8 @@ Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
 class Vim:
     """The stand-in. `arrived` holds every request that it has read, `record` those that it processed.
 
-    Switches, which may be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
+    Switches, to be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
+    `hang_at`: hang from the next event of this type on;
     `reset`: answer with a reset; `status`: answer with it and process nothing (0: not so; `turned_down` has
     these requests); `drip`: s between two bytes of the answer to an alarm, which holds up nobody else (0.0:
     at once); `drips`: what drips, "body", "head" or "status"; `known`: the instances it knows (None: all);
@@ -36,6 +37,7 @@ class Vim:
         self.record: List[Dict[str, Any]] = []
         self.delay = 0.0
         self.hang = False
+        self.hang_at = ""
         self.reset = False
         self.status = 0
         self.turned_down: List[Dict[str, Any]] = []
@@ -188,6 +190,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
         stand_in.arrived.append(entry)
+        if stand_in.hang_at and body.get("event-type") == stand_in.hang_at:
+            stand_in.hang_at, stand_in.hang = "", True
         if stand_in.delay:
             time.sleep(stand_in.delay)
         stand_in.wait_while_stalled()
