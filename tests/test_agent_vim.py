@@ -123,7 +123,7 @@ def test_a_stale_outcome_is_confirmed_and_not_told(world, word):
     one.vim.stop()
     told(server, vote(), 2)
     one.until(lambda: 2 in confirmed(server), "nobody wants it any more")
-    assert 1.9 < time.monotonic() - asked < 4
+    assert 1.9 < time.monotonic() - asked < 10
     one.vim.start()
     told(server, LOSS, 3)
     one.until(lambda: 3 in confirmed(server), "the VIM hears again")
@@ -151,7 +151,7 @@ def test_an_outcome_of_a_question_of_another_agent_ends_with_its_timeout(world):
     began = time.monotonic()
     told(server, vote(), 2)
     one.until(lambda: 2 in confirmed(server), "nobody wants it any more")
-    assert 1.9 < time.monotonic() - began < 4
+    assert 1.9 < time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 302])
