@@ -84,6 +84,19 @@ def test_a_question_is_under_way_beside_alarms_and_asked_once():
     assert made.next(NOW + 1).kind == QUESTION
 
 
+def test_a_question_bears_its_latest_serial_until_it_is_under_way():
+    made = outbox(LIST, LIST._replace(hostname="i"), LIST._replace(serial=7))
+    first = made.next(NOW)
+    assert first.serial == 7
+    made.take(LIST._replace(serial=8))
+    made.take(LIST._replace(hostname="i", serial=9))
+    made.delivered(first)
+    second = made.next(NOW)
+    assert (second.uuid, second.serial) == ("i", 9)
+    made.delivered(second)
+    assert made.next(NOW) is None
+
+
 def test_nothing_else_of_an_instance_while_one_is_under_way():
     made = outbox(action("U"), failed("U"), service("U"), service("V"))
     items = start_all(made)

@@ -49,6 +49,8 @@ Key = Tuple[int, str]  # kind, and what tells one of its kind from another of th
 class Item(NamedTuple):
     """One request to the VIM. `body` is what it carries; `order` is its place among all.
 
+    `serial` is that of a question (`rows.AskVim`): its answer is told with it.
+
     `asks`: an alarm that the VIM may have already; the request only asks about it. `sent_to` is then the VIM
     (`vimcall.listener`) that may have it, 0 if that is not known.
     """
@@ -61,6 +63,7 @@ class Item(NamedTuple):
     path: str
     body: Dict[str, Any]
     origin: Optional[rows.Origin] = None
+    serial: int = 0
     asks: bool = False
     sent_to: int = 0
 
@@ -175,8 +178,10 @@ class Outbox:
             what, path = "state", "hosts/" + effect.uuid
             body = {"hostname": effect.hostname, "uuid": effect.uuid}
         key, path = (effect.hostname, what), vim.EVENT_PATH + path
-        if key not in self._questions:
-            self._questions[key] = Item(QUESTION, *key, next(self._order), "GET", path, body)
+        waiting = self._questions.get(key)
+        if waiting is None or waiting is not self._asking:  # one under way is answered as it was put
+            order = next(self._order) if waiting is None else waiting.order
+            self._questions[key] = Item(QUESTION, *key, order, "GET", path, body, None, effect.serial)
 
     def _remove(self, uuid: str, key: Key) -> bool:
         lane = self._lanes.get(uuid)

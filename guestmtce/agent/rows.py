@@ -87,11 +87,15 @@ class AskMtc(NamedTuple):
 
 
 class AskVim(NamedTuple):
-    """Ask the VIM for this host's state (`instances` false) or its instances."""
+    """Ask the VIM for this host's state (`instances` false) or its instances.
+
+    The answer comes back with `serial`, which shows what has happened since the question was put.
+    """
 
     uuid: str
     hostname: str
     instances: bool
+    serial: int = 0
 
 
 Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHost, AskMtc, AskVim]
