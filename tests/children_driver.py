@@ -14,7 +14,7 @@ import pytest
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import confine, reports, sandbox
+from guestmtce.server import confine, reports, sandbox, seccomp
 from guestmtce.server.children import Child, Children, Handlers
 from guestmtce.wire import channel
 
@@ -22,10 +22,12 @@ ONE, TWO = uuid_of(1), uuid_of(2)
 ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
 IDENTITY = confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid) if ROOT else None
+FILTER = seccomp.choose_filter(forbidden=False, required=False)
 try:
-    HAS_FILTER = bool(sandbox.seccomp_step())
+    HAS_FILTER = bool(FILTER.program and sandbox.install_step(FILTER))
 except sandbox.Missing:
     HAS_FILTER = False
+MEANS = confine.Means(IDENTITY, FILTER)
 GUEST = channel.DEFAULT_INIT._replace(invocation_id=1804289383, name="guest", heartbeat_interval_ms=400)
 
 
@@ -64,7 +66,7 @@ class Bench:
         self.children = Children(
             self.loop,
             settings or reports.Settings(),
-            identity,
+            confine.Means(identity, FILTER),
             spawn_timeout,
             Handlers(self.started.append, self._reported, self._ended, lambda: None),
             uids,
@@ -161,5 +163,6 @@ def make_bench():
 
 
 @pytest.fixture
-def bench(make_bench):
-    return make_bench()
+def bench(make_bench, request):
+    """With the session's settings as the test's parameter, where it has one."""
+    return make_bench(settings=getattr(request, "param", None))

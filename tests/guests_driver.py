@@ -59,7 +59,7 @@ class Bench:
 
     def saved(self):
         """What is remembered at last."""
-        return [effect.memory for effect in self.take() if isinstance(effect, row.Save)][-1]
+        return self.guest.memory()
 
     def found(self, path=PATH, ident=1, fresh=False):
         self.table.channel_found(UUID, path, ident, fresh, self.now)
@@ -71,6 +71,11 @@ class Bench:
         """The child that is being made is there."""
         assert self.guest.link == row.CONNECTING
         self.table.connected(UUID, self.now)
+        self.note_enabling()
+
+    def note_enabling(self):
+        """The child has been told that reporting became enabled, and says so."""
+        self.report(*[reports.ReportingEnabled()] * self.guest.enablings)
 
     def report(self, *told):
         for one in told:
@@ -102,6 +107,11 @@ def connected(provisioned=True, reporting=False):
     bench.connect()
     bench.take()
     return bench
+
+
+def resumes(effects):
+    """What new children are given to resume with."""
+    return [effect.resume for effect in effects if isinstance(effect, row.Connect)]
 
 
 def recalled(memory, age=0.0):

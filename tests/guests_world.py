@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from guestmtce.server import guest as row
 from guestmtce.server import guests as g
-from guestmtce.server import reports
+from guestmtce.server import pipe, reports
 from guestmtce.server.questions import VOTES_MAX
 from guestmtce.wire import channel, datagram
 
@@ -18,8 +18,8 @@ NOTICE, VOTE = channel.NOTICE, channel.VOTE
 FAILURES = (row.FAILURE, row.ILLNESS)
 PATHS = [PATH, "/q/wrs.heartbeat.agent.0.%s.sock" % UUID]
 REPORTS = [
-    reports.Acknowledged(INIT), reports.Running(), reports.Stopped(), reports.Quiet(), reports.Lost(2),
-    reports.Missed(1), reports.Silence(60.0), reports.Silence(0.0), reports.Ill("log", ""), reports.Well(),
+    reports.Acknowledged(INIT), reports.Running(), reports.Stopped(), reports.Lost(2),
+    reports.Missed(1), reports.ReportingEnabled(), reports.Ill("log", ""), reports.Well(),
 ]  # fmt: skip
 STEPS = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.001, 0.02, 0.5, 1.5, 5, 30, 100])),
@@ -60,6 +60,7 @@ class World(Bench):
         self.memory, self.host = None, True
         self.due, self.votes, self.out = {}, [], {}
         self.cmds = {}
+        self.until = {}
         self.belief = False
 
     @property
@@ -103,11 +104,6 @@ class World(Bench):
     def over_report(self, report):
         if not self.child:
             return ()
-        silent = isinstance(report, reports.Lost) and self.now < self.guest.silence_until
-        if isinstance(report, reports.Quiet) or silent:
-            self.belief = None
-            running = self.cmds.get(self.due.get(row.STATE)) == datagram.RUNNING
-            return [row.ILLNESS, row.STATE] if running else [row.ILLNESS]
         if isinstance(report, reports.Running):
             return FAILURES
         return [row.ILLNESS] * isinstance(report, (reports.Stopped, reports.Lost, reports.Well))
@@ -127,7 +123,7 @@ class World(Bench):
         guest, memory = self.guest, self.memory
         lives = memory is not None and memory.heartbeating and age <= SETTINGS.memory_valid
         over = [] if guest.reporting and self.host else list(FAILURES)
-        if lives != guest.heartbeating:
+        if lives != guest.heartbeating or guest.state_due != row.NEVER:
             self.belief = None
         running = self.cmds.get(self.due.get(row.STATE)) == datagram.RUNNING
         return [*over, row.STATE] if running and not lives else over
@@ -145,9 +141,8 @@ class World(Bench):
                 if not self.known:
                     self.asked.clear()
             elif isinstance(effect, row.Put):
-                assert self.child and effect.ask.timeout_ms > 0
-                assert effect.ask.number not in self.given, "given twice to one child"
-                self.given.add(effect.ask.number)
+                assert self.child
+                self.check_command(effect.command)
             elif isinstance(effect, row.Tell):
                 losses += self.check_tell(effect)
             elif isinstance(effect, row.Untell):
@@ -162,9 +157,18 @@ class World(Bench):
         assert self.child == (self.link() in (row.CONNECTING, row.CONNECTED))
         return losses
 
+    def check_command(self, command):
+        if isinstance(command, pipe.Ask):
+            assert command.timeout_ms > 0
+            assert command.number not in self.given, "given twice to one child"
+            self.given.add(command.number)
+        else:
+            assert self.guest.reporting and self.table.host_reporting
+
     def check_tell(self, tell):
         """Whether it is the news of a loss."""
         kind = tell.key[1]
+        self.until[tell.number] = tell.until
         if self.known:
             self.out[kind] = tell.number
         if tell.number in self.cmds:  # after a restart, under its old number
@@ -195,7 +199,7 @@ class World(Bench):
         saved = [entry[1] for entry in self.memory.untold] if self.memory is not None else []
         assert saved == list(untold.values())
         state = self.cmds.get(self.due.get(row.STATE))
-        if state is not None or self.belief is not None:
+        if (state is not None or self.belief is not None) and guest.state_due == row.NEVER:
             believed = state == datagram.RUNNING if state is not None else self.belief
             assert believed == guest.heartbeating
 
@@ -275,5 +279,10 @@ class World(Bench):
         self.table.outbox.number = self.numbers.__next__
         self.table.recall_host(self.host)
         self.now += age
+        self.votes = [number for number in self.votes if self.until[number] > self.now]
+        for _, kind, event, deadline in self.memory.questions if self.memory else ():
+            if deadline + SETTINGS.outcome_valid <= self.now:
+                self.asked[event, kind] -= 1  # nobody waits for the outcome any more
         if self.memory is not None:
             self.table.recall(self.memory, self.now - age, self.now)
+            self.table.tick(self.now)

@@ -8,11 +8,9 @@ import sys
 
 import hostile_spawner
 
-from guestmtce.server import confine, master, sandbox, spawner, spawnerlink, syscalls
+from guestmtce.server import confine, liveness, master, sandbox, seccomp, spawner, spawnercode
 
-# seccomp, close_range, landlock_create_ruleset, landlock_add_rule, landlock_restrict_self
-SINCE = {"x86_64": (317, 436, 444, 445, 446), "aarch64": (277, 436, 444, 445, 446)}
-PRCTL = {"x86_64": 157, "aarch64": 167}
+LATER = ("seccomp", "close_range", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self")
 OLD_KERNEL = "--old-kernel"
 ENOSYS = 0x00050000 | errno.ENOSYS
 EINVAL = 0x00050000 | errno.EINVAL
@@ -20,26 +18,26 @@ EINVAL = 0x00050000 | errno.EINVAL
 
 def forget_what_came_later() -> None:
     """This process, and all it starts, finds a kernel without filters, Landlock and getrandom."""
-    machine = sandbox.machine_name()
-    missing = [*SINCE[machine], getattr(syscalls.NEEDED["getrandom"], machine)]
-    code = [(sandbox.LOAD, None, None, sandbox.NUMBER_AT)]
-    code += [(sandbox.JUMP_EQUAL, "missing", None, number) for number in missing]
-    code += [(sandbox.JUMP_EQUAL, None, "allow", PRCTL[machine])]
-    code += [(sandbox.LOAD, None, None, sandbox.ARGUMENTS_AT)]
-    code += [(sandbox.JUMP_EQUAL, "invalid", "allow", sandbox.PR_SET_SECCOMP)]
-    code += ["missing", (sandbox.RETURN, None, None, ENOSYS)]
-    code += ["invalid", (sandbox.RETURN, None, None, EINVAL)]
-    code += ["allow", (sandbox.RETURN, None, None, sandbox.ALLOW)]
+    library = seccomp._load()
+    context = library.seccomp_init(seccomp.ACT_ALLOW)
+    for name in (*LATER, "getrandom"):
+        seccomp._add(library, context, ENOSYS, name)
+    to_filter = seccomp._Comparison(0, seccomp.COMPARE_MASKED_EQUAL, seccomp.LOW_WORD, sandbox.PR_SET_SECCOMP)
+    seccomp._add(library, context, EINVAL, "prctl", [to_filter])
+    program = seccomp._export(library, context)
+    library.seccomp_release(context)
     confine.prctl(confine.PR_SET_NO_NEW_PRIVS, 1)
-    confine.take([sandbox.install_step(machine, sandbox.assemble(code))])
+    confine.take([sandbox.install_step(sandbox.Filter(program, seccomp._resolve(library, "seccomp")))])
 
 
 def main() -> int:
     if OLD_KERNEL in sys.argv:
         sys.argv.remove(OLD_KERNEL)
         forget_what_came_later()
-    real = spawnerlink.import_path
-    spawnerlink.import_path = lambda: os.path.dirname(os.path.abspath(__file__)) + ":" + real()
+    real = spawnercode.import_path
+    spawnercode.import_path = lambda: os.path.dirname(os.path.abspath(__file__)) + ":" + real()
+    liveness.CPU_DEBT_MAX = 0.5
+    liveness.ROUND = 0.2
     spawner.BOOT = hostile_spawner.BOOT
     return master.main()
 

@@ -1,6 +1,6 @@
 """A spawner some of whose children do what their guest tells them: as if it had taken them over.
 
-A guest that says MARK first may then send Python, one expression at a time: a line with its length in bytes,
+A guest that says MARK alone may then send Python, one expression at a time: a line with its length in bytes,
 and as many. Its confined child works it out and answers in one line. Every other child is as honest as ever.
 Only tests start it.
 """
@@ -22,7 +22,9 @@ BOOT = (
     "import sys; sys.path[:0] = sys.argv[1].split(':');from hostile_spawner import main; main(sys.argv[2:])"
 )
 
-_honest = child.Child.run
+GUEST, PIPE = 0, 1  # a child's descriptors
+
+_honest_read = child.read
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mmap.restype = ctypes.c_void_p
@@ -73,47 +75,43 @@ WORDS = {
 }
 
 
-def _received(guest, length):
+def _received(length):
     data = b""
     while len(data) < length:
-        more = guest.recv(length - len(data))
+        more = os.read(GUEST, length - len(data))
         if not more:
             os._exit(0)
         data += more
     return data
 
 
-def _line(guest):
+def _line():
     data = b""
     while not data.endswith(b"\n"):
-        data += _received(guest, 1)
+        data += _received(1)
     return data
 
 
-def _obey(guest):
+def _obey():
+    # A socket object without a question to the kernel, which the filter would refuse.
+    guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=GUEST)
+    os.write(GUEST, MARK + b"\n")
     while True:
-        text = _received(guest, int(_line(guest)))
+        text = _received(int(_line()))
         try:
             answer = repr(eval(text, {**WORDS, "guest": guest}))
         except BaseException as error:  # noqa: BLE001 - whatever happens is the answer
             answer = "%s: %s" % (type(error).__name__, error)
-        guest.sendall(answer.encode("ascii", "replace")[:4000] + b"\n")
+        os.write(GUEST, answer.encode("ascii", "replace")[:4000] + b"\n")
 
 
-def _run(self, descriptor, pipe, resume):
-    if resume is None:
-        guest = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor)
-        guest.setblocking(True)
-        try:
-            taken_over = guest.recv(len(MARK), socket.MSG_PEEK) == MARK
-        except OSError:
-            taken_over = False
-        if taken_over:
-            os.set_blocking(pipe, True)
-            guest.recv(len(MARK))
-            _obey(guest)
-        guest.detach()
-    return _honest(self, descriptor, pipe, resume)
+def _read(descriptor, length):
+    data = _honest_read(descriptor, length)
+    if descriptor == GUEST and data == MARK:
+        for one in (GUEST, PIPE):
+            os.set_blocking(one, True)
+        _obey()
+    return data
 
 
-child.Child.run = _run
+child.read = _read

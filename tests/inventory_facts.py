@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guestmtce.agent.inventory import Inventory
-from guestmtce.agent.rows import Origin, Send
+from guestmtce.agent.rows import AskVim, Origin, Send
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord, InstanceInfo
 from guestmtce.wire.vim import Named
@@ -17,12 +17,37 @@ HOSTS = {host.hostname: host for host in (A, B)}
 ADD, MOD, DEL = datagram.ADD_INST, datagram.MOD_INST, datagram.DEL_INST
 
 
+NEWEST = 1 << 40  # the serial of a question that was put after all else
+
+
+def answer_list(made, hostname, listed, serial=NEWEST):
+    """The VIM's list; it was asked for just now unless `serial` says when."""
+    made.vim_instances(hostname, listed, serial)
+
+
+def answer_state(made, hostname, reporting, serial=NEWEST):
+    """The same for a host's state."""
+    made.vim_host_state(hostname, reporting, serial)
+
+
+def asks(host, instances):
+    """The question to the VIM, whatever its serial."""
+    return AskVim(host.uuid, host.hostname, instances, AnySerial())
+
+
+class AnySerial(int):
+    def __eq__(self, other):
+        return isinstance(other, int)
+
+    __hash__ = None
+
+
 def inventory(*hosts, listed=True):
     made = Inventory()
     for host in hosts or (A,):
         made.host_set(host)
         if listed:
-            made.vim_instances(host.hostname, [])
+            answer_list(made, host.hostname, [])
     made.take_effects()
     return made
 

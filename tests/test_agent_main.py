@@ -247,7 +247,7 @@ def test_a_host_that_is_configured_needs_no_mtcagent(world):
     told(server, LOSS, 1)
     one.until(lambda: confirmed(server) == [1], "it is confirmed")
     assert one.alarms() == ["stop"]
-    assert one.agent._inventory.hosts["compute-9"].ip == "::1"
+    assert one.agent._inventory.hosts.find("compute-9").ip == "::1"
 
 
 def test_a_vote_of_an_instance_that_the_list_may_bring_waits_for_the_list(world):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
+import subprocess
 import time
 
 import pytest
@@ -17,6 +19,7 @@ from guestmtce.server.channels import Channels
 from guestmtce.server.settings import ServerSettings
 
 ONE, TWO = uuid_of(1), uuid_of(2)
+LETTERS = "abcdef00-0000-4000-8000-00000000abcd"
 OVERFLOW_LIMIT = "/proc/sys/fs/inotify/max_queued_events"
 
 
@@ -157,6 +160,28 @@ def test_what_takes_a_socket_s_place_ends_it(bench, what):
         os.unlink(path)
         os.mkdir(path)
     assert bench.settle() == [("gone", ONE, name_of(ONE))]
+
+
+@pytest.mark.parametrize("name_in", [name_of, old_name_of])
+def test_a_uuid_in_upper_case_is_reported_in_lower_case_and_found_again(bench, name_in):
+    upper, mixed = name_in(LETTERS.upper()), name_in(LETTERS.capitalize())
+    make(bench.path(upper))
+    bench.channels.start()
+    assert bench.settle() == [("found", LETTERS, upper)]
+    make(bench.path(mixed))
+    assert bench.settle() == [("fresh", LETTERS, mixed)]
+    bench.channels.look_for(LETTERS)
+    bench.channels.scan()
+    assert sorted(bench.said) == sorted([("found", LETTERS, upper), ("found", LETTERS, mixed)] * 2)
+    bench.said.clear()
+    os.unlink(bench.path(upper))
+    assert bench.settle() == [("gone", LETTERS, upper)]
+    bench.channels.look_for(LETTERS)
+    assert bench.settle() == [("found", LETTERS, mixed)]
+    os.unlink(bench.path(mixed))
+    assert bench.settle() == [("gone", LETTERS, mixed)]
+    bench.channels.look_for(LETTERS)
+    assert bench.settle() == [] and not bench.channels._odd
 
 
 NOT_OURS = [
@@ -368,3 +393,102 @@ def test_close_gives_every_descriptor_back(tmp_path):
     bench.channels.close()
     bench.loop.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+HELD = {
+    "deleted and made anew": lambda bench: (shutil.rmtree(bench.folder), os.mkdir(bench.folder)),
+    "another folder in its place": lambda bench: (
+        os.mkdir(bench.folder + ".new"),
+        os.rename(bench.folder, bench.folder + ".old"),
+        os.rename(bench.folder + ".new", bench.folder),
+    ),
+    "its parent renamed": lambda bench: (
+        os.rename(os.path.dirname(bench.folder), os.path.dirname(bench.folder) + ".old"),
+        os.makedirs(bench.folder),
+    ),
+    "a link switched": lambda bench: (
+        os.mkdir(bench.folder + ".new"),
+        os.symlink(bench.folder + ".new", bench.folder + ".link"),
+        os.rename(bench.folder + ".link", bench.folder),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_a_folder_that_a_guest_s_socket_holds_is_found_when_it_is_another(tmp_path, how):
+    """Nothing is said of it by the kernel: a listening socket holds what is deleted."""
+    (tmp_path / "lib").mkdir()
+    bench = Bench(tmp_path / "lib", folder_check=0.02)
+    if how == "a link switched":
+        os.mkdir(bench.folder + ".first")
+        os.symlink(bench.folder + ".first", bench.folder)
+    else:
+        os.mkdir(bench.folder)
+    with socket.socket(socket.AF_UNIX) as guest:
+        folder = os.open(bench.folder, os.O_DIRECTORY)
+        guest.bind("/proc/self/fd/%d/%s" % (folder, name_of(ONE)))
+        os.close(folder)
+        guest.listen(1)
+        bench.channels.start()
+        assert bench.said == [("found", ONE, name_of(ONE))]
+        bench.said.clear()
+        HELD[how](bench)
+        make(bench.path(name_of(TWO)))
+        bench.until(lambda: any(word[1] == TWO for word in bench.said))
+        assert ("gone", ONE, name_of(ONE)) in bench.said
+        assert bench.channels.watching
+        os.unlink(bench.path(name_of(TWO)))
+        bench.until(lambda: bench.said[-1] == ("gone", TWO, name_of(TWO)))
+    bench.channels.close()
+    bench.loop.close()
+    assert bench.loop.defects == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_folder_that_is_mounted_over_and_uncovered_again(bench):
+    make(bench.path(name_of(ONE)))
+    bench.channels._settings = dataclasses.replace(bench.channels._settings, folder_check=0.02)
+    bench.channels.start()
+    bench.said.clear()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", bench.folder], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        make(bench.path(name_of(TWO)))
+        bench.until(lambda: ("found", TWO, name_of(TWO)) in bench.said)
+        assert bench.said[0] == ("gone", ONE, name_of(ONE)) and bench.channels.watching
+    finally:
+        subprocess.run(["umount", bench.folder], check=True)
+    bench.until(lambda: bench.said[-1] == ("found", ONE, name_of(ONE)))
+    assert ("gone", TWO, name_of(TWO)) in bench.said
+
+
+def test_a_folder_that_is_held_and_not_made_again_is_not_watched(tmp_path):
+    bench = Bench(tmp_path, folder_check=0.02)
+    os.mkdir(bench.folder)
+    holder = os.open(bench.folder, os.O_DIRECTORY)
+    with socket.socket(socket.AF_UNIX) as guest:
+        guest.bind("/proc/self/fd/%d/%s" % (holder, name_of(ONE)))
+        bench.channels.start()
+        shutil.rmtree(bench.folder)
+        bench.until(lambda: not bench.channels.watching)
+        assert bench.said[-1] == ("gone", ONE, name_of(ONE))
+    os.close(holder)
+    bench.channels.close()
+    bench.loop.close()
+
+
+def test_the_same_sockets_under_a_folder_that_came_back_are_not_told_twice(tmp_path):
+    """Its parent was renamed for a moment: the files are the same, and who is connected stays so."""
+    (tmp_path / "lib").mkdir()
+    bench = Bench(tmp_path / "lib", folder_check=0.02)
+    os.mkdir(bench.folder)
+    make(bench.path(name_of(ONE)))
+    bench.channels.start()
+    identity = bench.identity
+    os.rename(tmp_path / "lib", tmp_path / "away")
+    os.rename(tmp_path / "away", tmp_path / "lib")
+    until = time.monotonic() + 0.2
+    bench.until(lambda: time.monotonic() > until)
+    assert bench.said == [("found", ONE, name_of(ONE))] and bench.identity == identity
+    bench.channels.close()
+    bench.loop.close()

@@ -1,12 +1,16 @@
 """The VIM's commands (spec 3, "Commands"), over real HTTP as the VIM speaks it."""
 
 import json
+import re
+import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from guestmtce.agent import commands
 from guestmtce.agent.commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.rows import Send
@@ -78,7 +82,7 @@ def bench(server):
     server.inventory = Inventory()
     for host in (A, B):
         server.inventory.host_set(host)
-        server.inventory.vim_instances(host.hostname, [])
+        server.inventory.vim_instances(host.hostname, [], 1 << 40)
     server.inventory.take_effects()
     server.effects = []
     return server
@@ -312,6 +316,15 @@ RAW = {
     "the root": (b"GET / HTTP/1.1\r\n" + CLOSE, 403),
     "broken chunks": (PATCH + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}", 400),
     "a negative length": (PATCH + b"Content-Length: -5\r\n", 400),
+    "two lengths": (PATCH + b"Content-Length: 2\r\nContent-Length: 3\r\n", 400),
+    "a length and chunks": (PATCH + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", 400),
+    "headers of 70 kB": (PATCH + b"X: y\r\n" * 12_000, 431),
+    "no HTTP": (b"\x16\x03\x01\r\n", 400),
+    "HTTP/0.9": (GET + b"\r\n", 400),
+    "an absolute URI": (GET.replace(b"/v1", b"http://x:2410/v1") + b" HTTP/1.1\r\n" + CLOSE, 200),
+    "a cookie that is none": (GET + b" HTTP/1.1\r\nCookie: a\x80[=;=\r\n" + CLOSE, 200),
+    "a charset that is none": (GET + b" HTTP/1.1\r\nX: =?bogus?q?x?=\r\n" + CLOSE, 500),
+    "User_Agent": (GET + b" HTTP/1.1\r\nUser_Agent: curl\r\n" + CLOSE, 200),
 }
 
 
@@ -322,6 +335,11 @@ def test_replies_are_objects_with_a_length_and_then_the_connection_closes(bench,
     assert status == expected and isinstance(json.loads(body), dict)
     assert headers["content-type"] == "application/json"
     assert int(headers["content-length"]) == len(body) and "www-authenticate" not in headers
+
+
+def test_head_is_refused_without_a_body(bench):
+    status, headers, body = raw(bench.port, GET.replace(b"GET", b"HEAD") + b" HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert (status, body, headers["content-type"]) == (405, b"", "application/json")
 
 
 def test_a_204_has_no_body(bench):
@@ -336,6 +354,23 @@ def test_a_defect_of_ours_is_an_object_too(bench, monkeypatch):
     monkeypatch.setattr(Inventory, "reply", lambda self, uuid: 1 // 0)
     assert bench.vim.query(U) == fail(500, "bad state")
     assert bench.vim.host("GET", A.uuid, A.hostname)[0] == 200
+
+
+def test_cherrypy_is_an_application_and_no_more(bench, capfd):
+    """Its bus would take our signals; what is configured for all would be for others in this process, too."""
+    import cherrypy
+
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    configured = dict(cherrypy.config)
+    assert bench.vim.host("GET", A.uuid, A.hostname)[0] == 200 and bench.vim.query(U) == UNKNOWN
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+    assert cherrypy.engine.state == cherrypy.engine.states.STOPPED
+    assert dict(cherrypy.config) == configured and not cherrypy.tree.apps
+    for path in (Path(commands.__file__).parent).glob("*.py"):
+        assert not re.search(
+            r"cherrypy\._|cherrypy import _|cherrypy\.config", path.read_text(encoding="utf-8")
+        )
+    assert capfd.readouterr() == ("", "")  # it logs nothing of its own
 
 
 # --- time ---

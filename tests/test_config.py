@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,7 @@ def refused(folder, *words, **options):
 TAKEN = {
     "plain": ("[agent]\nrx_port=99", "port", 99),
     "spaces": ("[agent]\n  rx_port  =  99  ", "port", 99),
+    "another comment at the line's end": ("[agent]\nrx_port = 99 # its port", "port", 99),
     "a comment at the line's end": ("[agent] ; the agent\nrx_port = 99   ; its port", "port", 99),
     "comment lines": ("; one\n# two\n[agent]\n; three\nrx_port=99", "port", 99),
     "the key in capitals": ("[agent]\nRX_PORT=99", "port", 99),
@@ -87,8 +89,16 @@ REFUSED = {
     "[timeouts]\ndelay=nan": ("[timeouts]", "delay", "nan"),
     "[timeouts]\ndelay=inf": ("[timeouts]", "delay", "inf"),
     "[debug]\nquiet=maybe": ("[debug]", "quiet", "maybe"),
-    "rx_port=2401": ("no section",),
-    "[agent]\nnonsense": ("nonsense",),
+    "[agent]\nrx_port=2_401": ("[agent]", "rx_port", "2_401", "no number"),
+    "[agent]\nrx_port=\u0661\u0662": ("[agent]", "rx_port", "no number"),
+    "[agent]\nrx_port=" + "9" * 5000: ("[agent]", "rx_port", "999...", "no number"),
+    "[timeouts]\ndelay=1_0.5": ("[timeouts]", "delay", "1_0.5", "no number"),
+    "[timeouts]\ndelay=1e999": ("[timeouts]", "delay", "1e999", "0 to 60"),
+    "[timeouts]\ndelay=infinity": ("[timeouts]", "delay", "no number"),
+    "rx_port=2401": ("line 1 (rx_port=2401) is before the first [section]",),
+    "; x\n\nrx_port=2401\nmore\n": ("lines 3, 4 are before the first [section]",),
+    "[agent]\nnonsense": ("line 2 (nonsense) is neither a [section] nor KEY = VALUE",),
+    "[agent]\n" + "x\n" * 9: ("lines 2, 3, 4, 5, 6, ... are neither",),
 }
 
 
@@ -107,6 +117,95 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "bytes.ini" in refused(tmp_path, None, "--config", str(tmp_path / "bytes.ini"))
 
 
+def test_a_pipe_or_a_huge_file_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: it is no plain file" in refused(tmp_path, None, "--config", str(tmp_path / "pipe"))
+    (tmp_path / "huge").write_bytes(b"; x\n" * 300_000)
+    assert "huge: it is larger than" in refused(tmp_path, None, "--config", str(tmp_path / "huge"))
+
+
+# What others write into their files, or an editor into ours: what is taken, and what the note says.
+ODD = {
+    "a byte order mark": (b"\xef\xbb\xbf[agent]\nKEY = 5\n", 5, None),
+    "a comment in Latin-1": (b"; gr\xf6\xdfe\n[agent]\nKEY = 5\n", 5, "line 1 is no UTF-8"),
+    "a comment in Latin-1 at a line's end": (b"[agent]\nKEY = 5 ; gr\xf6\xdfe\n", 5, "line 2 is no UTF-8"),
+    "both": (b"\xef\xbb\xbf[agent]\n# \xf6\nKEY = 5\n", 5, "line 2 is no UTF-8"),
+    "lines of Windows": (b"[agent]\r\nKEY = 5\r\n", 5, None),
+}
+OTHERS = {
+    **ODD,
+    "Latin-1 in another value": (b"[x]\npass = p\xe4ss\n[agent]\nKEY = 5\n", 5, "line 2 is no UTF-8"),
+    "a stray line": (b"[agent]\noops\nKEY = 5\n", 5, "line 2 (oops) is no INI, ignored"),
+    "a stray line at the end": (b"[agent]\nKEY = 5\n[x\n", 5, "no INI, ignored"),
+    "a key before all sections": (b"x = 1\n[agent]\nKEY = 5\n", 5, "line 1 (x = 1) is no INI, ignored"),
+    "a continuation of nothing": (b"   more\n[agent]\nKEY = 5\n", 5, "line 1 (more) is no INI"),
+    "no number": (b"[agent]\nKEY = five\n", 7, "[agent] foreign = five: no number: ignored, 7 is taken"),
+    "no value": (b"[agent]\nKEY =\n", 7, "[agent] foreign = : no number: ignored, 7 is taken"),
+    "no section at all": (b"KEY = 5\n", 7, "line 1 (foreign = 5) is no INI, ignored"),
+    "no text at all": (bytes(range(256)) * 20, 7, "no INI, ignored"),
+    "nothing": (b"", 7, None),
+    "a section twice": (b"[agent]\nx = 1\n[agent]\nKEY = 5\n", 5, None),
+    "a section without a name": (b"[]\nx = 1\n[agent]\nKEY = 5\n", 5, "no INI, ignored"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nothing_in_another_s_file_stops_us(tmp_path, name):
+    data, value, note = OTHERS[name]
+    path = tmp_path / "other.ini"
+    path.write_bytes(data.replace(b"KEY", b"foreign"))
+    settings, notes = load(tmp_path, other=None)
+    assert settings.foreign == value
+    said = [line for line in notes if line.startswith(str(path))]
+    assert len(said) <= 2 and all(len(line.splitlines()) == 1 for line in said)
+    assert note is None and said == [] or any(note in line for line in said)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_bytes_in_our_own_file_are_taken(tmp_path, name):
+    data, value, note = ODD[name]
+    path = tmp_path / "main.ini"
+    path.write_bytes(data.replace(b"KEY", b"rx_port"))
+    settings, notes = load(tmp_path, None)
+    assert settings.port == value
+    assert ["%s: %s" % (path, note)] * (note is not None) == [each for each in notes if "UTF-8" in each]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_another_s_file_that_cannot_be_read_is_named_and_defaults_hold(tmp_path, make):
+    make(tmp_path / "other.ini")
+    settings, notes = load(tmp_path, other=None)
+    assert settings.foreign == 7
+    assert "%s: it is no plain file: defaults" % (tmp_path / "other.ini") in notes
+    assert "agent.foreign" not in notes[-1]
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_in_another_s_file_stop_us(data):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        settings, notes = config.load(Sample, "sample", {MAIN: os.devnull, OTHER: file.name}, [])
+    assert 0 <= settings.foreign <= 9
+    assert all(note.isprintable() for note in notes)
+
+
+def test_a_value_that_was_the_default_once_is_named(tmp_path):
+    kind = server.ServerSettings
+    path = tmp_path / "main.ini"
+    old = {place: values[0] for place, values in kind.OLD_DEFAULTS.items()}
+    fields = {"%s.%s" % f.metadata["place"][1:]: f for f in dataclasses.fields(kind) if f.metadata["place"]}
+    text = "".join("[%s]\n%s = %s\n" % (*place.split("."), value) for place, value in old.items())
+    path.write_text(text)
+    settings, notes = config.load(kind, server.NAME, {MAIN: str(path)}, [])
+    for place, value in old.items():
+        field = fields[place]
+        assert getattr(settings, field.name) == value
+        said = [note for note in notes if "%s = %s was the default" % (field.name, value) in note]
+        assert len(said) == (value != field.default)
+        assert all("is %s now: remove the line" % field.default in note for note in said)
+
+
 def test_missing_files_and_keys_are_defaults_and_said_once(tmp_path):
     settings, notes = load(tmp_path, None, other=None)
     assert settings == Sample()
@@ -119,7 +218,10 @@ def test_every_file_has_its_own_keys(tmp_path):
     settings, notes = load(tmp_path, "[agent]\nforeign=1", other="[agent]\nforeign=2\nrx_port=3")
     assert (settings.foreign, settings.port) == (2, 2401)
     assert "agent.rx_port" in notes[-1]
-    assert "other.ini: [agent] foreign = 10" in refused(tmp_path, other="[agent]\nforeign=10")
+    settings, notes = load(tmp_path, other="[agent]\nforeign=10")
+    assert settings.foreign == 7
+    text = "%s: [agent] foreign = 10: not in 0 to 9: ignored, 7 is taken"
+    assert text % (tmp_path / "other.ini") in notes
 
 
 def test_the_command_line_wins_over_set_and_set_over_the_file(tmp_path):
@@ -154,6 +256,13 @@ def test_config_replaces_the_main_file(tmp_path):
     mine = tmp_path / "mine.ini"
     mine.write_text("[agent]\nrx_port=9\n")
     assert load(tmp_path, "[agent]\nrx_port=8", "--config", str(mine))[0].port == 9
+
+
+@pytest.mark.parametrize("letter", "mniupcg")
+@pytest.mark.parametrize("more", [[], ["x"], ["-q"]])
+def test_flags_of_every_daemon_of_the_kind_are_taken_and_mean_nothing(tmp_path, letter, more):
+    settings, _ = load(tmp_path, "", "-" + letter, *more, "--port", "5")
+    assert settings == Sample(port=5, quiet=more == ["-q"])
 
 
 @pytest.mark.parametrize("words", [["--nonsense"], ["--por", "1"], ["word"], ["--port"]])

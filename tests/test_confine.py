@@ -14,6 +14,7 @@ import termios
 import psutil
 import pytest
 from children_driver import (
+    FILTER,
     GUEST,
     HAS_FILTER,
     NOBODY,
@@ -187,7 +188,7 @@ confine.take = take
 def step_names():
     """Of every step that a child takes here."""
     before = set(os.listdir("/proc/self/fd"))
-    confinement = confine.Confinement(os.getppid(), None)
+    confinement = confine.Confinement(os.getppid(), confine.Means(None, FILTER))
     for descriptor in set(os.listdir("/proc/self/fd")) - before:
         try:
             os.close(int(descriptor))

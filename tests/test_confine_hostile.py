@@ -70,9 +70,10 @@ ATTACKS = {
     "write 100 MB of reports to the pipe": ("repeat(lambda: os.write(1, b'[\"Missed\",1]'), 8000000)", DIES),
     "write a packet of 1 MB to the pipe": ("os.write(1, b'x' * (1 << 20))", REFUSED),
     "write packets of 100 kB to the pipe": ("repeat(lambda: os.write(1, b'x' * 100000), 1000)", DIES),
-    "close the pipe": ("os.close(1), time.sleep(10)", DIES),
+    "close the way to its master": ("os.close(1), time.sleep(10)", REFUSED),
     "call as another ABI": ("syscall(0x40000000 + 39)", DIES),
     "crash": ("__import__('ctypes').string_at(0)", DIES),
+    "spin in short naps": ("repeat(lambda: (sum(range(30000)), time.sleep(1e-4)), 10**9)", DIES),
     "change the filter": ("syscall({seccomp}, 1, 0, 0)", REFUSED),
 }
 # Where there is no filter, no limit and no user stands against these.
@@ -114,6 +115,9 @@ class Evil:
                 self.channel, _ = self.listener.accept()
                 self.channel.settimeout(20)
                 self.channel.send(MARK)
+                answers = self.channel.makefile("rb")
+                while answers.readline() != MARK + b"\n":
+                    pass
             self.channel.sendall(b"%d\n%s" % (len(text), text.encode()))
             answer = self.channel.makefile("rb").readline().strip()
         except (ConnectionResetError, BrokenPipeError):

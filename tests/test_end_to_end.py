@@ -18,6 +18,7 @@ INTERVAL = 0.1  # s
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
     "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.expected_silence=1.5", "timers.settled=0.05",
+    "timers.state_period=0.02",
 ]  # fmt: skip
 GUESTS_PATIENCE = 0.5  # s; 5 s in life
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]

@@ -53,6 +53,7 @@ def test_lines_are_read_as_a_shell_would(line, expected):
     [
         ("HB_INTERVAL=399", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("HB_INTERVAL=soon", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=2_000", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("HB_INTERVAL=", "a number from 400 to 2147483647 expected; 1000 is taken"),
         ("VOTE=0", "a number from 1 to 2147482 expected; 8 is taken"),
         ("VOTE=99999999999", "a number from 1 to 2147482 expected; 8 is taken"),
@@ -83,6 +84,14 @@ def test_what_is_unknown_is_named_and_ignored(line):
 def test_a_file_that_is_not_there_means_the_defaults(tmp_path):
     taken, notes = config.load(str(tmp_path / "none"), Settings())
     assert taken == Config() and "No such file" in notes[0]
+
+
+def test_what_an_editor_leaves_in_a_file_is_no_word_of_it(tmp_path):
+    """A byte order mark, lines of Windows, a comment in Latin-1."""
+    path = tmp_path / "conf"
+    path.write_bytes(b"\xef\xbb\xbfHB_INTERVAL=2000\r\n# gr\xf6\xdfe\r\nVOTE=3\r\n")
+    taken, notes = config.load(str(path), Settings())
+    assert (taken, notes) == (Config(interval_ms=2000, vote=3), [])
 
 
 def test_the_sample_shows_the_defaults_and_can_be_uncommented():

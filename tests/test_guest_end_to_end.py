@@ -19,6 +19,7 @@ INTERVAL_MS = 150
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
     "timers.reconnect_max=0.1", "timers.rescan=0.5", "timers.expected_silence=3", "timers.settled=0.05",
+    "timers.state_period=0.02",
     "timers.ill_repeat=0.3",
 ]  # fmt: skip
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]

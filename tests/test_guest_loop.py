@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -17,6 +20,7 @@ class Part:
 
     def tick(self, now):
         self._seen.append("tick")
+        self.now = now
         self.deadline = NEVER
 
 
@@ -61,3 +65,72 @@ def test_a_signal_is_served_in_the_loop_and_wakes_it(loop):
     os.kill(os.getpid(), signal.SIGUSR1)
     loop.run()
     assert seen == ["signal"]
+
+
+def test_a_signal_is_not_lost_when_the_pipe_that_wakes_is_full(loop, capfd):
+    seen = []
+    loop.on_signal(signal.SIGCHLD, lambda: seen.append("child"))
+    loop.on_signal(signal.SIGTERM, lambda: (seen.append("end"), setattr(loop, "running", False)))
+    for _ in range(100_000):  # of which the pipe holds 65,536
+        signal.raise_signal(signal.SIGCHLD)
+    signal.raise_signal(signal.SIGTERM)
+    loop.run()
+    assert sorted(seen) == ["child", "end"]
+    assert capfd.readouterr().err == ""
+
+
+def test_what_arrived_while_a_callback_stood_still_is_read_before_a_deadline_is_judged(loop, pipe):
+    seen = []
+    loop.parts = [Part(time.monotonic() + 0.01, seen)]
+    other = os.pipe()
+
+    def stand_still():
+        os.read(other[0], 10)
+        os.write(pipe[1], b"word")
+        time.sleep(0.05)
+
+    loop.watch(pipe[0], lambda: seen.append(os.read(pipe[0], 10)))
+    loop.watch(other[0], stand_still)
+    os.write(other[1], b"x")
+    while len(seen) < 2:
+        loop.run_once()
+    assert seen == [b"word", "tick"]
+    for end in other:
+        os.close(end)
+
+
+def test_a_turn_has_one_moment(loop, pipe):
+    moments = []
+    part = Part(0.0, [])
+    loop.parts = [part]
+
+    def read():
+        os.read(pipe[0], 10)
+        moments.append(loop.now)
+        time.sleep(0.002)
+
+    loop.watch(pipe[0], read)
+    os.write(pipe[1], b"word")
+    loop.run_once()
+    assert moments == [part.now]
+    assert loop.now >= part.now + 0.002
+
+
+def test_what_a_parent_left_of_signals_is_undone(tmp_path):
+    """A TERM that was blocked, and children that were ignored."""
+    settings = ["--device", str(tmp_path / "none"), "--config", str(tmp_path / "none"), "--socket", ""]
+    words = [sys.executable, "-m", "guestmtce.guest.main", "--foreground", *settings]
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        client = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    try:
+        assert client.stderr is not None
+        while "started" not in client.stderr.readline():
+            assert client.poll() is None
+        client.terminate()
+        assert client.wait(10) == 0
+    finally:
+        client.kill()
+        client.communicate()

@@ -17,6 +17,7 @@ from guests_driver import (
     Bench,
     connected,
     heartbeating,
+    resumes,
 )
 
 from guestmtce.server import guest as row
@@ -278,7 +279,7 @@ def test_reporting_does_not_touch_the_heartbeat():
     bench.table.command(datagram.SetHost("h", False), bench.now)
     bench.table.command(datagram.SetHost("h", False), bench.now)
     bench.run(10)
-    assert bench.take_kinds() == ["Save", "SaveHost"]
+    assert bench.take_kinds() == ["Save", "Put", "SaveHost"]
     assert bench.guest.heartbeating
 
 
@@ -289,6 +290,7 @@ def test_running_is_told_once_until_something_changed():
     bench.report(reports.Acknowledged(INIT._replace(restart_secs=7)), reports.Running())
     (tell,) = [effect for effect in bench.take() if isinstance(effect, row.Tell)]
     assert (tell.cmd, tell.event.restart_to, tell.event.heartbeating) == (datagram.RUNNING, 7, True)
+    bench.run(2)
     bench.report(reports.Stopped(), reports.Running())
     assert bench.told() == [datagram.STOPPED, datagram.RUNNING]
 
@@ -305,54 +307,73 @@ def test_a_goodbye_after_the_grace_does_not_tell_stopped_twice():
     assert not bench.guest.owes_answer
 
 
-def test_quiet_is_not_told_and_leaves_no_debt():
+def test_a_guest_that_comes_and_goes_is_told_once_in_two_seconds_and_its_last_state_always():
     bench = heartbeating(reporting=True)
-    bench.report(reports.Quiet())
-    bench.end(row.DIED)
-    bench.run(200)
-    assert bench.told() == []
+    began, told = bench.now, []
+    while bench.now < began + 10:
+        for report in (reports.Stopped(), reports.Running(), reports.Stopped()):
+            bench.report(report)
+            bench.run(0.05)
+            told += bench.told()
+    assert told[0] == datagram.STOPPED, "at once"
+    assert 10 <= len(told) <= 12
+    bench.run(2)
+    assert (*told, *bench.told())[-1] == datagram.STOPPED
     assert not bench.infos()[0].heartbeating
-    bench.connect()
-    bench.report(reports.Running())
-    assert bench.told() == [datagram.RUNNING]
+
+
+def test_a_loss_is_told_at_once_however_often_the_guest_has_come_and_gone():
+    bench = heartbeating(reporting=True)
+    for _ in range(10):
+        bench.report(reports.Stopped(), reports.Running())
+    bench.run(0.01)
+    bench.take()
+    bench.report(reports.Lost(2))
+    loss, stopped = bench.tells()
+    assert (loss.cmd, stopped.cmd) == (datagram.LOSS, datagram.STOPPED)
+    assert stopped.number < loss.number
+    bench.run(10)
+    assert bench.told() == []
+
+
+def test_the_log_has_a_line_a_second_about_a_guest_that_comes_and_goes(caplog):
+    caplog.set_level("INFO")
+    bench = heartbeating()
+    caplog.clear()
+    for _ in range(200):
+        bench.report(reports.Acknowledged(INIT), reports.Running(), reports.Stopped())
+        bench.end(row.DIED)
+        bench.run(0.05)
+        bench.connect() if bench.guest.link == row.CONNECTING else None
+    mine = [record for record in caplog.records if UUID in record.getMessage()]
+    assert len(mine) <= 30 + 10 + 1
 
 
 def test_ill_carries_the_wanted_action():
-    bench = heartbeating()
+    bench = heartbeating(reporting=True)
     bench.report(reports.Ill("reboot", "disk"))
     (tell,) = bench.tells()
     assert (tell.cmd, tell.event.repair_action, tell.event.uuid) == (datagram.ILLHEALTH, "reboot", UUID)
     assert bench.infos()[0].repair_action == INIT.corrective_action
 
 
-def test_what_is_only_counted_or_logged():
+def test_what_is_only_counted_or_logged(caplog):
     bench = heartbeating()
     bench.report(reports.Missed(1), reports.Late(0.5), reports.Well(), reports.Reconnect("x"))
     bench.report(reports.Note("a\nb", 3))
     assert bench.take() == []
-    assert (bench.guest.misses, bench.guest.late, bench.guest.last_note) == (1, 1, "a\\nb")
+    assert (bench.guest.misses, bench.guest.late) == (1, 1)
+    assert UUID + ": a\\nb (and 3 more like it)" in caplog.text
 
 
-def test_expected_silence_goes_with_the_connection_and_ends():
-    bench = heartbeating()
-    bench.report(reports.Silence(60.0))
-    bench.run(20)
-    bench.end(row.DIED)
-    resume = [effect.resume for effect in bench.take() if isinstance(effect, row.Connect)][0]
-    assert resume.silence == pytest.approx(40, abs=0.1)
-    bench.connect()
-    bench.report(reports.Silence(0.0))
-    bench.run(5)
+def test_illness_is_told_only_where_reporting_is_enabled():
+    bench = heartbeating(reporting=False)
+    bench.report(reports.Ill("reboot", "disk"))
+    assert bench.tells() == []
+    bench.set(True)
     bench.take()
-    bench.end(row.DIED)
-    resume = [effect.resume for effect in bench.take() if isinstance(effect, row.Connect)][0]
-    assert resume.silence == 0
-
-
-def test_no_child_can_claim_a_longer_silence_than_there_is():
-    bench = heartbeating()
-    bench.report(reports.Silence(1e300))
-    assert bench.guest.silence_until == bench.now + SETTINGS.expected_silence
+    bench.report(reports.Ill("reboot", "disk"))
+    assert bench.told() == [datagram.ILLHEALTH]
 
 
 # --- commands --------------------------------------------------------------------------------------
@@ -387,8 +408,16 @@ def test_a_deleted_instance_is_forgotten_without_a_word_until_it_is_found_again(
     bench.run(100)
     assert (bench.take(), bench.infos()) == ([], [])
     bench.found()
-    assert bench.take() == [row.Connect(UUID, PATH, None)]
+    assert resumes(bench.take()) == [reports.Resume(INIT, False, 0.0)]
     assert not bench.infos()[0].reporting
+
+
+def test_what_a_deleted_guest_said_of_itself_is_kept_for_the_same_socket_only():
+    bench = heartbeating(reporting=True)
+    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
+    bench.take()
+    bench.found(ident=2)
+    assert resumes(bench.take()) == [None]
 
 
 def test_guests_do_not_touch_each_other():
@@ -437,9 +466,14 @@ def retrying(reporting=True):
 
 def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench = retrying()
-    assert die(bench, SETTINGS.child_deaths_max) == []
-    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
-    die(bench, 1)
+    bench.end(row.DIED)
+    bench.guest.owes_answer = False  # it does not heartbeat
+    for _ in range(SETTINGS.child_deaths_max):
+        bench.run(0.02)
+        assert not bench.guest.failing
+        bench.connect()
+        bench.run(1.5)
+        bench.end(row.DIED)
     assert bench.guest.failing
     bench.set(True)  # nobody wakes it
     bench.run(SETTINGS.child_rest - 1)
@@ -448,6 +482,31 @@ def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench.connect()
     bench.report(reports.Running())
     assert not bench.guest.failing and bench.told() == [datagram.RUNNING]
+
+
+def test_a_guest_that_was_heartbeating_rests_1_2_4_and_at_most_8_s():
+    """Whoever kills its children hides its hang no longer."""
+    bench = retrying()
+    assert die(bench, SETTINGS.child_deaths_max) == []
+    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+    for rest in (1, 2, 4, 8, 8):
+        die(bench, 1)
+        assert bench.guest.failing and bench.guest.link == row.RETRYING
+        bench.run(rest - 0.1)
+        assert bench.guest.link == row.RETRYING
+        bench.run(0.2)
+        assert bench.guest.link == row.CONNECTING
+
+
+def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
+    bench = retrying()
+    bench.told()
+    for _ in range(30):
+        bench.end(row.UNBORN)
+        bench.run(SETTINGS.child_rest_watched_max + 0.1)
+        assert bench.guest.link == row.CONNECTING
+    assert bench.guest.losses == 0 and bench.guest.owes_answer
+    assert datagram.LOSS not in bench.told()
 
 
 def test_deaths_far_between_are_no_reason_to_rest():

@@ -34,7 +34,6 @@ def restarted(bench, age=3.0):
 def test_what_was_not_confirmed_is_told_again_under_its_number_and_a_failure_later():
     bench = lost()
     tells = bench.tells()
-    bench.report(reports.Silence(0.0))
     again = restarted(bench)
     assert again.tells() == tells[1:]
     again.run(HOLD - 0.01)
@@ -62,7 +61,6 @@ def test_a_slow_guest_has_longer_to_show_that_it_lives():
 @pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
 def test_a_failure_that_is_over_while_it_is_held_back_is_never_told(make, kind, end):
     bench = make()
-    bench.report(reports.Silence(0.0))
     again = restarted(bench)
     again.found()
     again.run(1)
@@ -75,7 +73,6 @@ def test_a_failure_that_is_over_while_it_is_held_back_is_never_told(make, kind, 
 
 def test_a_new_loss_does_not_wait_and_is_told_once():
     bench = lost()
-    bench.report(reports.Silence(0.0))
     again = restarted(bench)
     again.found()
     again.connect()
@@ -105,9 +102,10 @@ def test_nothing_held_back_is_told_where_the_host_is_not_reported():
     assert again.told() == [datagram.STOPPED]
 
 
-@pytest.mark.parametrize(("age", "told"), [(3.0, [datagram.RUNNING]), (31.0, [])])
+@pytest.mark.parametrize(("age", "told"), [(3.0, [datagram.RUNNING]), (301.0, [])])
 def test_a_running_is_told_only_if_it_may_still_be_so(age, told):
     bench = heartbeating()
+    bench.run(2)
     bench.report(reports.Stopped(), reports.Running())
     again = restarted(bench, age)
     assert again.told() == told
@@ -133,10 +131,9 @@ def test_who_is_to_be_told_stopped_does_not_heartbeat_after_a_restart():
 
 def test_a_memory_that_was_too_old_is_not_believed_by_the_restart_after_that():
     bench = heartbeating(reporting=True)
-    bench.report(reports.Silence(0.0))
-    again = recalled(restarted(bench, 31.0).saved(), 3.0)
+    again = recalled(restarted(bench, 301.0).saved(), 3.0)
     again.found()
-    assert [e.resume.heartbeating for e in again.take() if isinstance(e, row.Connect)] == [False]
+    assert [e.resume.owes_answer for e in again.take() if isinstance(e, row.Connect)] == [False]
 
 
 def test_new_questions_do_not_take_the_place_of_untold_outcomes():
@@ -144,7 +141,6 @@ def test_new_questions_do_not_take_the_place_of_untold_outcomes():
     for _ in range(3):
         bench.ask("dance")
     told = bench.tells()
-    bench.report(reports.Silence(0.0))
     again = restarted(bench)
     assert [tell.number for tell in again.tells()] == [tell.number for tell in told]
     for _ in range(3):
@@ -160,7 +156,7 @@ def test_an_open_question_outlives_a_restart_with_the_time_that_is_left():
     again.found()
     again.connect()
     again.report(reports.Running())
-    (ask,) = [effect.ask for effect in again.take() if isinstance(effect, row.Put)]
+    (ask,) = [effect.command for effect in again.take() if isinstance(effect, row.Put)]
     assert ask[1:] == (channel.VOTE, "reboot", 8000)
     again.report(reports.Answered(ask.number, "reject", "no"))
     assert again.votes() == [("reboot", "reject", "no")]
@@ -217,7 +213,6 @@ def turned_away(bench, seconds, why=BUSY):
 
 
 def refound(bench):
-    bench.report(reports.Silence(0.0))  # is saved
     again = restarted(bench)
     again.found()
     again.take()

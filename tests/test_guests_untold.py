@@ -46,7 +46,9 @@ def test_a_loss_carries_the_state_that_follows_from_it():
 
 def test_a_newer_state_takes_the_place_of_the_older():
     bench = heartbeating()
-    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    for report in (reports.Stopped(), reports.Running(), reports.Stopped()):
+        bench.run(1)
+        bench.report(report)
     numbers = [tell.number for tell in bench.tells()]
     assert numbers == sorted(set(numbers)) and len(numbers) == 3
     assert bench.guest.untold == {row.STATE: bench.guest.untold[row.STATE]}
@@ -125,9 +127,7 @@ def test_a_loss_is_not_forgotten(what):
     assert untells(bench) == []
 
 
-@pytest.mark.parametrize(
-    "report", [reports.Well(), reports.Stopped(), reports.Quiet(), reports.Lost(2), reports.Running()]
-)
+@pytest.mark.parametrize("report", [reports.Well(), reports.Stopped(), reports.Lost(2), reports.Running()])
 def test_the_illness_of_a_guest_that_is_well_or_gone_is_over(report):
     bench = ill()
     bench.report(report)
@@ -147,20 +147,6 @@ def test_the_illness_of_a_guest_whose_child_died_goes_on():
     bench.end(row.DIED)
     bench.run(100)
     assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
-
-
-def test_a_quiet_guest_is_not_told_running_and_one_that_stopped_before_still_is_told_stopped():
-    bench = heartbeating()
-    bench.report(reports.Stopped(), reports.Running())
-    bench.take()
-    bench.report(reports.Quiet())
-    assert (untells(bench), untold(bench)) == ([(UUID, row.STATE)], {})
-    bench = heartbeating()
-    bench.end(row.DIED)
-    bench.run(3)
-    bench.take()
-    bench.report(reports.Quiet())
-    assert (untells(bench), untold(bench)) == ([], {row.STATE: datagram.STOPPED})
 
 
 def test_a_deleted_instance_takes_all_of_it_along():

@@ -10,11 +10,15 @@ from inventory_facts import (
     DEL,
     HOSTS,
     MOD,
+    NEWEST,
     NOW,
     A,
     B,
     U,
     V,
+    answer_list,
+    answer_state,
+    asks,
     enabled,
     info,
     inventory,
@@ -29,7 +33,6 @@ from inventory_facts import (
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.rows import (
     AskMtc,
-    AskVim,
     Drop,
     DropHost,
     Send,
@@ -112,7 +115,7 @@ def test_commands_about_the_unknown_fail_and_ask_for_hosts(name):
         act(made)
     assert (caught.value.status, caught.value.reason) == (status, vim.NOT_FOUND)
     assert made.take_effects() == ([AskMtc()] if asks else [])
-    assert made.hosts == {} and made.instances == {}
+    assert not made.hosts and made.instances == {}
 
 
 def test_delete_tells_the_server_and_drops_the_news():
@@ -150,22 +153,22 @@ def test_votes_and_notices_answer_the_guests_timeout_of_their_class(event):
 def test_host_reporting_is_the_vims_else_what_its_instances_suggest():
     made = inventory()
     host = made.host(A.uuid)
-    assert host.reporting is None and not made.host_enabled(host)
+    assert host.reporting is None and not host.enabled
     made.set(named(), False)
-    assert not made.host_enabled(host)
+    assert not host.enabled
     made.set(named(), True)
-    assert host.reporting is None and made.host_enabled(host)
+    assert host.reporting is None and host.enabled
     made.take_effects()
-    made.vim_host_state(A.hostname, None)
+    answer_state(made, A.hostname, None)
     assert host.reporting is None and made.take_effects() == []
-    made.vim_host_state(A.hostname, False)
-    assert not made.host_enabled(host)
+    answer_state(made, A.hostname, False)
+    assert not host.enabled
     assert made.take_effects()[0] == send(A, datagram.MOD_HOST, SetHost(A.uuid, False))
     made.host_reporting(A.uuid, True)
     made.take_effects()
-    made.vim_host_state(A.hostname, False)  # an answer that was late: the command is newer
-    assert made.host_enabled(host) and made.take_effects() == []
-    made.vim_host_state("nobody", True)
+    answer_state(made, A.hostname, False)  # an answer that was late: the command is newer
+    assert host.enabled and made.take_effects() == []
+    answer_state(made, "nobody", True)
     assert made.take_effects() == []
 
 
@@ -174,7 +177,7 @@ def test_host_reporting_is_the_vims_else_what_its_instances_suggest():
 def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
     made = inventory()
     made.set(named(), reporting)
-    made.vim_host_state(A.hostname, host)
+    answer_state(made, A.hostname, host)
     made.server_state(info(reporting=reporting))
     made.take_effects()
     made.server_loss(loss())
@@ -202,18 +205,20 @@ def test_disabling_withdraws_what_was_not_told():
 def test_a_new_host_is_asked_about_and_queried_a_known_one_updated():
     made = Inventory()
     made.host_set(A)
-    asked = [AskVim(A.uuid, A.hostname, False), AskVim(A.uuid, A.hostname, True)]
+    asked = [asks(A, False), asks(A, True)]
     assert made.take_effects() == [*asked, send(A, datagram.QRY_INST, Query())]
     made.host_set(A)
-    assert made.take_effects() == []
+    assert made.take_effects() == [asks(A, False)]
     made.set(named(), True)
     made.take_effects()
     moved = A._replace(ip="10.0.0.9")
     made.host_set(moved)
     expected = [send(moved, MOD, SetInstance(U, True)), send(moved, datagram.QRY_INST, Query())]
-    assert made.take_effects() == [DropHost(A.ip), *expected]
+    assert made.take_effects() == [DropHost(A.ip), *expected, asks(A, False)]
     made.host_set(A._replace(uuid=B.uuid))
     assert made.host(B.uuid).name == A.hostname
+    with pytest.raises(Failure):
+        made.host(A.uuid)
 
 
 def test_what_was_said_to_an_address_is_repeated_as_long_as_a_host_has_it():
@@ -230,7 +235,7 @@ def test_a_deleted_host_takes_its_instances_along():
     made.take_effects()
     made.host_deleted(A._replace(ip=""))
     assert made.take_effects() == [send(A, DEL, DeleteInstance(U)), Drop(U), DropHost(A.ip)]
-    assert list(made.hosts) == [B.hostname] and list(made.instances) == [V]
+    assert [host.name for host in made.hosts] == [B.hostname] and list(made.instances) == [V]
     made.host_deleted(A)
     assert made.take_effects() == []
 
@@ -240,11 +245,11 @@ def test_a_deleted_host_takes_its_instances_along():
 
 def test_the_audit_asks_until_it_knows_and_repeats_what_no_answer_shows():
     made = inventory(listed=False)
-    questions = [AskVim(A.uuid, A.hostname, False), AskVim(A.uuid, A.hostname, True)]
+    questions = [asks(A, False), asks(A, True)]
     query = send(A, datagram.QRY_INST, Query())
     made.audit()
     assert made.take_effects() == [*questions, query]
-    made.vim_instances(A.hostname, [])
+    answer_list(made, A.hostname, [])
     made.audit()
     assert made.take_effects() == [questions[0], query]
     for reporting in (True, False):
@@ -258,13 +263,13 @@ def test_a_host_with_instances_that_does_not_answer_is_a_miss():
     made = enabled()
     for _ in range(3):
         made.audit()
-    assert [made.hosts[name].misses for name in (A.hostname, B.hostname)] == [2, 0]
+    assert [made.hosts.find(name).misses for name in (A.hostname, B.hostname)] == [2, 0]
     made.server_state(info())  # an event is no answer
     made.audit()
-    assert made.hosts[A.hostname].misses == 3
+    assert made.hosts.find(A.hostname).misses == 3
     made.server_answer(info())
     made.audit()
-    assert made.hosts[A.hostname].misses == 3
+    assert made.hosts.find(A.hostname).misses == 3
 
 
 def test_a_server_that_does_not_speak_of_an_instance_is_told_of_it_again():
@@ -292,6 +297,8 @@ ONE_HOST = st.sampled_from([A, B])
 ONE_UUID = st.sampled_from(UUIDS)
 INFO = st.builds(info, ONE_HOST, ONE_UUID, st.booleans(), st.booleans())
 ORIGIN = st.one_of(st.none(), st.builds(origin, st.integers(1, 9)))
+NAME = st.sampled_from([*HOSTS, ""])
+SERIAL = st.one_of(st.integers(1, 40), st.just(NEWEST))
 STEP = st.one_of(
     st.tuples(st.just("host_set"), ONE_HOST),
     st.tuples(st.just("host_deleted"), ONE_HOST),
@@ -301,9 +308,9 @@ STEP = st.one_of(
     st.tuples(st.sampled_from(["server_state", "server_answer"]), INFO, ORIGIN),
     st.tuples(st.just("server_ill"), st.builds(info, ONE_HOST, ONE_UUID), ORIGIN),
     st.tuples(st.just("server_loss"), st.one_of(INFO, st.builds(loss, ONE_HOST, ONE_UUID)), ORIGIN),
-    st.tuples(st.just("vim_host_state"), st.sampled_from(list(HOSTS)), st.booleans()),
+    st.tuples(st.just("vim_host_state"), st.sampled_from(list(HOSTS)), st.booleans(), SERIAL),
     st.tuples(st.just("vim_instances"), st.sampled_from(list(HOSTS)),
-              st.lists(st.builds(Listed, ONE_UUID, st.just(A.hostname), st.booleans()), max_size=2)),
+              st.lists(st.builds(Listed, ONE_UUID, NAME, st.booleans()), max_size=2), SERIAL),
     st.tuples(st.just("audit")),
 )  # fmt: skip
 
@@ -323,14 +330,15 @@ def test_the_servers_and_the_vim_are_always_told_where_an_instance_is(steps):
         for effect in made.take_effects():
             if isinstance(effect, TellAlarm):
                 one = made.instances[effect.uuid]
-                assert one.reporting and made.hosts[one.hostname].reporting is not False
+                assert one.reporting and one.host.reporting is not False
             if isinstance(effect, Send) and effect.cmd == DEL:
                 believed.discard((effect.ip, effect.command.uuid))
             elif isinstance(effect, Send) and effect.cmd in (ADD, MOD):
                 believed.add((effect.ip, effect.command.uuid))
                 assert effect.command.reporting == made.instances[effect.command.uuid].reporting
-        for one in made.instances.values():
-            assert one.hostname in made.hosts
-            assert (made.hosts[one.hostname].ip, one.uuid) in believed
-        for host in made.hosts.values():
-            assert not (host.listed and any(i.adopted for i in made._instances_of(host)))
+        for uuid, one in made.instances.items():
+            assert one.uuid == uuid and one.host.instances[uuid] is one and one.host in list(made.hosts)
+            assert (one.host.ip, uuid) in believed
+        assert sum(len(host.instances) for host in made.hosts) == len(made.instances)
+        for host in made.hosts:  # nothing stays adopted for ever
+            assert host.wanted or not any(one.adopted for one in host.instances.values())

@@ -1,7 +1,7 @@
 """How long the VIM waits for the outcome of a vote or notice (spec 3, "How the real VIM behaves")."""
 
 import pytest
-from inventory_facts import NOW, A, U, enabled, info, inventory, named, of, origin
+from inventory_facts import NOW, A, U, answer_list, enabled, info, inventory, named, of, origin
 
 from guestmtce.agent.rows import TellAction
 from guestmtce.wire import channel, datagram
@@ -53,5 +53,5 @@ def test_a_question_that_was_not_put_to_the_guest_has_no_end():
 def test_the_outcome_of_another_agents_question_lasts_its_whole_timeout_at_most(kind, event, seconds):
     made = inventory(listed=False)
     made.server_answer(info())
-    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)])
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)])
     assert until(made, outcome(kind, event), NOW) == NOW + seconds + 1

@@ -10,6 +10,7 @@ from inventory_facts import (
     B,
     U,
     V,
+    answer_list,
     enabled,
     info,
     inventory,
@@ -24,7 +25,7 @@ from inventory_facts import (
 from guestmtce.agent.rows import AskMtc, Drop, Send, TellAction, TellAlarm, TellService, Withdraw
 from guestmtce.wire import channel, datagram, vim
 from guestmtce.wire.datagram import DeleteInstance, Query, SetHost, SetInstance
-from guestmtce.wire.vim import Listed, Named
+from guestmtce.wire.vim import Failure, Listed, Named
 
 # --- the guestServers' events ---
 
@@ -114,7 +115,9 @@ def test_events_of_the_wrong_host_are_dropped_and_the_server_told(name):
     before = made.reply(U)
     assert EVENTS[name](made, B, U)
     assert made.take_effects() == ([] if name == "vote" else [send(B, DEL, DeleteInstance(U))])
-    assert EVENTS[name](made, A, V)  # unknown although the VIM's list has arrived
+    with pytest.raises(Failure):
+        made.delete(V)
+    assert EVENTS[name](made, A, V)  # the VIM does not want it
     assert made.take_effects() == ([] if name == "vote" else [send(A, DEL, DeleteInstance(V))])
     assert made.reply(U) == before and list(made.instances) == [U]
 
@@ -223,7 +226,7 @@ def test_the_action_of_an_illness_is_not_the_one_of_a_loss():
 def test_a_vote_of_the_unknown_is_understood_when_the_list_has_come():
     made = inventory(listed=False)
     for listed, understood, told in ((None, False, 0), ([Listed(U, A.hostname, True)], True, 1)):
-        made.vim_instances(A.hostname, listed)
+        answer_list(made, A.hostname, listed)
         made.take_effects()
         assert EVENTS["vote"](made, A, U) is understood
         assert EVENTS["vote"](made, A, V) is understood
@@ -240,7 +243,7 @@ def test_before_the_list_an_unknown_instance_is_adopted_with_the_servers_reporti
     effects = made.take_effects()
     assert of(Send, effects) == []
     assert made.reply(U) == vim.services_reply(U, A.hostname, reporting, True, 601)
-    made.vim_instances(A.hostname, None)  # the VIM is down
+    answer_list(made, A.hostname, None)  # the VIM is down
     assert made.take_effects() == [] and U in made.instances
 
 
@@ -252,9 +255,11 @@ def test_a_loss_of_an_adopted_instance_waits_for_the_list(number, listed):
     assert made.server_loss(info(), of_loss) is (number is None)
     made.server_state(info(heartbeating=False), number and origin(4))
     assert alarms(made) == []
-    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)] if listed else [])
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)] if listed else [])
     assert alarms(made) == ([("reboot", of_loss)] if listed else [])
-    if number:  # it is repeated until it is confirmed
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)] if listed else [])
+    assert (U in made.instances) is listed and alarms(made) == []
+    if number and listed:  # it is repeated until it is confirmed
         assert made.server_loss(info(), of_loss)
         assert alarms(made) == []
 
@@ -264,7 +269,7 @@ def test_a_vim_without_a_list_is_told_of_a_loss_all_the_same():
     assert not made.server_loss(info(), origin(5))
     assert not made.server_ill(info(action="stop"), origin(6))
     made.audit()
-    made.vim_instances(A.hostname, None)
+    answer_list(made, A.hostname, None)
     assert alarms(made) == []
     made.audit()
     assert alarms(made) == [("reboot", origin(5))]
@@ -273,7 +278,6 @@ def test_a_vim_without_a_list_is_told_of_a_loss_all_the_same():
 
 
 LISTS = {
-    "not in it": ([], [send(A, DEL, DeleteInstance(U)), Drop(U)], None),
     "enabled": ([Listed(U, A.hostname, True)], [send(A, ADD, SetInstance(U, True))], True),
     "disabled": (
         [Listed(U, A.hostname, False)],
@@ -289,11 +293,9 @@ def test_the_list_decides_about_the_adopted(name):
     made = inventory(listed=False)
     made.server_answer(info())
     made.take_effects()
-    made.vim_instances(A.hostname, listed)
+    answer_list(made, A.hostname, listed)
     assert made.take_effects() == effects
-    assert {one.uuid: one.reporting for one in made.instances.values()} == (
-        {} if reporting is None else {U: reporting}
-    )
+    assert {one.uuid: one.reporting for one in made.instances.values()} == {U: reporting}
 
 
 def test_what_the_vim_commanded_is_newer_than_its_list():
@@ -302,18 +304,18 @@ def test_what_the_vim_commanded_is_newer_than_its_list():
     made.server_answer(info(uuid=V))
     made.create(named(uuid=V))
     made.take_effects()
-    made.vim_instances(A.hostname, [Listed(U, A.hostname, False)])
+    answer_list(made, A.hostname, [Listed(U, A.hostname, False)])
     assert made.take_effects() == []
     assert {one.uuid: one.reporting for one in made.instances.values()} == {U: True, V: True}
 
 
 def test_the_list_alone_adds_and_never_takes_an_instance_from_a_host():
     made = inventory(A, B, listed=False)
-    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)])
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)])
     assert made.take_effects() == [send(A, ADD, SetInstance(U, True))]
-    made.vim_instances(B.hostname, [Listed(U, B.hostname, True)])
+    answer_list(made, B.hostname, [Listed(U, B.hostname, True)])
     assert made.take_effects() == [] and made.instances[U].hostname == A.hostname
-    made.vim_instances("nobody", [])
+    answer_list(made, "nobody", [])
     assert made.take_effects() == []
 
 
@@ -334,7 +336,7 @@ def test_before_the_list_no_server_is_told_to_forget_what_another_has_too(name):
     made.instances[U].heartbeating = True
     EVENTS[name](made, A, U)
     assert made.take_effects() == [] and made.instances[U].hostname == B.hostname
-    made.vim_instances(A.hostname, [Listed(U, A.hostname, True)])
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)])
     assert made.take_effects() == [
         send(B, DEL, DeleteInstance(U)), Drop(U), send(A, ADD, SetInstance(U, True)),
     ]  # fmt: skip

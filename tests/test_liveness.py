@@ -27,7 +27,8 @@ class Bench:
             name: subprocess.Popen([sys.executable, "-c", life]) for name, life in lives.items()
         }
         self.gone = []
-        self.liveness = Liveness(self.loop, self.pids, lambda _: PATIENCE, self.stuck)
+        self.spinning = {}
+        self.liveness = Liveness(self.loop, self.pids, lambda _: PATIENCE, self.stuck, self.spins)
         self.liveness.start()
 
     def pids(self):
@@ -35,6 +36,10 @@ class Bench:
 
     def stuck(self, name):
         self.gone.append(name)
+
+    def spins(self, name, why):
+        self.gone.append(name)
+        self.spinning[name] = why
 
     def run(self, seconds):
         until = time.monotonic() + seconds
@@ -96,6 +101,53 @@ def test_one_that_has_ended_is_nobodys_trouble(bench):
     assert one.gone == [] and one.loop.defects == 0
 
 
+NAPS = """
+import time
+while True:
+    until = time.process_time() + %g
+    while time.process_time() < until: pass
+    time.sleep(%g)
+"""
+
+
+def test_one_that_spins_in_short_naps_is_found_and_a_busy_one_is_not(bench, monkeypatch):
+    """3 ms at work and 0.1 asleep, or a tenth of the time at work, as under a flood."""
+    monkeypatch.setattr(liveness, "CPU_DEBT_MAX", 0.2)
+    one = bench(naps=NAPS % (0.003, 0.0001), busy=NAPS % (0.002, 0.018), beats=BEATS)
+    for _ in range(50):
+        if not one.gone:
+            one.run(PATIENCE)
+    assert one.gone == ["naps"] and one.liveness.stuck == 0
+    assert one.spinning["naps"].endswith("s of a processor beyond its share")
+
+
+def test_a_debt_is_paid_back_by_using_less(monkeypatch):
+    """A burst is nobody's end, and one too much now and then is."""
+    used, spun = [0.0], []
+    monkeypatch.setattr(liveness, "processor_time", lambda _: used[0])
+    monkeypatch.setattr(liveness, "count_sleeps", lambda _: next(sleeps))
+    sleeps = iter(range(10**6))
+    watch = Liveness(Loop(), dict, lambda _: 60.0, spun.append, lambda uuid, why: spun.append(why))
+    for second in range(0, 3600, 5):
+        used[0] += 5.0 if second % 30 == 0 else 0.5  # 8 s of 30, in bursts
+        watch._look("guest", 1, float(second))
+    assert spun == []
+    for second in range(3600, 3700, 5):
+        used[0] += 5 * 0.45
+        watch._look("guest", 1, float(second))
+    assert spun[:1] == ["10 s of a processor beyond its share"]
+
+
+def test_a_kernel_that_does_not_count_processor_time_finds_nobody(bench, monkeypatch):
+    monkeypatch.setattr(liveness, "CPU_DEBT_MAX", 0.01)
+    monkeypatch.setattr(liveness, "NANOSECONDS", float("inf"))
+    one = bench(naps=NAPS % (0.003, 0.0001))
+    one.run(PATIENCE)
+    assert one.gone == []
+
+
 def test_nobody_is_there():
+    assert liveness.processor_time(2**22 + 1) == 0
+    assert 0 < liveness.processor_time(os.getpid()) < 3600
     assert count_sleeps(2**22 + 1) is None
     assert count_sleeps(os.getpid()) > 0

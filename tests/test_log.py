@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import select
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestmtce.daemon import log as logs
+from guestmtce.daemon import logwriter
 from guestmtce.lab.cluster import wait_for
+
+WAIT = 5.0  # s, for the log's own thread
 
 PRINTABLE = {
     "plain text": "plain text",
@@ -106,24 +112,37 @@ def test_in_the_foreground_lines_go_to_stderr_under_the_name(root, capfd):
     logs.set_up("guestServer", True, True, "/nowhere", logging.INFO)
     logging.getLogger("a.b").info("a line of %s", "it")
     logging.getLogger("a.b").debug("not this")
+    logs.flush(WAIT)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.endswith("guestServer INFO a line of it")
 
 
+def drained(reader):
+    """All that stands in a pipe."""
+    text = b""
+    while select.select([reader], [], [], 0)[0]:
+        text += os.read(reader, 65536)
+    return text
+
+
 def test_a_stderr_that_nobody_reads_costs_lines_and_no_time(root, monkeypatch):
+    monkeypatch.setattr(logwriter, "LINES_MAX", 500)
     reader, writer = os.pipe()
-    os.set_blocking(reader, False)
     with os.fdopen(writer, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         logs.set_up("guestServer", True, False, "/nowhere", logging.INFO)
+        began = time.monotonic()
         for number in range(5000):
             logging.getLogger("x").info("%d %s", number, "y" * 100)
-        assert b"guestServer INFO 0 y" in os.read(reader, 4096)
-        while len(os.read(reader, 65536)) == 65536:
-            pass
-        logging.getLogger("x").info("the last")
-        assert os.read(reader, 65536).endswith(b"the last\n")
-    logging.getLogger("x").info("it is closed")
+        assert time.monotonic() - began < WAIT
+        assert logs.lost() > 3000
+        text = b""
+        while b"the last" not in text:
+            text += drained(reader)
+            logs.flush(WAIT)
+            logging.getLogger("x").info("the last")
+        counts = re.findall(rb"WARNING (\d+) lines of this log were lost before the next one\n", text)
+        assert sum(map(int, counts)) == logs.lost()
     os.close(reader)
 
 
@@ -131,19 +150,29 @@ def test_to_a_file_and_on_to_a_new_one_after_its_rotation(root, tmp_path):
     logs.set_up("guestServer", False, True, str(tmp_path), logging.DEBUG)
     path = tmp_path / "guestServer.log"
     logging.getLogger("x").debug("one")
+    logs.flush(WAIT)
     os.rename(path, tmp_path / "guestServer.log.1")
     logging.getLogger("x").debug("two")
+    logs.flush(WAIT)
     assert "one" in (tmp_path / "guestServer.log.1").read_text()
     (line,) = path.read_text().splitlines()
     assert line.endswith("guestServer DEBUG two")
 
 
-def test_setting_up_again_replaces_what_was_there(root, tmp_path, capsys):
+def test_setting_up_again_replaces_what_was_there(root, tmp_path, capfd):
     logs.set_up("guestServer", True, False, str(tmp_path), logging.INFO)
     logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
     logging.getLogger("x").info("once")
+    logs.flush(WAIT)
     assert (tmp_path / "guestServer.log").read_text().count("once") == 1
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
+
+
+def test_a_line_that_cannot_be_formatted_fails_nobody(root, tmp_path):
+    logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
+    logging.getLogger("x").info("%d guests", "no number")
+    logs.flush(WAIT)
+    assert "this line cannot be formatted: '%d guests'" in (tmp_path / "guestServer.log").read_text()
 
 
 def test_without_a_folder_there_is_no_log_and_that_is_said(root, tmp_path):
@@ -179,18 +208,56 @@ def test_syslog_is_not_used_where_a_file_was_asked_for(root, syslog, tmp_path):
     assert (tmp_path / "guestServer.log").exists()
 
 
-def test_a_syslog_daemon_that_hangs_does_not_hang_us(root, syslog, tmp_path):
+def test_a_file_that_takes_nothing_costs_lines_and_no_time_and_holds_no_lock(root, tmp_path, monkeypatch):
+    """As on a server that hangs."""
+    go = threading.Event()
+    monkeypatch.setattr(logwriter, "_write_all", lambda *_: go.wait(10 * WAIT))
+    monkeypatch.setattr(logwriter, "LINES_MAX", 100)
+    logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
+    began = time.monotonic()
+    for number in range(300):
+        logging.getLogger("x").info("line %d", number)
+    logs.flush(0.01)
+    assert time.monotonic() - began < WAIT
+    assert 150 < logs.lost() <= 200
+    go.set()
+
+
+def test_a_file_that_cannot_be_opened_in_time_does_not_hold_up_the_start(root, tmp_path, monkeypatch):
+    go, open_file = threading.Event(), logwriter._open_file
+    monkeypatch.setattr(logwriter, "OPEN_WAIT", 0.01)
+    monkeypatch.setattr(logwriter, "_open_file", lambda path: go.wait(10 * WAIT) and open_file(path))
+    logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
+    logging.getLogger("x").info("a line")
+    go.set()
+    logs.flush(WAIT)
+    assert "a line" in (tmp_path / "guestServer.log").read_text()
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_log_that_is_a_pipe_is_refused_at_once(root, tmp_path, read):
+    path = tmp_path / "guestServer.log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if read else None
+    with pytest.raises(OSError, match="the log must be a plain file or a device: '%s'" % path):
+        logs.set_up("guestServer", False, True, str(tmp_path), logging.INFO)
+    if reader is not None:
+        os.close(reader)
+
+
+def test_a_syslog_daemon_that_hangs_does_not_hang_us(root, syslog, tmp_path, monkeypatch):
+    monkeypatch.setattr(logwriter, "LINES_MAX", 100)
     logs.set_up("guestServer", False, False, str(tmp_path), logging.INFO)
     began = time.monotonic()
     for number in range(2000):
         logging.getLogger("x").info("line %d %s", number, "x" * 200)
-    assert time.monotonic() - began < 2
-    syslog.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            syslog.recv(1000)
-    logging.getLogger("x").info("the last")
-    assert b"the last" in syslog.recv(1000)
+    assert time.monotonic() - began < WAIT
+    assert logs.lost() > 500
+    text = ""
+    while "lost before the next one" not in text:
+        logging.getLogger("x").info("another")
+        text = syslog.recv(1000).decode()
+    assert text.startswith("<%d>guestServer: WARNING " % (LOCAL5 * 8 + 4))
 
 
 def test_a_syslog_daemon_that_starts_again_is_found_again(root, syslog, tmp_path):
@@ -198,8 +265,82 @@ def test_a_syslog_daemon_that_starts_again_is_found_again(root, syslog, tmp_path
     syslog.close()
     os.unlink(logs.SYSLOG_SOCKET)
     logging.getLogger("x").info("nobody hears this")
+    logs.flush(WAIT)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as fresh:
         fresh.bind(logs.SYSLOG_SOCKET)
         fresh.settimeout(5)
         logging.getLogger("x").info("this is heard")
+        assert b"1 lines of this log were lost" in fresh.recv(1000)
         assert b"this is heard" in fresh.recv(1000)
+
+
+# --- a syslog daemon with a stream socket, as syslog-ng may have ------------------------------------
+
+
+@pytest.fixture
+def stream(tmp_path, monkeypatch):
+    path = str(tmp_path / "stream")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
+        daemon.bind(path)
+        daemon.listen(0)
+        daemon.settimeout(WAIT)
+        monkeypatch.setattr(logs, "SYSLOG_SOCKET", path)
+        yield daemon
+
+
+def heard(link, count):
+    """The next messages on a stream."""
+    text = b""
+    while text.count(b"\0") < count:
+        text += link.recv(65536)
+    return text.decode().split("\0")[:-1]
+
+
+def test_to_a_stream_each_line_is_a_message(root, stream, tmp_path):
+    logs.set_up("guestServer", False, False, str(tmp_path), logging.INFO)
+    logging.getLogger("x").warning("one\ntwo")
+    link, _ = stream.accept()
+    prefix = "<%d>guestServer: " % (LOCAL5 * 8 + 4)
+    with link:
+        assert heard(link, 2) == [prefix + "WARNING one", prefix + "two"]
+
+
+def test_a_stream_that_nobody_accepts_costs_lines_only(root, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(logwriter, "PATIENCE", 0.05)
+    crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+    for each in crowd:
+        each.setblocking(False)
+        try:
+            each.connect(logs.SYSLOG_SOCKET)
+        except BlockingIOError:
+            pass
+    began = time.monotonic()
+    logs.set_up("guestServer", False, False, str(tmp_path), logging.INFO)
+    logging.getLogger("x").info("nobody accepts this")
+    logs.flush(WAIT)
+    assert time.monotonic() - began < WAIT
+    assert logs.lost() == 1
+    for each in crowd:
+        each.close()
+
+
+def test_a_stream_that_nobody_reads_costs_lines_only(root, stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(logwriter, "PATIENCE", 0.05)
+    logs.set_up("guestServer", False, False, str(tmp_path), logging.INFO)
+    began = time.monotonic()
+    for number in range(3000):
+        logging.getLogger("x").info("%d %s", number, "x" * 500)
+    assert time.monotonic() - began < WAIT
+    wait_for(lambda: logs.lost() > 0, "it is full", WAIT)
+
+
+def test_a_stream_daemon_that_starts_again_is_found_again(root, stream, tmp_path):
+    logs.set_up("guestServer", False, False, str(tmp_path), logging.INFO)
+    logging.getLogger("x").info("one")
+    link, _ = stream.accept()
+    assert "INFO one" in heard(link, 1)[0]
+    link.close()
+    logging.getLogger("x").info("two")
+    fresh, _ = stream.accept()
+    with fresh:
+        assert "INFO two" in heard(fresh, 1)[0]

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from guestmtce.daemon import loop as loop_module
 from guestmtce.daemon.loop import Loop
 
 
@@ -187,7 +188,7 @@ def test_calls_are_not_lost_when_nobody_could_be_woken(loop):
     old.close()
     for end in (loop._signal_in, loop._signal_out):
         end.setblocking(False)
-    loop.watch(loop._signal_in, loop._serve_signals)
+    loop.watch(loop._signal_in, loop._drain)
     with pytest.raises(BlockingIOError):
         while True:
             loop._signal_out.send(b"\0" * 65536)
@@ -217,6 +218,34 @@ def test_a_flood_of_signals_neither_blocks_nor_ends_us(loop):
     for _ in range(5000):
         signal.raise_signal(signal.SIGUSR1)
     turn(loop, lambda: served)
+
+
+def test_a_signal_is_not_lost_when_the_pipe_that_wakes_is_full(loop):
+    served = []
+    loop.on_signal(signal.SIGUSR1, lambda: None)
+    loop.on_signal(signal.SIGTERM, lambda: served.append("TERM"))
+    for _ in range(5000):  # of which the pipe holds 280
+        signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGTERM)
+    turn(loop, lambda: served)
+
+
+def test_what_a_parent_left_of_signals_is_undone():
+    code = (
+        "import signal\n"
+        "from guestmtce.daemon.loop import reset_signals\n"
+        "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGTERM, signal.SIGCHLD}\n"
+        "reset_signals()\n"
+        "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()\n"
+        "for number in (signal.SIGCHLD, signal.SIGINT):\n"
+        "    assert signal.getsignal(number) == signal.SIG_DFL\n"
+    )
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=10, check=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_close_gives_signals_and_descriptors_back():
@@ -280,6 +309,102 @@ def test_stop_ends_run_after_the_round(loop):
     loop.after(60, lambda: served.append("later"))
     loop.run()
     assert served == ["the same round"]
+
+
+# --- the moment of a turn --------------------------------------------------------------------------
+
+
+def test_a_turn_has_one_moment_and_outside_of_turns_it_is_the_clock_s(loop, request):
+    near, far = pair(request)
+    moments = []
+
+    def note():
+        moments.append((loop.now, time.monotonic()))
+        time.sleep(0.002)
+
+    loop.watch(near, lambda: (near.recv(10), note()))
+    loop.call_from_thread(note)
+    loop.at(time.monotonic(), note)
+    far.send(b"x")
+    loop.run_once()
+    assert len(moments) == 3
+    assert len({now for now, _ in moments}) == 1
+    assert moments[-1][0] + 0.004 <= moments[-1][1]
+    before = time.monotonic()
+    assert before <= loop.now <= time.monotonic()
+
+
+def test_what_arrived_while_a_callback_stood_still_is_read_before_a_timer_judges(loop, request):
+    near, far = pair(request)
+    seen = []
+    loop.watch(near, lambda: seen.append(near.recv(10)))
+
+    def stand_still():
+        far.send(b"answer")
+        time.sleep(0.05)
+
+    loop.call_from_thread(stand_still)
+    loop.after(0.01, lambda: seen.append("deadline"))
+    turn(loop, lambda: len(seen) == 2)
+    assert seen == [b"answer", "deadline"]
+
+
+def test_what_arrived_before_the_moment_was_read_is_read_before_a_timer_judges(loop, request, monkeypatch):
+    """As of a process that is stopped between its wait and its look at the clock."""
+    near, far = pair(request)
+    seen = []
+    loop.watch(near, lambda: seen.append(near.recv(10)))
+    loop.after(0.01, lambda: seen.append("deadline"))
+    wait = loop._selector.select
+
+    def stopped(timeout):
+        ready = wait(0)
+        if not seen and timeout:
+            far.send(b"answer")
+            time.sleep(0.02)
+        return ready
+
+    monkeypatch.setattr(loop._selector, "select", stopped)
+    turn(loop, lambda: len(seen) == 2)
+    assert seen == [b"answer", "deadline"]
+
+
+def test_a_timer_set_for_now_by_a_timer_waits_for_the_next_turn(loop):
+    fired = []
+
+    def again():
+        fired.append(loop.now)
+        loop.at(loop.now, again)
+
+    loop.at(time.monotonic(), again)
+    loop.run_once()
+    assert len(fired) == 1
+
+
+def test_cancelled_timers_do_not_pile_up(loop):
+    kept = [loop.after(3600, lambda: None) for _ in range(100)]
+    for _ in range(10_000):
+        loop.after(60, lambda: None).cancel()
+    assert len(loop._timers) < 600
+    assert {id(timer) for timer in kept} <= {id(timer) for _, _, timer in loop._timers}
+
+
+def test_a_callback_that_stood_still_is_told_of_though_no_timer_was_due(loop, request, caplog, monkeypatch):
+    monkeypatch.setattr(loop_module, "STALL", 0.02)
+    near, far = pair(request)
+    stalled = []
+
+    def read():
+        near.recv(1)
+        stalled.append(loop.stalled)
+        time.sleep(0.05)
+
+    loop.watch(near, read)
+    far.send(b"ab")
+    turn(loop, lambda: len(stalled) == 2)
+    assert (stalled[0], loop.stalls) == (0, 1)
+    assert stalled[1] >= 0.05
+    assert "stood still" in caplog.text
 
 
 def test_standing_still_is_told_with_its_length(loop, caplog):

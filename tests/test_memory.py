@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
+import subprocess
 import sys
 
 import psutil
 import pytest
-from children_driver import ROOT, bench, make_bench
+from children_driver import ROOT, bench, gone, make_bench
 
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import compact, fork, reports
+from guestmtce.server import compact, confine, fork, reports, spawner, spawnercode
+from guestmtce.server.guest import DIED
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
@@ -19,7 +23,7 @@ CHILDREN = 24
 BEATS = 10
 # Bytes, mean. Python 3.11 has what 3.13 needs not: references are counted to what never goes. Before 3.11 a
 # function's names are counted, too.
-USS_MAX = 640_000 if sys.version_info >= (3, 11) else 850_000
+USS_MAX = 640_000 if sys.version_info >= (3, 11) else 880_000
 
 
 @pytest.mark.skipif(not ROOT, reason="only root may read a child's memory")
@@ -61,12 +65,92 @@ def test_a_sibling_is_our_parent_s_child():
     theirs.close()
 
 
+NO_NUMBER = "from guestmtce.server import fork; fork.clone_number = fork.UNKNOWN;"
+
+
+@pytest.fixture
+def no_clone(monkeypatch):
+    """A machine whose number of clone(2) is not known, for this process and its spawners."""
+    monkeypatch.setattr(fork, "clone_number", fork.UNKNOWN)
+    monkeypatch.setattr(spawner, "BOOT", spawner.BOOT.replace("; main(", ";" + NO_NUMBER + "main("))
+    yield
+    confine.prctl(fork.PR_SET_CHILD_SUBREAPER, 0)
+
+
+def test_where_clone_has_no_number_children_are_the_master_s_all_the_same(no_clone, make_bench):
+    bench = make_bench()
+    bench.children.prove()
+    pids = [bench.born(uuid_of(number)) for number in range(3)]
+    bench.beat(uuid_of(1))
+    assert [psutil.Process(pid).ppid() for pid in pids] == [os.getpid()] * 3
+    os.kill(pids[0], signal.SIGKILL)
+    bench.until(lambda: bench.ends)
+    assert bench.ends == [(uuid_of(0), DIED, " of signal 9")]
+    bench.children.drop(uuid_of(2))
+    bench.until(lambda: gone(pids[2]))
+    bench.born(uuid_of(0))
+    assert bench.children.spawner.started == 1
+
+
+def test_a_double_fork_that_fails_in_the_middle_costs_only_the_one_it_was_for(no_clone, monkeypatch):
+    """Here the first fork is the real one, and the second fails."""
+    real, forks = os.fork, []
+
+    def fork_once():
+        forks.append(1)
+        if len(forks) % 2 == 0:
+            raise BlockingIOError(errno.EAGAIN, "no process for now")
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork_once)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BlockingIOError, match="cannot fork for the master"):
+        fork.fork_sibling()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_after_the_holes_are_filled_what_is_made_lies_side_by_side():
     holes = [bytes(200) for _ in range(2000)]
     del holes[::2]
     compact.fill_holes()
     made = [bytes(200) for _ in range(8)]
     assert max(map(id, made)) - min(map(id, made)) < compact.POOL_SIZE
+
+
+GIVES_UP = """
+import os, sys
+sys.path[:0] = %r.split(":")
+from guestmtce.server import preload, compact
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+%s
+before = resident()
+for _ in range(3):
+    compact.fill_holes()
+print(resident() - before, len(compact._filling))
+"""
+OTHER_HEAP = """
+starts = iter(range(2**46, 0, -2**17))
+compact._malloc, freed = lambda size: next(starts), []
+compact._free = freed.append
+import atexit
+atexit.register(lambda: print(len(freed)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "heap", "filled"),
+    [({}, "", True), ({"PYTHONMALLOC": "malloc"}, "", False), ({}, OTHER_HEAP, True)],
+    ids=["CPython's and glibc's", "no pools", "a heap that grows downwards"],
+)
+def test_with_another_allocator_nothing_is_kept(environment, heap, filled):
+    words = [sys.executable, "-c", GIVES_UP % (spawnercode.import_path(), heap)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    grown, blocks, *freed = map(int, done.stdout.split())
+    assert grown < 6 * 2**20
+    assert (blocks > 0) is filled
+    assert freed == ([3 * compact.HEAP_TRIES_MAX] if heap else [])
 
 
 def _small(number):

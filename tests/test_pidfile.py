@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +135,62 @@ def test_a_zombie_is_not_running(tmp_path):
         claimed(tmp_path).release()
     finally:
         process.wait()
+
+
+def test_what_is_cleaned_away_is_made_again_with_its_lock(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    one = claimed(folder)
+    assert not one.restore()
+    for clean in (
+        lambda: shutil.rmtree(folder),
+        lambda: (folder / "daemon.lock").unlink(),
+        lambda: (folder / "daemon.pid").unlink(),
+        lambda: (folder / "daemon.pid").write_text("nonsense"),
+    ):
+        clean()
+        assert one.restore()
+        assert (folder / "daemon.pid").read_text() == "%d\n" % os.getpid()
+        with pytest.raises(AlreadyRunning), multiprocess_lock(folder):
+            pass
+    assert not one.restore()
+    one.release()
+    assert os.listdir(folder) == []
+
+
+@contextlib.contextmanager
+def multiprocess_lock(folder):
+    """As another process would claim it."""
+    other = PidFile(str(folder), "daemon")
+    os.close(other._open_lock())
+    yield
+
+
+def test_another_that_started_meanwhile_is_left_alone(tmp_path, request):
+    one = claimed(tmp_path)
+    for name in os.listdir(tmp_path):
+        (tmp_path / name).unlink()
+    holder = request.getfixturevalue("holder")
+    with pytest.raises(AlreadyRunning, match="^%d$" % holder.pid):
+        one.restore()
+    one.release()
+    assert (tmp_path / "daemon.pid").read_text() == "%d\n" % holder.pid
+    with pytest.raises(AlreadyRunning):
+        claimed(tmp_path)
+
+
+def test_on_a_full_file_system_our_pid_goes_over_a_dead_one(tmp_path, monkeypatch):
+    (tmp_path / "daemon.pid").write_text("%d\n" % (2**22 + 1))
+
+    def fail(path, *_):
+        raise OSError(28, "No space left on device", path)
+
+    monkeypatch.setattr(files, "write_atomically", fail)
+    one = claimed(tmp_path)
+    assert one.read() == os.getpid()
+    one.release()
+    with pytest.raises(OSError, match="daemon.pid"):
+        claimed(tmp_path)
 
 
 def test_somebody_else_s_file_is_left_alone(tmp_path):

@@ -20,13 +20,11 @@ REPORTS = [
     s.Acknowledged(GUEST._replace(name="gäst \u20ac", heartbeat_interval_ms=channel.INT32_MAX)),
     s.Running(),
     s.Stopped(),
-    s.Quiet(),
     s.Lost(2),
     s.Missed(1),
     s.Ill("reboot", 'disk "full"\n'),
     s.Well(),
-    s.Silence(60.0),
-    s.Silence(0),
+    s.ReportingEnabled(),
     s.Answered(channel.INT32_MAX, "reject", "n" * channel.LOG_MSG_MAX),
     s.Late(0.25),
     s.Reconnect("suspended"),
@@ -56,6 +54,7 @@ def test_a_report_crosses_the_pipe_unchanged(report):
 def test_a_question_crosses_the_pipe_unchanged(kind, event):
     question = pipe.Ask(channel.INT32_MAX, kind, event, channel.SECS_MAX * 1000)
     assert pipe.decode_ask(pipe.encode(question)) == question
+    assert pipe.encode(pipe.EnableReporting()) == pipe.ENABLE_REPORTING_PACKET
 
 
 INIT = list(GUEST)
@@ -83,13 +82,13 @@ BROKEN = {
     "float for int": packet("Lost", 1.0),
     "int too large": packet("Missed", 2**31),
     "null for int": packet("Missed", None),
-    "text for float": packet("Silence", "60"),
-    "bool for float": packet("Silence", False),
+    "text for float": packet("Late", "60"),
+    "bool for float": packet("Late", False),
     "negative float": packet("Late", -0.5),
-    "not a number": b'["Silence",NaN]',
-    "infinite": b'["Silence",Infinity]',
-    "overflowing float": b'["Silence",1e999]',
-    "int beyond every float": b'["Silence",1' + b"0" * 400 + b"]",
+    "not a number": b'["Late",NaN]',
+    "infinite": b'["Late",Infinity]',
+    "overflowing float": b'["Late",1e999]',
+    "int beyond every float": b'["Late",1' + b"0" * 400 + b"]",
     "unknown action": packet("Ill", "explode", ""),
     "unknown vote": packet("Answered", 1, "maybe", ""),
     "int for text": packet("Reconnect", 1),
@@ -150,7 +149,7 @@ NAMES = st.sampled_from([kind.__name__ for kind in typing.get_args(s.Report)])
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
-@example(b'["Silence",1' + b"0" * 400 + b"]")
+@example(b'["Late",1' + b"0" * 400 + b"]")
 def test_bytes_are_a_report_or_refused(data):
     accepted_is_a_whole_report(data)
 

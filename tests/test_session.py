@@ -21,7 +21,9 @@ def bench_in(state):
     if state == CHALLENGED:
         bench.tick()
     elif state in (WAITING, CLOSED):
-        bench.run(5, answers=False)
+        bench.ask(1, channel.NOTICE, "reboot")
+        bench.respond("reboot", channel.NOTICE, "complete")
+        bench.run(20, answers=False)  # it goes quiet, and its last challenge stays open
     if state == CLOSED:
         bench.tick()
     assert bench.session.state == state
@@ -41,28 +43,34 @@ def give(bench, what):
         bench.exit()
     else:
         bench.now = BEGIN
-        if what == s.LOSS:
+        if what == s.STOP:
+            bench.ask(1, channel.NOTICE, "reboot")
+        if what in (s.LOSS, s.STOP):
             bench.tick()
-            bench.forget()
+        if what == s.REPEAT:
+            bench._keep(bench.session.enable_reporting(bench.now))
+        bench.forget()
         bench.tick(BEGIN + 1e6 if bench.session.state == CLOSED else None)
 
 
 WALK = {
     (WAITING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
-    (WAITING, s.RIGHT): (WAITING, "", ""),
+    (WAITING, s.RIGHT): (RESTING, "Running", ""),
     (WAITING, s.WRONG): (WAITING, "Note", ""),
-    (WAITING, s.EXIT): (WAITING, "Note", ""),
+    (WAITING, s.EXIT): (WAITING, "Note Stopped", ""),
     (WAITING, s.DUE): (CLOSED, "Reconnect", ""),
     (RESUMING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
     (RESUMING, s.RIGHT): (RESTING, "Running", ""),
     (RESUMING, s.WRONG): (RESUMING, "Note", ""),
     (RESUMING, s.EXIT): (WAITING, "Note Stopped", ""),
+    (RESUMING, s.REPEAT): (RESUMING, "", "Challenge"),
     (RESUMING, s.DUE): (WAITING, "Lost", ""),
     (CHALLENGED, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
     (CHALLENGED, s.RIGHT): (RESTING, "", ""),
     (CHALLENGED, s.WRONG): (CHALLENGED, "Note", ""),
     (CHALLENGED, s.EXIT): (WAITING, "Note Stopped", ""),
     (CHALLENGED, s.MISS): (CHALLENGED, "Missed", "Challenge"),
+    (CHALLENGED, s.STOP): (CHALLENGED, "Missed Stopped", "Challenge"),
     (CHALLENGED, s.LOSS): (WAITING, "Missed Lost", ""),
     (RESTING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
     (RESTING, s.RIGHT): (RESTING, "", ""),
@@ -105,7 +113,7 @@ def test_init_is_acknowledged_and_challenged_at_once():
     bench.init(invocation_id=846930886)
     assert bench.sent == [InitAck(846930886), Challenge(0)]
     assert bench.reports == [s.Acknowledged(GUEST._replace(invocation_id=846930886))]
-    assert not bench.session.heartbeating
+    assert not bench.session.owes_answer
 
 
 @pytest.mark.parametrize(("interval", "taken"), [(399, 400), (0, 400), (-5, 400), (400, 400), (401, 401)])
@@ -191,7 +199,7 @@ def test_loss_comes_at_exactly_one_interval_beyond_the_threshold(threshold, inte
     bench.tick()
     assert bench.now == challenged + allowed
     assert bench.reports == [s.Missed(threshold + 1), s.Lost(threshold + 1)]
-    assert (bench.session.state, bench.session.heartbeating) == (WAITING, False)
+    assert (bench.session.state, bench.session.owes_answer) == (WAITING, False)
 
 
 def test_a_right_answer_resets_the_misses():
@@ -208,7 +216,7 @@ def test_who_never_heartbeat_is_not_lost():
     bench = Bench()
     bench.init()
     bench.run(119, answers=False)
-    assert bench.kinds() == ["Acknowledged", "Missed", "Missed"]
+    assert bench.kinds() == ["Acknowledged", "Missed", "Missed", "Stopped"]
     assert bench.session.state == WAITING
 
 
@@ -217,10 +225,10 @@ def test_after_a_loss_only_init_counts():
     bench.run(5, answers=False)
     bench.forget()
     bench.answer()
-    assert (bench.session.state, bench.sent, bench.reports) == (WAITING, [], [])
+    assert (bench.session.state, bench.sent, bench.kinds()) == (WAITING, [], ["Note"])
     bench.init()
     bench.answer()
-    assert bench.kinds() == ["Acknowledged", "Running"]
+    assert bench.kinds() == ["Note", "Acknowledged", "Running"]
 
 
 # --- health ----------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ def test_unhealthy_by_action(action):
     bench = Bench()
     bench.init()
     bench.answer("unhealthy", action, "disk full")
-    assert bench.session.heartbeating
+    assert bench.session.owes_answer
     last = bench.reports[-1]
     if action in ("none", "unknown"):
         assert bench.kinds() == ["Acknowledged", "Running", "Note"]
@@ -261,6 +269,7 @@ def test_illness_is_repeated_after_55_s_and_counted_anew_after_health():
 def test_a_restarted_guest_s_illness_is_told_at_once():
     bench = Bench().heartbeat()
     for _ in range(2):
+        bench.run(0.5, answers=False)
         bench.init()
         bench.answer("unhealthy")
     assert bench.told(s.Ill) == [s.Ill("reboot", "")] * 2

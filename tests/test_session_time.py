@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from session_driver import BEGIN, GUEST, Bench
 
 from guestmtce.server import session as s
-from guestmtce.server.session import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING, Resume, Settings
+from guestmtce.server.reports import AGREEMENTS, SILENCING
+from guestmtce.server.session import CHALLENGED, CLOSED, RESTING, WAITING, Resume, Settings
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ActionNotify, Challenge, InitAck
 
@@ -52,7 +53,7 @@ def test_a_resumed_guest_gets_its_patience_and_never_less_than_a_loss_takes(inte
 def test_who_did_not_heartbeat_before_is_not_lost_by_a_resume():
     bench = Bench(resume=Resume(GUEST, False, 0.0))
     bench.run(119, answers=False)
-    assert (bench.session.state, bench.reports) == (WAITING, [])
+    assert (bench.session.state, bench.reports) == (WAITING, [s.Stopped()])
     bench.tick()
     assert (bench.now, bench.session.state) == (BEGIN + 120, CLOSED)
 
@@ -62,22 +63,6 @@ def test_exit_ends_a_resume():
     bench.exit()
     bench.run(100, answers=False)
     assert bench.kinds() == ["Note", "Stopped"]
-
-
-def test_silence_goes_on_over_a_reconnect_and_ends_quietly():
-    bench = Bench(resume=Resume(GUEST, True, 30.0))
-    bench.run(29.9, answers=False)
-    assert (bench.session.state, bench.reports) == (RESUMING, [])
-    bench.run(60, answers=False)
-    assert bench.reports == [s.Silence(0), s.Quiet()]
-
-
-def test_who_answers_in_a_resumed_silence_is_monitored_on():
-    bench = Bench(resume=Resume(GUEST, True, 30.0))
-    bench.run(31, answers=True)
-    assert bench.reports == [s.Running(), s.Silence(0)]
-    bench.run(10, answers=False)
-    assert len(bench.told(s.Lost)) == 1
 
 
 def test_a_kept_interval_is_raised_to_the_floor_too():
@@ -194,61 +179,98 @@ BYTES = st.tuples(
     ),
 )
 EXITS = st.just(("exit",))
-STEPS = st.lists(st.one_of(INITS, ANSWERS, ASKS, RESPONSES, WAITS, RUNS, BYTES, EXITS), max_size=40)
-RESUMES = st.one_of(
-    st.none(), st.builds(Resume, st.just(GUEST), st.booleans(), st.sampled_from([0.0, 5.0, 60.0]))
+ENABLINGS = st.just(("enable",))
+STEPS = st.lists(
+    st.one_of(INITS, ANSWERS, ASKS, RESPONSES, WAITS, RUNS, BYTES, EXITS, ENABLINGS), max_size=40
 )
+RESUMES = st.one_of(
+    st.none(),
+    st.builds(
+        Resume, st.just(GUEST), st.booleans(), st.sampled_from([0.0, 5.0, 15.0]), st.booleans(),
+        st.sampled_from([0.0, 121.0]),
+    ),
+)  # fmt: skip
 
 
 class Watched(Bench):
     """A bench that checks, after every step of time and every message, what must always hold."""
 
     def __init__(self, config, resume):
-        self.threshold = config.failure_threshold
-        self.interval = 1.0
-        self.sign_at = BEGIN  # when the guest last answered rightly or introduced itself
-        self.alive = resume is not None and resume.heartbeating
-        self.silent = resume is not None and resume.silence > 0
+        self.config = config
+        self.interval = self.said_interval = 1.0
+        self.sign_at = BEGIN  # of the last right answer, or the first init after it
+        self.begs = False
+        self.proven = resume is not None and resume.owes_answer  # it has shown that it is there
+        self.proven_in_silence = resume is not None and resume.answered_since_notice
+        self.silent_until = BEGIN + resume.silence if resume is not None else -1.0
         self.open = {}
         self.settled = []
         super().__init__(config, resume)
 
     def _keep(self, output):
-        _, reports = output
+        data, reports = output
+        if b'"init_ack"' in data:
+            self._acknowledged()
         for report in reports:
             self._check(report)
         return super()._keep(output)
 
+    def _acknowledged(self):
+        if self.silent():
+            self.proven = False
+        self.silent_until = -1.0
+        self.interval = self.said_interval
+        if not self.begs:
+            self.sign_at, self.begs = self.now, True
+
+    def silent(self):
+        notices = [event for event, kind, _ in self.open.values() if kind == channel.NOTICE]
+        return any(event in SILENCING for event in notices) or self.now < self.silent_until
+
     def _check(self, report):
-        if isinstance(report, s.Running):
-            self.alive = True
-        elif isinstance(report, s.Silence):
-            self.silent = report.seconds > 0
-        elif isinstance(report, s.Answered):
+        if isinstance(report, s.Answered):
             self.settled.append(report.number)
-            self.open.pop(report.number)
+            self._settled(report.vote, *self.open.pop(report.number)[:2])
+        elif isinstance(report, s.Acknowledged):
+            self.silent_until = -1.0
         elif isinstance(report, s.Lost):
-            assert self.alive and not self.silent
-            assert self.now - self.sign_at >= (self.threshold + 1) * self.interval - 1e-6
-        if isinstance(report, (s.Lost, s.Stopped, s.Quiet)):
-            assert self.alive
-            self.alive = False
+            assert self.proven or self.proven_in_silence
+            assert not self.silent()
+            assert self.now - self.sign_at >= (self.config.failure_threshold + 1) * self.interval - 1e-6
+        if isinstance(report, s.Lost):
+            self.proven = self.proven_in_silence = self.begs = False
+
+    def _settled(self, vote, event, kind):
+        if kind == channel.NOTICE and event in SILENCING and vote in AGREEMENTS:
+            self.silent_until = self.now + self.config.expected_silence
+        elif kind == channel.NOTICE:
+            self.silent_until = -1.0
 
     def init(self, **fields):
-        before = len(self.wrote(InitAck))
-        self.sign_at, interval_before = self.now, self.interval
-        self.interval = max(400, fields["heartbeat_interval_ms"]) / 1000
+        self.said_interval = max(400, fields["heartbeat_interval_ms"]) / 1000
         super().init(**fields)
-        if len(self.wrote(InitAck)) == before:  # the connection was closed already
-            self.interval = interval_before
 
     def answer(self, *args, **fields):
         before = self.session.state
         super().answer(*args, **fields)
-        if before in (CHALLENGED, RESUMING) and self.session.state == RESTING:
+        if before != RESTING and self.session.state == RESTING:
             self.sign_at = self.now
+            self.proven, self.begs = True, False
+            self.proven_in_silence = True
+
+    def exit(self):
+        super().exit()
+        self.silent_until = -1.0
+
+    def enable(self):
+        self.proven = self.proven_in_silence = False
+        self.silent_until = -1.0
+        self._keep(self.session.enable_reporting(self.now))
 
     def ask(self, number, kind, event, timeout_ms=9000):
+        if kind == channel.NOTICE and event in SILENCING:
+            self.proven |= self.proven_in_silence and not self.silent()
+            self.proven_in_silence = False
         self.open[number] = (event, kind, self.now + timeout_ms / 1000)
         super().ask(number, kind, event, timeout_ms)
 
@@ -281,6 +303,8 @@ def step(bench, number, what, *how):
         bench.say(how[0])
     elif what == "exit":
         bench.exit()
+    elif what == "enable":
+        bench.enable()
     bench.settle_time()
 
 
@@ -301,17 +325,19 @@ def test_random_lives(resume, threshold, steps):
 # --- a guest that will not stop introducing itself -------------------------------------------------
 
 
-def test_many_inits_are_all_acknowledged_but_reported_once_a_second():
-    bench = Bench()
-    for number in range(100):
-        bench.init(invocation_id=number)
+def test_many_inits_are_acknowledged_ten_times_a_second_and_reported_once():
+    bench = Watched(Settings(), None)
+    for number in range(900):
+        bench.init(invocation_id=number, heartbeat_interval_ms=1000)
         bench.now += 0.001
-    assert len(bench.wrote(InitAck)) == 100
+        bench.settle_time()
+    assert len(bench.wrote(InitAck)) == 9
     assert len(bench.told(s.Acknowledged)) == 1
+    bench.run(0.2, answers=False)
     bench.answer()
     bench.run(2.0, answers=True)
-    assert [report.init.invocation_id for report in bench.told(s.Acknowledged)] == [0, 99]
-    assert bench.kinds().count("Running") == 2
+    assert [report.init.invocation_id for report in bench.told(s.Acknowledged)] == [0, 899]
+    assert bench.kinds().count("Running") == 1
 
 
 # --- phases, and our own lateness ------------------------------------------------------------------

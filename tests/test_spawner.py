@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,20 +14,17 @@ import time
 
 import psutil
 import pytest
-from children_driver import ONE, ROOT, TWO, Impostor, bench, make_bench, title
+from children_driver import MEANS, ONE, ROOT, TWO, Impostor, bench, make_bench, title
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.server import reports, spawner, spawnerlink
+from guestmtce.server import reports, spawner, spawnercode, spawnerlink
 from guestmtce.server.guest import UNBORN
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
 
-OURS = {"guestmtce.server", "guestmtce.wire"}
-OURS |= {"guestmtce.server." + name for name in ("child", "compact", "confine", "fork", "pipe", "preload")}
-OURS |= {"guestmtce.server." + name for name in ("reports", "sandbox", "session", "spawner", "syscalls")}
-OURS |= {"guestmtce.wire." + name for name in ("channel", "regular")}
+ARGUMENTS = [json.dumps(vars(reports.Settings())), spawner.encode_means(MEANS._replace(identity=None))]
 
 HOOKS = """
 import os, sys
@@ -45,8 +43,8 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.set_inheritable(theirs.fileno(), True)
     ours.close()  # it serves nobody, and returns
-    words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, spawnerlink.import_path()]
-    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(vars(reports.Settings()))]
+    words = [sys.executable, "-I", "-S", "-c", HOOKS % spawner.BOOT, spawnercode.import_path()]
+    words += [str(theirs.fileno()), str(os.getpid()), *ARGUMENTS]
     done = subprocess.run(words, capture_output=True, close_fds=False, timeout=10, check=False)
     theirs.close()
     assert done.stderr == b""
@@ -54,7 +52,17 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
     assert hooks == []
     unwanted = {"random", "pyinotify", "cherrypy", "requests", "psutil", "subprocess", "multiprocessing"}
     assert unwanted & set(modules) == set()
-    assert {name for name in modules if name.startswith("guestmtce.")} == OURS
+    assert {name for name in modules if name.partition(".")[0] == "guestmtce"} == set(spawnercode.MODULES)
+
+
+def test_what_an_imported_module_registers_for_a_fork_is_dropped(tmp_path):
+    """As modules of a later Python may do."""
+    (tmp_path / "setproctitle.py").write_text("import os; os.register_at_fork(before=id); setproctitle = id")
+    load = "import sys; sys.path[:0] = sys.argv[1].split(':'); from guestmtce.server import preload"
+    path = "%s:%s" % (tmp_path, spawnercode.import_path())
+    words = [sys.executable, "-I", "-S", "-c", HOOKS % load, path]
+    done = subprocess.run(words, capture_output=True, timeout=10, check=True)
+    assert json.loads(done.stdout)[0] == []
 
 
 # --- a spawner that is not what it should be -------------------------------------------------------
@@ -86,11 +94,11 @@ def test_while_there_is_no_spawner_a_start_fails_at_once_and_closes_the_channel(
 def test_a_spawner_that_cannot_be_started_is_tried_again(bench, monkeypatch):
     starts, real = [], os.posix_spawn
 
-    def spawn(*arguments):
+    def spawn(*arguments, **named):
         starts.append(time.monotonic())
         if len(starts) < 3:
             raise BlockingIOError(errno.EAGAIN, "no memory for now")
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(os, "posix_spawn", spawn)
     os.kill(bench.children.spawner.pid, signal.SIGKILL)
@@ -168,14 +176,109 @@ def test_a_spawner_that_dies_with_the_stop_takes_nobody_along(bench):
 def test_a_spawner_whose_master_did_not_listen_ends_quietly():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     os.set_inheritable(theirs.fileno(), True)
-    words = [sys.executable, "-I", "-S", "-c", spawner.BOOT, spawnerlink.import_path()]
-    words += [str(theirs.fileno()), str(os.getpid()), "-1", "-1", json.dumps(vars(reports.Settings()))]
+    words = [sys.executable, "-I", "-S", "-c", spawner.BOOT, spawnercode.import_path()]
+    words += [str(theirs.fileno()), str(os.getpid()), *ARGUMENTS]
     with subprocess.Popen(words, stderr=subprocess.PIPE, close_fds=False) as one:
         theirs.close()
         assert ours.recv(4096, socket.MSG_PEEK).startswith(b'{"')
         ours.close()
         assert one.communicate(timeout=10)[1] == b""
     assert one.returncode == 0
+
+
+def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
+    """Its answer came while we did not read."""
+    bench = make_bench(spawn_timeout=0.3)
+    bench.until(lambda: bench.children.confinement)
+    bench.born()
+    bench.start(TWO)
+    time.sleep(1.0)
+    bench.until(lambda: TWO in bench.children.pids())
+    assert (bench.children.spawner.started, bench.ends) == (1, [])
+
+
+def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
+    """A host that was paused: both were, and its answer is still to come when we judge."""
+    bench = make_bench(spawn_timeout=0.4)
+    bench.until(lambda: bench.children.confinement)
+    bench.born()
+    os.kill(bench.children.spawner.pid, signal.SIGSTOP)
+    bench.start(TWO)
+    time.sleep(1.0)
+    bench.serve_for(0.2)
+    os.kill(bench.children.spawner.pid, signal.SIGCONT)
+    bench.until(lambda: TWO in bench.children.pids())
+    assert (bench.children.spawner.started, bench.ends) == (1, [])
+
+
+# --- an upgrade, and a spawner that cannot start -----------------------------------------------------
+
+
+@pytest.fixture
+def other_code(monkeypatch, tmp_path):
+    """Our package in a folder of its own, which can be changed, and the master's modules as if from there."""
+    parent = os.path.dirname(os.path.dirname(spawnercode.guestmtce.__file__))
+    shutil.copytree(os.path.join(parent, "guestmtce"), tmp_path / "guestmtce")
+    for name in spawnercode.MODULES:
+        module = sys.modules[name]
+        place = tmp_path / os.path.relpath(module.__file__, parent)
+        monkeypatch.setattr(module, "__file__", str(place))
+    return tmp_path
+
+
+def test_after_an_upgrade_a_new_spawner_runs_the_code_of_its_master(other_code, make_bench, caplog):
+    bench = make_bench()
+    pid = bench.born()
+    for path in (other_code / "guestmtce/server/pipe.py", other_code / "guestmtce/server/child.py"):
+        path.write_text("raise RuntimeError('of another version')\n")
+    (other_code / "guestmtce/server/fork.py").unlink()
+    os.kill(bench.children.spawner.pid, signal.SIGKILL)
+    bench.until(lambda: bench.children.spawner.started == 2 and bench.children.spawner._greeted)
+    bench.born(TWO)
+    bench.beat(TWO)
+    assert bench.children.pids()[ONE] == pid
+    assert not bench.children.spawner._code.is_copied  # removed when it was read
+
+
+def test_an_upgrade_between_the_spawner_s_imports_is_found_by_its_greeting(other_code, make_bench, caplog):
+    bench = make_bench()
+    path = other_code / "guestmtce/server/child.py"
+    path.write_text(path.read_text() + "\n# of another version\n")
+    bench.until(lambda: bench.children.confinement)
+    bench.born()
+    assert bench.children.spawner.started == 2
+    assert "guestServer was upgraded on disk" in caplog.text
+
+
+def test_a_spawner_that_cannot_start_says_why_and_is_tried_a_few_times(make_bench, monkeypatch):
+    monkeypatch.setattr(spawner, "BOOT", "import sys; sys.exit('no memory for a spawner')")
+    bench = make_bench()
+    with pytest.raises(OSError, match="does not start: no memory for a spawner"):
+        bench.children.prove()
+    assert bench.children.spawner.started == spawnerlink.START_TRIES
+
+
+def test_a_spawner_that_says_nothing_is_told_by_its_end(make_bench, monkeypatch):
+    monkeypatch.setattr(spawner, "BOOT", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(OSError, match="does not start: exit status -9"):
+        make_bench().children.prove()
+
+
+def test_one_that_starts_at_the_second_try_is_taken(make_bench, monkeypatch, tmp_path):
+    once = "import os\nif not os.path.exists(%r): open(%r, 'w'); os._exit(1)\n" % ((str(tmp_path / "x"),) * 2)
+    monkeypatch.setattr(spawner, "BOOT", once + spawner.BOOT)
+    bench = make_bench()
+    bench.children.prove()
+    assert bench.children.spawner.started == 2
+    bench.born()
+
+
+def test_a_spawner_that_dies_again_and_again_is_one_line_with_its_reason(make_bench, monkeypatch, caplog):
+    monkeypatch.setattr(spawner, "BOOT", "raise ValueError('no\\x1b[31m luck')")
+    bench = make_bench()
+    bench.until(lambda: bench.children.spawner.started > 4)
+    told = [record.message for record in caplog.records if "the spawner ended" in record.message]
+    assert told == [r"the spawner ended (ValueError: no\x1b[31m luck): replacing it"]
 
 
 # --- over time -------------------------------------------------------------------------------------

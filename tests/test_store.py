@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import zlib
 
@@ -37,6 +38,21 @@ def folder(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     return Store(str(tmp_path), "guestServer")
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Call it with the names of what fails from then on, without names to make room again."""
+
+    def fail(path, *_):
+        raise OSError(28, "No space left on device", path)
+
+    def fill(*names):
+        monkeypatch.undo()
+        for name in names:
+            monkeypatch.setattr(files, name, fail)
+
+    return fill
 
 
 def write(path, values, crc=None):
@@ -133,7 +149,7 @@ def test_a_damaged_file_is_ignored_and_removed(store, folder, damage):
         {"untold": 5},
         {"untold": ["abcd"]},
         {"untold": [["state", 1, datagram.STOPPED]]},
-        {"untold": [["state", 1, datagram.STOPPED, {}, 5]]},
+        {"untold": [["state", 1, datagram.STOPPED, {}]]},
         {"untold": [["state", "x", datagram.STOPPED, datagram.event_body(INFO)]]},
         {"untold": [["state", 1, 0x77, datagram.event_body(INFO)]]},
         {"untold": [["state", 1, float("inf"), datagram.event_body(INFO)]]},
@@ -159,6 +175,15 @@ def test_sound_files_without_our_object_are_ignored(store, folder, text):
     write(folder / ALIVE, text)
     assert store.load() == []
     assert store.alive_at() == NEVER
+
+
+def test_an_instance_is_remembered_under_its_uuid_in_lower_case_only(store, folder):
+    """A release that took an upper-case name for another instance may have left it."""
+    lower, upper = "abcdef00-0000-4000-8000-00000000abcd", "ABCDEF00-0000-4000-8000-00000000ABCD"
+    for uuid in (lower, upper):
+        write(folder / uuid, values_of(MEMORY._replace(uuid=uuid)))
+    assert [memory.uuid for memory in store.load()] == [lower]
+    assert os.listdir(folder) == [lower]
 
 
 def test_words_are_not_taken_for_truth(store, folder):
@@ -236,31 +261,131 @@ def test_whose_numbers_are_not_known_is_another_sender(store, folder, tmp_path, 
     assert again.sender() == Store(str(tmp_path), "guestServer").sender()
 
 
-def test_numbers_that_cannot_be_reserved_are_not_given_by_the_next_daemon(store, tmp_path, monkeypatch):
+def test_numbers_that_cannot_be_reserved_are_not_given_by_the_next_daemon(store, tmp_path, full):
     sender, first = store.sender(), store.reserve(10)
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "replace", fail)
+    full("write_atomically", "write_in_place")
     assert [store.reserve(10), store.reserve(10)] == [first + 10, first + 20]
     assert store.sender() == sender
-    monkeypatch.undo()
     assert Store(str(tmp_path), "guestServer").sender() != sender
 
 
 # --- trouble ---------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_leaves_the_old_memory(store, folder, monkeypatch):
+NEWER = MEMORY._replace(reporting=True, heartbeating=False)
+
+
+def test_where_there_is_no_room_for_a_second_file_the_old_one_is_written_over(store, folder, full):
+    store.save(MEMORY._replace(untold=()))
+    full("write_atomically")
+    for memory in (MEMORY, NEWER._replace(untold=())):  # one that is longer, one that is shorter
+        store.save(memory)
+        assert store.load() == [memory]
+    assert (os.listdir(folder), store.unsaved) == ([UUID], {})
+
+
+def test_what_cannot_be_written_is_not_remembered_wrongly_and_is_written_when_it_can_be(
+    store, folder, full, caplog
+):
     store.save(MEMORY)
+    full("write_atomically", "write_in_place")
+    store.save(MEMORY._replace(owes_answer=False))
+    store.save(NEWER)
+    assert (os.listdir(folder), list(store.unsaved)) == ([], [UUID])
+    assert not store.save_again()
+    assert (
+        "cannot write, trying again: [Errno 28] No space left on device: '%s'" % (folder / UUID)
+        in caplog.text
+    )
+    assert len(caplog.records) == 1
+    full()
+    assert not store.save_again()
+    assert (store.load(), store.unsaved) == ([NEWER], {})
 
-    def fail(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", fail)
-    store.save(MEMORY._replace(reporting=True))
+def test_one_guest_forgotten_or_saved_meanwhile_is_not_written_again(store, folder, full):
+    full("write_atomically", "write_in_place")
+    for uuid in (UUID, OTHER):
+        store.save(MEMORY._replace(uuid=uuid))
+    store.forget(UUID)
+    full()
+    store.save(NEWER._replace(uuid=OTHER))
+    assert store.unsaved == {}
+    assert store.load() == [NEWER._replace(uuid=OTHER)]
+
+
+def test_what_cannot_be_forgotten_is_forgotten_when_it_can_be(store, folder, full):
+    store.save(MEMORY)
+    full("remove")
+    store.forget(UUID)
+    assert (store.unsaved, os.listdir(folder)) == ({UUID: None}, [UUID])
+    assert not store.save_again()
+    full()
+    assert not store.save_again()
+    assert (store.unsaved, os.listdir(folder)) == ({}, [])
+
+
+def uuids(count):
+    return ["%08x%s" % (number, UUID[8:]) for number in range(count)]
+
+
+def test_one_failure_a_look_and_no_more_than_some_files_a_turn(store, folder, full, monkeypatch):
+    monkeypatch.setattr(store_module, "SAVED_A_TURN", 4)
+    full("write_atomically", "write_in_place")
+    for uuid in uuids(10):
+        store.save(MEMORY._replace(uuid=uuid))
+    tried = []
+    monkeypatch.setattr(files, "write_or_overwrite", lambda path, *_: (tried.append(path), full_disk(path)))
+    assert not store.save_again()
+    assert (len(tried), len(store.unsaved)) == (1, 10)
+    monkeypatch.undo()
+    monkeypatch.setattr(store_module, "SAVED_A_TURN", 4)
+    assert [store.save_again(), len(os.listdir(folder))] == [True, 4]
+    assert [store.save_again(), store.save_again(), len(os.listdir(folder))] == [True, False, 10]
+
+
+def full_disk(path):
+    raise OSError(28, "No space left on device", path)
+
+
+def test_what_was_cleaned_away_is_written_anew_and_once_more(store, folder, tmp_path):
+    assert not store.was_cleaned()
+    store.mark_alive(1.0)
+    store.save_host(False)
+    sender, first = store.sender(), store.reserve(3)
+    store.save(MEMORY)
+    assert not store.was_cleaned()
+    shutil.rmtree(tmp_path)
+    for _ in range(2):
+        assert store.was_cleaned()
+        store.save_anew([MEMORY])
+        store.mark_alive(2.0)
+        store.save_again()
+    assert not store.was_cleaned()
+    again = Store(str(tmp_path), "guestServer")
+    assert (again.load(), again.host_reporting(), again.alive_at()) == ([MEMORY], False, 2.0)
+    assert (again.sender(), again.reserve(1)) == (sender, first + 3)
+
+
+def test_what_there_was_no_room_for_was_not_cleaned_away(store, folder, full):
+    store.mark_alive(1.0)
+    full("write_atomically", "write_in_place")
+    store.mark_alive(2.0)
+    assert (os.listdir(folder), store.was_cleaned()) == ([], False)
+    full()
+    shutil.rmtree(folder)
+    assert store.was_cleaned()
+    store.save_anew([MEMORY])
+    store.mark_alive(3.0)
+    assert not store.save_again()
     assert store.load() == [MEMORY]
+
+
+def test_what_a_killed_daemon_has_half_written_is_removed_at_the_start(store, folder, tmp_path):
+    store.save(MEMORY)
+    for name in (UUID + ".77.tmp", ALIVE + ".1.tmp"):
+        (folder / name).write_text("x")
+    assert Store(str(tmp_path), "guestServer").load() == [MEMORY]
     assert os.listdir(folder) == [UUID]
 
 
@@ -283,3 +408,53 @@ def test_the_constructor_says_when_there_can_be_no_folder(tmp_path):
     (tmp_path / "guestServer.guests").write_text("")
     with pytest.raises(OSError):
         Store(str(tmp_path), "guestServer")
+
+
+# --- other releases, other kernels -----------------------------------------------------------------
+
+OF_2026_11 = (
+    '{"boot": "6f1c", "uuid": "11111111-2222-3333-4444-555555555555", "provisioned": true, '
+    '"reporting": true, "init": [7, "g", 1000, 9, 9, 9, 14, 601, "reboot"], "heartbeating": true, '
+    '"owes_answer": true, "silence_until": 1234.5, "ident": [1, 2], '
+    '"untold": [["failure", 9, 65197, {"hostname": "host-0", '
+    '"uuid": "11111111-2222-3333-4444-555555555555", "reporting": "enabled", "heartbeating": "disabled", '
+    '"repair-action": "reboot", "restart-to": "120", "shutdown-to": "9", "suspend-to": "11", '
+    '"resume-to": "13", "vote-to": "8"}]], "questions": [[1, "revocable", "stop", 77.5]]}'
+)
+
+
+def test_a_file_of_the_release_of_november_2026_is_read(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(store_module, "boot_id", lambda: "6f1c")
+    store = Store(str(tmp_path), "guestServer")
+    write(folder / UUID, OF_2026_11)
+    write(folder / SENDER, '{"boot": "6f1c", "sender": 5, "next": 21}')
+    write(folder / ALIVE, '{"boot": "6f1c", "at": 1230.5}')
+    write(folder / HOST, '{"boot": "6f1c", "reporting": false}')
+    init = channel.Init(7, "g", 1000, 9, 9, 9, 14, 601, "reboot")
+    untold = (("failure", 9, datagram.LOSS, datagram.event_body(INFO)),)
+    questions = ((1, "revocable", "stop", 77.5),)
+    (memory,) = store.load()
+    assert memory[:10] == Memory(UUID, True, True, init, True, True, 1234.5, (1, 2), untold, questions)[:10]
+    assert (store.sender(), store.alive_at(), store.host_reporting()) == (5, 1230.5, False)
+
+
+def test_what_a_later_release_has_added_is_ignored(store, folder):
+    values = values_of(MEMORY)
+    values["untold"] = [[*entry, "more"] for entry in values["untold"]]
+    values["questions"] = [[*entry, "more"] for entry in values["questions"]]
+    values["init"] = [*values["init"], 5]
+    write(folder / UUID, {**values, "mood": "good"})
+    assert store.load() == [MEMORY]
+
+
+def test_without_a_boot_id_the_time_of_the_boot_tells_one_from_another(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store_module, "BOOT_ID_FILE", str(tmp_path / "none"))
+    store = Store(str(tmp_path), "guestServer")
+    store.save(MEMORY)
+    assert Store(str(tmp_path), "guestServer").load() == [MEMORY]
+    assert "cannot read %s" % (tmp_path / "none") in caplog.text
+    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 77\n")
+    monkeypatch.setattr(store_module, "STATISTICS_FILE", str(tmp_path / "stat"))
+    assert Store(str(tmp_path), "guestServer").load() == []
+    monkeypatch.setattr(store_module, "STATISTICS_FILE", str(tmp_path / "none"))
+    assert store_module.boot_id() != store_module.boot_id()

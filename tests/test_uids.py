@@ -82,6 +82,73 @@ def test_a_bad_range_is_refused_with_what_to_write(text):
         uids.parse(text)
 
 
+# --- whose range it is -----------------------------------------------------------------------------
+
+SUBUID = """\
+# a comment
+alice:100000:65536
+guestmtce:600000:12000
+bob:%s
+no such line
+:::
+carol:-5:x
+"""
+PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\nguestmtce:x:998:998::/:/bin/false\ndave:x:%s:100::/home/dave:/bin/sh\n"
+)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes both files and gives their paths."""
+
+    def write(subuid=SUBUID % "700000:10", passwd=PASSWD % "1000"):
+        paths = [tmp_path / "subuid", tmp_path / "passwd"]
+        for path, text in zip(paths, (subuid, passwd)):
+            path.write_text(text)
+        return [str(path) for path in paths]
+
+    return write
+
+
+def test_auto_takes_the_range_of_guestmtce(files, caplog):
+    assert uids.choose("auto", *files()).text == "600000-611999"
+    assert caplog.text == ""
+
+
+def test_where_guestmtce_has_no_range_one_line_says_so_with_the_remedy(files, caplog):
+    assert uids.choose("auto", *files(subuid="alice:100000:65536\n")) is None
+    assert uids.choose("auto", "/nowhere/subuid", "/nowhere/passwd") is None
+    assert len(caplog.records) == 2
+    assert (
+        "children share one user: run /usr/share/guestmtce/child-uids reserve, or set client.child_uids"
+        in caplog.text
+    )
+
+
+OTHERS = {
+    "a container's uids": ((SUBUID % "611999:5", PASSWD % "1000"), "bob has uid 611999-612003"),
+    "a user": ((SUBUID % "700000:1", PASSWD % "605000"), "dave has uid 605000"),
+    "all there are": ((SUBUID % "0:4294967295", PASSWD % "1000"), "bob has uid 0-4294967294"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_range_that_others_have_is_refused_by_their_name(files, caplog, name):
+    texts, why = OTHERS[name]
+    paths = files(*texts)
+    assert uids.choose("auto", *paths) is None
+    assert "client.child_uids 600000-611999: %s: children share one user" % why in caplog.text
+    with pytest.raises(OSError, match=why):
+        uids.choose("600000-611999", *paths)
+
+
+def test_next_to_others_is_fine(files):
+    paths = files(SUBUID % "612000:5", PASSWD % "599999")
+    assert uids.choose("600000-611999", *paths).text == "600000-611999"
+    assert uids.choose("none", *paths) is uids.choose("", *paths) is None
+
+
 # --- children with a uid each ----------------------------------------------------------------------
 
 
@@ -94,6 +161,22 @@ def real_uid(pid):
 def test_every_child_has_its_own(make_bench):
     bench = make_bench(identity=IDENTITY, uids=uids.Uids(FIRST, FIRST + 9))
     assert [real_uid(bench.born(uuid)) for uuid in (ONE, TWO)] == [FIRST, FIRST + 1]
+
+
+@as_root
+def test_a_process_of_the_child_user_cannot_kill_a_child_that_has_its_own(make_bench):
+    """As it could six times, and the guest rested for 60 s."""
+    bench = make_bench(
+        identity=confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid), uids=uids.Uids(FIRST, FIRST + 9)
+    )
+    pid = bench.born()
+    words = ["kill", "-9", str(pid)]
+    done = subprocess.run(
+        words, user=NOBODY.pw_uid, group=NOBODY.pw_gid, extra_groups=[], capture_output=True, check=False
+    )
+    assert done.returncode != 0 and b"not permitted" in done.stderr
+    bench.beat()
+    assert bench.ends == []
 
 
 @as_root

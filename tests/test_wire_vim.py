@@ -207,7 +207,7 @@ def test_a_reply_that_is_no_list_is_no_empty_list(reply):
 @pytest.mark.parametrize(
     "change",
     [{"uuid": bad} for bad in (None, 1, [], "", U[:-1], U + "\n")]
-    + [{"hostname": bad} for bad in (None, 1, [], "", "h" * 256)]
+    + [{"hostname": bad} for bad in (1, [], "h" * 256)]
     + [
         {"services": bad}
         for bad in (None, 1, {}, [], "heartbeat", ["heartbeat"], [{"service": "other"}], [None])
@@ -220,6 +220,12 @@ def test_an_entry_that_cannot_be_read_does_not_hurt_the_others(change):
     assert vim.parse_instances({"instances": [entry, good]}) == expected
     for bad in ({**entry, **change}, None, 1, []):
         assert vim.parse_instances({"instances": [bad, good]}) == expected[1:]
+
+
+@pytest.mark.parametrize("change", [{"hostname": None}, {"hostname": ""}, {}])
+def test_an_entry_without_a_host_name_is_of_the_host_that_was_asked_for(change):
+    entry = {"uuid": U.upper(), "services": [SERVICE], **change}
+    assert vim.parse_instances({"instances": [entry]}) == [vim.Listed(U, "", True)]
 
 
 # --- whatever arrives ---

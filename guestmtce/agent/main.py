@@ -1,7 +1,7 @@
 """guestAgent: ties the inventory to the VIM, the guestServers and mtcAgent.
 
-Three kinds of threads: this one, with the loop (UDP, audit, signals); CherryPy's, for the VIM's commands; and
-those that speak to the VIM. They meet in `_apply`, under the one lock.
+Three kinds of threads: this one, with the loop (UDP, audit, signals); those of the VIM's commands; and those
+that speak to the VIM. They meet in `_apply`, under the one lock.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ class Agent(program.Service[AgentSettings]):
         )
         self._mtc = MtcLink(self._loop, settings, self._host)
         self._commands = Commands(
-            settings.http_address, settings.http_port, settings.http_threads, self._apply
+            settings.http_address,
+            settings.http_port,
+            settings.http_threads,
+            self._apply,
+            settings.vim_users,
+            settings.command_timeout,
         )
         self._commands.start()
         self._vim.start()
@@ -149,7 +154,7 @@ class Agent(program.Service[AgentSettings]):
 
     def _server_event(self, heard: Heard) -> None:
         with self._lock:
-            host = self._inventory.hosts.get(heard.event.hostname)
+            host = self._inventory.hosts.find(heard.event.hostname)
             if host is not None and host.ip != heard.address and not heard.sealed:
                 self.strangers += 1
                 text = "an event of %s from %s, which is not its address, was dropped"
@@ -157,18 +162,21 @@ class Agent(program.Service[AgentSettings]):
             elif not heard.wants_ack:
                 _EVENTS[heard.cmd](self._inventory, heard.event, heard.origin)
             elif heard.origin is not None:
-                self._take_once(heard, heard.origin)
+                self._take_once(heard, heard.origin, host.name if host is not None else "")
             self._carry_out()
 
-    def _take_once(self, heard: Heard, origin: Origin) -> None:
-        """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it."""
-        seen = self._seen.get(heard.event.hostname, ())
+    def _take_once(self, heard: Heard, origin: Origin, hostname: str) -> None:
+        """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it.
+
+        `hostname` is the host's one name, however the event spells it.
+        """
+        seen = self._seen.get(hostname, ())
         if (origin.sender, origin.number) not in seen and origin not in self._told:
             if heard.vim:
                 self._told.sending_elsewhere(origin, heard.vim)
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
-            self._seen.setdefault(heard.event.hostname, Seen()).add(origin.sender, origin.number)
+            self._seen.setdefault(hostname, Seen()).add(origin.sender, origin.number)
             self._carry_out()
         if self._servers is not None:
             if not self._outbox.holds(origin):
@@ -178,9 +186,11 @@ class Agent(program.Service[AgentSettings]):
 
     def _vim_replied(self, item: events.Item, reply: Any) -> None:
         if item.what == "state":
-            self._apply(lambda inventory: inventory.vim_host_state(item.uuid, vim.parse_host_state(reply)))
+            state = vim.parse_host_state(reply)
+            self._apply(lambda inventory: inventory.vim_host_state(item.uuid, state, item.serial))
         else:
-            self._apply(lambda inventory: inventory.vim_instances(item.uuid, vim.parse_instances(reply)))
+            listed = vim.parse_instances(reply)
+            self._apply(lambda inventory: inventory.vim_instances(item.uuid, listed, item.serial))
 
     # --- reports for people ------------------------------------------------------------------------
 
@@ -199,7 +209,7 @@ class Agent(program.Service[AgentSettings]):
             ]
             waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:
-            lines.append("commands served %d refused %d" % (self._commands.served, self._commands.refused))
+            lines.extend(self._commands.health())
         for name, link in (("guestServers", self._servers), ("mtcAgent", self._mtc)):
             if link is not None:
                 counts = (name, link.port.received, link.port.sent, link.refused)
@@ -213,12 +223,12 @@ class Agent(program.Service[AgentSettings]):
         """One line per host and per instance."""
         with self._lock:
             lines = []
-            for host in self._inventory.hosts.values():
-                enabled = self._inventory.host_enabled(host)
+            for host in self._inventory.hosts:
                 lines.append(
                     "host %s uuid=%s ip=%s reporting=%s listed=%s query_misses=%d"
-                    % (host.name, host.uuid, host.ip, datagram.state_word(enabled), host.listed, host.misses)
-                )
+                    % (host.name, host.uuid, host.ip, datagram.state_word(host.enabled),
+                       host.listed, host.misses)
+                )  # fmt: skip
             for one in self._inventory.instances.values():
                 lines.append(
                     "instance %s host=%s reporting=%s heartbeating=%s action=%s adopted=%s"

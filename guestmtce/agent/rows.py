@@ -104,33 +104,53 @@ Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHos
 class Host:
     """A compute host. `reporting` is None until the VIM has said."""
 
-    __slots__ = ("answered", "ip", "listed", "misses", "name", "reporting", "unlisted", "uuid")
+    __slots__ = (
+        "answered", "commanded", "instances", "ip", "listed", "misses", "name", "reporting", "spoken",
+        "state_serial", "unlisted", "uuid", "wait", "wanted",
+    )  # fmt: skip
 
     def __init__(self, name: str, uuid: str, ip: str) -> None:
-        self.name = name
+        self.name = name  # as mtcAgent spells it
+        self.spoken = name  # as its guestServer spells it; a seal covers that spelling
         self.uuid = uuid
         self.ip = ip
+        self.instances: Dict[str, Instance] = {}
         self.reporting: Optional[bool] = None
-        self.listed = False  # the VIM's list of its instances has arrived
-        self.unlisted = 0  # audits without it
+        self.commanded = False  # `reporting` is a command of the VIM, not its answer of a moment
+        self.state_serial = 0  # of the answer that `reporting` is
+        self.listed = False  # a list of its instances has arrived from the VIM
+        self.wanted = True  # a list, or a newer one, is wanted
+        self.wait = 0  # audits until the VIM may be asked for another list
+        self.unlisted = 0  # audits that asked for a list which has not arrived yet
         self.answered = True  # since the last audit
         self.misses = 0  # audits it did not answer
+
+    @property
+    def enabled(self) -> bool:
+        """Whether faults of this host are reported: as the VIM said, else as its instances suggest."""
+        if self.reporting is not None:
+            return self.reporting
+        return any(instance.reporting for instance in self.instances.values())
 
 
 class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "heard", "heartbeating", "hostname", "known", "lost", "lost_in", "outcome_until",
+        "adopted", "heard", "heartbeating", "host", "hostname", "known", "lost", "lost_in", "missed",
+        "outcome_until",
         "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
-        "suspend_notice_secs", "unanswered", "uuid", "vote_secs",
+        "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
     )  # fmt: skip
 
-    def __init__(self, uuid: str, hostname: str, reporting: bool, adopted: bool = False) -> None:
-        self.uuid = uuid
-        self.hostname = hostname
+    def __init__(self, uuid: str, host: Host, hostname: str, reporting: bool, adopted: bool = False) -> None:
+        self.uuid = uuid  # in lower case
+        self.host = host
+        self.hostname = hostname  # of `host`, as the VIM spells it
         self.reporting = reporting
         self.adopted = adopted
+        self.missed: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
+        self.told = False  # the VIM has been told its state once
         self.heartbeating = False
         self.unanswered = 0  # audits since its server spoke of it
         self.known = False  # its server has told what follows

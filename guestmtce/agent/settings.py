@@ -57,10 +57,12 @@ class AgentSettings(DaemonSettings):
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestServers")
     hosts: str = setting("", "agent.hosts")  # NAME UUID ADDRESS, …
     http_threads: int = setting(4, "agent.http_threads", 1, 64)
+    vim_users: str = setting("", "agent.vim_users")  # names or uids, …
 
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
+    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
     vim_alarm_timeout: float = setting(100.0, "timers.vim_alarm_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)

@@ -2,6 +2,9 @@
 
 A daemon declares its settings once, as the fields of a dataclass made with `setting`: default, range,
 where it stands in which file, and its flag. `load` turns files and arguments into such a dataclass.
+
+What stands in the daemon's own file must be right, or it does not start. The other files are others', who may
+put anything there: what cannot be read in them is named, and the default holds.
 """
 
 from __future__ import annotations
@@ -9,9 +12,18 @@ from __future__ import annotations
 import argparse
 import configparser
 import dataclasses
+import math
+import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
+from guestmtce.daemon import inifile
+from guestmtce.daemon.log import printable
+
 MAIN = "main"  # the daemon's own file, among those a setting may stand in
+
+# Python takes more than people mean: 1_000, digits of other scripts, nan, inf.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 Settings = TypeVar("Settings")
 
@@ -56,7 +68,7 @@ def load(
     files = dict(files)
     if given["config"]:
         files[MAIN] = given["config"]
-    parsers, notes = _read(files, explicit=given["config"])
+    parsers, missing, notes = _read(files, explicit=given["config"])
     settable = _overrides(kind, given["set"])
     values, absent = {}, []
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -66,17 +78,38 @@ def load(
         elif field.name in settable:
             values[field.name] = _convert(field, settable[field.name], "--set %s.%s" % place[1:])
         elif place and parsers[place.file].has_option(place.section, place.key):
+            text = parsers[place.file].get(place.section, place.key)
             source = "%s: [%s] %s" % (files[place.file], place.section, place.key)
-            values[field.name] = _convert(field, parsers[place.file].get(place.section, place.key), source)
-        elif place and place.file not in notes:
+            try:
+                values[field.name] = _convert(field, text, source)
+            except ConfigError as error:
+                if place.file == MAIN:
+                    raise
+                notes.append("%s: ignored, %s is taken" % (error, field.default))
+        elif place and place.file not in missing:
             absent.append("%s.%s" % (place.section, place.key))
-    lines = [*notes.values()]
     unused = _unused(kind, parsers[MAIN])
     if unused:
-        lines.append("%s: not used: %s" % (files[MAIN], ", ".join(unused)))
+        notes.append("%s: not used: %s" % (files[MAIN], ", ".join(unused)))
+    notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
-        lines.append("not configured, default taken: " + ", ".join(absent))
-    return kind(**values), lines
+        notes.append("not configured, default taken: " + ", ".join(absent))
+    return kind(**values), notes
+
+
+def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: Dict[str, Any]) -> List[str]:
+    """A line for each value that was once shipped as a default, and is none any more."""
+    lines = []
+    for field in dataclasses.fields(kind):
+        place, value = field.metadata["place"], values.get(field.name)
+        if place and place.file == MAIN and parser.has_option(place.section, place.key):
+            old = getattr(kind, "OLD_DEFAULTS", {}).get("%s.%s" % place[1:], ())
+            if value in old and value != field.default:
+                text = (
+                    "%s: [%s] %s = %s was the default once, and is %s now: remove the line unless it is meant"
+                )
+                lines.append(text % (path, place.section, place.key, value, field.default))
+    return lines
 
 
 def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
@@ -104,28 +137,35 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
         parser.add_argument(*flags, **options)
     for flag in ("-v", "--verbose"), ("-V", "--Virtual"), ("-t", "--test"), ("-a", "--active"):
         parser.add_argument(*flag, action="store_true", help=argparse.SUPPRESS)
+    for letter in "mniupcg":  # of every mtce daemon; with a value or without
+        parser.add_argument("-" + letter, nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
 def _read(
     files: Dict[str, str], explicit: str
-) -> Tuple[Dict[str, configparser.ConfigParser], Dict[str, str]]:
-    """A parser per file, and a line for each file that is not there."""
-    parsers, notes = {}, {}
+) -> Tuple[Dict[str, configparser.ConfigParser], List[str], List[str]]:
+    """A parser per file, the names of the files that cannot be read, and lines about what is odd."""
+    parsers: Dict[str, configparser.ConfigParser] = {}
+    missing, notes = [], []
     for name, path in files.items():
-        parsers[name] = parser = configparser.ConfigParser(
-            interpolation=None, strict=False, inline_comment_prefixes=(";",), comment_prefixes=(";", "#")
-        )
         try:
-            with open(path, encoding="utf-8") as file:
-                parser.read_file(file)
+            read = inifile.read_own if name == MAIN else inifile.read_others
+            parsers[name], more = read(path)
+            notes += ["%s: %s" % (path, each) for each in more]
         except FileNotFoundError:
             if path == explicit:
                 raise ConfigError("%s: there is no such file" % path) from None
-            notes[name] = "%s is not there: defaults" % path
-        except (OSError, configparser.Error, UnicodeDecodeError) as error:
-            raise ConfigError("%s: %s" % (path, " ".join(str(error).split()))) from None
-    return parsers, notes
+            notes.append("%s is not there: defaults" % path)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            if name == MAIN:
+                raise ConfigError("%s: %s" % (path, why)) from None
+            notes.append("%s: %s: defaults" % (path, why))
+        if name not in parsers:
+            parsers[name] = inifile.parser()
+            missing.append(name)
+    return parsers, missing, notes
 
 
 def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
@@ -145,19 +185,32 @@ def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
 
 def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
-    shown = " ".join(str(value).split())  # an INI value may go on over lines
+    shown = printable(" ".join(str(value).split()))  # an INI value may go on over lines
     if isinstance(field.default, bool) or isinstance(value, bool):
         words = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
         if str(value).lower() not in words:
             raise ConfigError("%s = %s: neither 1 nor 0" % (source, shown))
         return words[str(value).lower()]
     if isinstance(field.default, str):
-        return value.strip()
-    try:
-        number = type(field.default)(value)
-    except ValueError:
-        raise ConfigError("%s = %s: no number" % (source, shown)) from None
+        return _text(value, source, shown)
+    kind = type(field.default)
+    text = str(value).strip()
+    if (_INTEGER if kind is int else _NUMBER).fullmatch(text) is None:
+        raise ConfigError("%s = %s: no number" % (source, shown))
+    number = kind(text)
     low, high = field.metadata["low"], field.metadata["high"]
-    if not (low is None or low <= number) or not (high is None or number <= high):
+    if (
+        not (low is None or low <= number)
+        or not (high is None or number <= high)
+        or not math.isfinite(number)
+    ):
         raise ConfigError("%s = %s: not in %s to %s" % (source, shown, low, high))
     return number
+
+
+def _text(value: str, source: str, shown: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError("%s = %s: no UTF-8" % (source, shown)) from None
+    return value.strip()

@@ -7,11 +7,11 @@ somebody else can provoke is logged through a `Throttle`, so that nobody forges 
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
-import select
 import time
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
+
+from guestmtce.daemon import logwriter
 
 SYSLOG_SOCKET = "/dev/log"
 TEXT_MAX = 200  # characters of foreign text in a line
@@ -50,45 +50,46 @@ class Throttle:
         self._logger.warning(text + (" (and %d more like it)" % more if more else ""), *safe)
 
 
-class _Syslog(logging.handlers.SysLogHandler):
-    """A syslog daemon that reads nothing costs us the line, not the loop."""
-
-    def _connect_unixsocket(self, address: str) -> None:
-        super()._connect_unixsocket(address)  # type: ignore[misc]
-        self.socket.setblocking(False)  # type: ignore[attr-defined]
-
-
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Nor does whoever reads our stderr, and does not."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """A pipe takes a line at once while it can be written to; else the line is lost."""
-        try:
-            if select.select([], [self.stream], [], 0)[1]:
-                super().emit(record)
-        except (OSError, ValueError):
-            pass  # it is closed
-
-
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
-    Raises OSError.
+    Nobody who logs waits for any of them (see `logwriter`). Raises OSError.
     """
-    handler: logging.Handler
+    form = "%(asctime)s " + name + " %(levelname)s %(message)s"
     if foreground:
-        handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(asctime)s " + name + " %(levelname)s %(message)s"))
+        handler = logwriter.Handler(logwriter.to_stderr)
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
-        handler = _Syslog(address=SYSLOG_SOCKET, facility=_Syslog.LOG_LOCAL5)
-        handler.ident = name + ": "
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handler = logwriter.Handler(logwriter.to_syslog(SYSLOG_SOCKET, name))
+        form = "%(levelname)s %(message)s"
     else:
-        handler = logging.handlers.WatchedFileHandler(os.path.join(log_dir, name + ".log"))
-        handler.setFormatter(logging.Formatter("%(asctime)s " + name + " %(levelname)s %(message)s"))
+        path = os.path.join(log_dir, name + ".log")
+        handler = logwriter.Handler(lambda: logwriter.to_file(path))
+    handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
+        if isinstance(old, logwriter.Handler):
+            old.close()
     root.addHandler(handler)
     root.setLevel(level)
     logging.raiseExceptions = False
+
+
+def set_level(level: int) -> None:
+    """Log what is of this level, and above."""
+    logging.getLogger().setLevel(level)
+
+
+def lost() -> int:
+    """How many lines of this process's log were lost."""
+    return sum(handler.lost for handler in _handlers())
+
+
+def flush(seconds: float) -> None:
+    """Let what was logged be written, for so long at most."""
+    for handler in _handlers():
+        handler.flush(seconds)
+
+
+def _handlers() -> List[logwriter.Handler]:
+    return [each for each in logging.getLogger().handlers if isinstance(each, logwriter.Handler)]

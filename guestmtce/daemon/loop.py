@@ -1,5 +1,8 @@
 """One flat event loop: descriptors, timers and signals, all handled in one thread.
 
+A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
+before any timer is judged by it: after a callback that stood still, nobody is late whose word has arrived.
+
 Signal handlers only note the signal; the loop serves it. A callback that raises is a defect of ours: it
 is logged with its traceback and counted, and the loop goes on, because every other guest still needs it.
 """
@@ -14,13 +17,14 @@ import selectors
 import signal
 import socket
 import time
-from typing import Any, Callable, Deque, Dict, List, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 log = logging.getLogger(__name__)
 
 NEVER = float("inf")
-SIGNAL_BUFFER = 4096  # bytes, one a signal
-STALL = 1.0  # s that a timer is late before it is worth a line in the log
+WAKE_BUFFER = 4096  # bytes, one a signal or a call
+STALL = 1.0  # s that this process stands still before it is worth a line in the log
+TIMERS_KEPT = 256  # cancelled ones are looked for beyond so many, and beyond twice as many as were left
 
 
 class Timer:
@@ -44,15 +48,25 @@ class Loop:
         self.running = True
         self.defects = 0
         self.wake_ups = self.stalls = 0
+        self.stalled = 0.0  # s that this process had stood still when this turn began; 0: it had not
+        self._turn: Optional[float] = None  # this turn's moment
+        self._busy = 0.0  # s that the last turn took
         self._selector = selectors.DefaultSelector()
         self._timers: List[Tuple[float, int, Timer]] = []
+        self._timers_kept = TIMERS_KEPT
         self._order = itertools.count()
         self._signals: Dict[int, Callable[[], None]] = {}
+        self._arrived: Set[int] = set()  # signals; the pipe only wakes: it may be full
         self._calls: Deque[Callable[[], None]] = collections.deque()
         self._signal_in, self._signal_out = socket.socketpair()
         self._signal_in.setblocking(False)
         self._signal_out.setblocking(False)
-        self.watch(self._signal_in, self._serve_signals)
+        self.watch(self._signal_in, self._drain)
+
+    @property
+    def now(self) -> float:
+        """The moment of this turn, in s, monotonic; outside of a turn the clock's."""
+        return time.monotonic() if self._turn is None else self._turn
 
     def watch(self, source: Any, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` (a socket or descriptor) can be read."""
@@ -69,6 +83,10 @@ class Loop:
         """Call `callback` at `when` (s, monotonic) or as soon after it as may be."""
         timer = Timer(when, callback)
         heapq.heappush(self._timers, (when, next(self._order), timer))
+        if len(self._timers) > self._timers_kept:
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._timers_kept = max(TIMERS_KEPT, 2 * len(self._timers))
         return timer
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -79,7 +97,7 @@ class Loop:
         """Call `callback` in the loop when the signal arrives."""
         self._signals[number] = callback
         signal.set_wakeup_fd(self._signal_out.fileno(), warn_on_full_buffer=False)
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda number, _: self._arrived.add(number))
         signal.siginterrupt(number, False)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
@@ -109,19 +127,35 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for the next descriptor, timer or signal and serve all that is there."""
+        ready = self._wait()
+        try:
+            for key, _ in ready:
+                # An earlier callback of this round may have closed this one.
+                if self._selector.get_map().get(key.fd) is key:
+                    self.call(key.data)
+            self._serve_calls()
+            self._serve_timers()
+        finally:
+            self._busy = time.monotonic() - self.now
+            self._turn = None
+
+    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+        """Begin a turn; what can be read at its moment."""
         when = self._timers[0][0] if self._timers else NEVER
-        wait = None if when == NEVER else max(0.0, when - time.monotonic())
-        ready = self._selector.select(wait)
+        ready = self._selector.select(None if when == NEVER else max(0.0, when - time.monotonic()))
+        self._turn = time.monotonic()
+        if when <= self._turn:
+            # What arrived after the wait and before the moment was read is there, too, before a timer judges.
+            ready = self._selector.select(0)
         self.wake_ups += 1
-        late = time.monotonic() - when
-        if late > STALL:
+        self._note_stall(max(self._busy, self._turn - when))
+        return ready
+
+    def _note_stall(self, seconds: float) -> None:
+        self.stalled = seconds if seconds > STALL else 0.0
+        if self.stalled:
             self.stalls += 1
-            log.warning("this host, or this daemon, stood still for %.1f s", late)
-        for key, _ in ready:
-            # An earlier callback of this round may have closed this one.
-            if self._selector.get_map().get(key.fd) is key:
-                self.call(key.data)
-        self._serve_timers()
+            log.warning("this host, or this daemon, stood still for %.1f s", seconds)
 
     def close(self) -> None:
         """Give back the descriptors and the signal handlers."""
@@ -134,20 +168,34 @@ class Loop:
         self._signal_out.close()
 
     def _serve_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            timer = heapq.heappop(self._timers)[2]
+        """Those that are due at this turn's moment; one that is set meanwhile waits for the next turn."""
+        due = []
+        while self._timers and self._timers[0][0] <= self.now:
+            due.append(heapq.heappop(self._timers)[2])
+        for timer in due:
             if timer.callback is not None:
                 self.call(timer.callback)
 
-    def _serve_signals(self) -> None:
+    def _drain(self) -> None:
+        """What was to wake the loop has done so."""
         try:
-            numbers = set(self._signal_in.recv(SIGNAL_BUFFER))
+            self._signal_in.recv(WAKE_BUFFER)
         except BlockingIOError:
-            return
-        while self._calls:
+            pass
+
+    def _serve_calls(self) -> None:
+        """What threads and signals have asked for until now."""
+        for _ in range(len(self._calls)):
             self.call(self._calls.popleft())
-        for number in numbers:
-            callback = self._signals.get(number)
-            if callback is not None:
-                self.call(callback)
+        while self._arrived:
+            self.call(self._signals[self._arrived.pop()])
+
+
+def reset_signals() -> None:
+    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
+
+    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

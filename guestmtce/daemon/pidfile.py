@@ -1,7 +1,7 @@
 """The pid file: one daemon of a name at a time (spec 4, "Being supervised").
 
 The pid file itself is written atomically. Who may write it is settled by a lock on a file beside it,
-which the kernel releases however the holder ends.
+which the kernel releases however the holder ends. Both are made again when somebody cleans them away.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ class PidFile:
     def claim(self) -> None:
         """Make this process the one. Takes a stale file over. Raises AlreadyRunning, OSError."""
         lock = self._open_lock()
+        try:
+            self._refuse_other()
+        except AlreadyRunning:
+            os.close(lock)
+            raise
+        self._lock = lock
+
+    def _refuse_other(self) -> None:
+        """A daemon that knows no lock, as the one that this one replaces, is known by its title."""
         other = self.read()
         if other is not None and other != os.getpid() and _title(other) == self._name:
-            os.close(lock)  # a daemon of this name that knows no lock: an old one
             raise AlreadyRunning(str(other))
-        self._lock = lock
 
     def _open_lock(self) -> int:
         """The lock file's descriptor, locked. The file may be removed by its last holder as we open it."""
@@ -52,8 +59,35 @@ class PidFile:
             os.close(lock)
 
     def write(self) -> None:
-        """Write this process's pid. Raises OSError."""
-        files.write_atomically(self.path, "%d\n" % os.getpid())
+        """Write this process's pid. Raises OSError.
+
+        On a full file system it goes over the pid of a daemon that was killed, if there is one.
+        """
+        files.write_or_overwrite(self.path, "%d\n" % os.getpid())
+
+    def restore(self) -> bool:
+        """Make the files again where they were cleaned away, and their folder; whether that was so.
+
+        Raises OSError, and AlreadyRunning if another daemon of the name has started meanwhile.
+        """
+        if self._keeps_lock() and self.read() == os.getpid():
+            return False
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        if not self._keeps_lock():
+            lock = self._open_lock()
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = lock
+        self._refuse_other()
+        self.write()
+        return True
+
+    def _keeps_lock(self) -> bool:
+        """Whether the file at the lock's path is the one that we have locked."""
+        try:
+            return self._lock is not None and os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path))
+        except FileNotFoundError:
+            return False
 
     def read(self) -> Optional[int]:
         """The pid in the file, if there is one."""
@@ -68,7 +102,8 @@ class PidFile:
         if self._lock is not None:
             if self.read() == os.getpid():
                 files.remove(self.path)
-            files.remove(self._lock_path)
+            if self._keeps_lock():
+                files.remove(self._lock_path)
             os.close(self._lock)
             self._lock = None
 

@@ -10,21 +10,23 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable, Dict, Generic, List, Optional, Sequence, Type, TypeVar
+from typing import Callable, Dict, FrozenSet, Generic, List, Optional, Sequence, Type, TypeVar
 
 import setproctitle
 
 from guestmtce.daemon import config, files, notify, pmon
 from guestmtce.daemon import log as logs
 from guestmtce.daemon.daemonise import Foreground, daemonise, fill_standard
-from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.loop import Loop, reset_signals
 from guestmtce.daemon.pidfile import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
 
 log = logging.getLogger(__name__)
 
 END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
-LAST_LINE_WAIT = 0.2  # s
+LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
+DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
+PRESENCE_CHECK = 5.0  # s between two looks whether our files are still in the run folder
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
 
@@ -32,10 +34,12 @@ Settings = TypeVar("Settings", bound=DaemonSettings)
 class Service(Generic[Settings]):
     """What a daemon does; `run` below calls these.
 
-    `failed`: it ends by itself, for a reason that it has logged.
+    `failed`: it ends by itself, for a reason that it has logged. `reloadable`: the names of the settings that
+    `reload` makes take effect.
     """
 
     failed = False
+    reloadable: FrozenSet[str] = frozenset()
 
     def open(self) -> None:
         """Bind, start, watch. Raises OSError with a text for the operator."""
@@ -44,6 +48,9 @@ class Service(Generic[Settings]):
     def close(self) -> None:
         """Stop everything; called once, also after a failed `open`."""
         raise NotImplementedError
+
+    def reload(self, settings: Settings) -> None:
+        """HUP: these were read, whatever has changed. Raises OSError if one of them cannot be used."""
 
     def health(self) -> List[str]:
         """The lines of the health report."""
@@ -63,11 +70,10 @@ def run(
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
     fill_standard()
+    reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
-        os.makedirs(settings.run_dir, exist_ok=True)
-        pid_file = PidFile(os.path.abspath(settings.run_dir), name)
-        pid_file.claim()
+        pid_file = _claim(settings.run_dir, name)
     except AlreadyRunning as running:
         print("%s is already running, pid %s" % (name, running))
         return 0
@@ -78,6 +84,7 @@ def run(
     setproctitle.setproctitle(name)
     try:
         set_up_log(name, settings)
+        files.remove_leftovers(settings.log_dir, name + ".dump.")
         for note in notes:
             log.info("%s", note)
         _raise_descriptor_limit()
@@ -95,10 +102,27 @@ def run(
         pid_file.release()
 
 
+def _claim(run_dir: str, name: str) -> PidFile:
+    """Raises AlreadyRunning; OSError with the remedy."""
+    folder = os.path.abspath(run_dir)
+    pid_file = PidFile(folder, name)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        pid_file.claim()
+    except OSError as error:
+        text = "%s: is there room, and may it write there? --run-dir names another folder" % error
+        raise OSError(text) from None
+    files.remove_leftovers(folder, name + ".")
+    return pid_file
+
+
 def set_up_log(name: str, settings: DaemonSettings) -> None:
     """Log as the settings say."""
-    level = logging.DEBUG if settings.debug_level else logging.INFO
-    logs.set_up(name, settings.foreground, settings.log_file, settings.log_dir, level)
+    logs.set_up(name, settings.foreground, settings.log_file, settings.log_dir, _level(settings))
+
+
+def _level(settings: DaemonSettings) -> int:
+    return logging.DEBUG if settings.debug_level else logging.INFO
 
 
 class _Life(Generic[Settings]):
@@ -121,6 +145,7 @@ class _Life(Generic[Settings]):
         self._settings = settings
         self._pid_file = pid_file
         self._starter = starter
+        self._throttle = logs.Throttle(log)
         self._started = time.monotonic()
         self._status = 1  # until it serves
         self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
@@ -131,7 +156,7 @@ class _Life(Generic[Settings]):
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(number, loop.stop)
-            loop.on_signal(signal.SIGHUP, self._reload)
+            loop.on_signal(signal.SIGHUP, lambda: self._reload(service))
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
             # Whoever waits for the pid file looks for the report next, and may send signals from then on.
@@ -142,6 +167,7 @@ class _Life(Generic[Settings]):
                 pmon.serve(loop, self._name, self._settings.pmon_port, self._settings.pmon_reply_port)
             notify.ready()
             notify.feed_watchdog(loop.after)
+            loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
             self._status = 0
@@ -164,12 +190,8 @@ class _Life(Generic[Settings]):
             try:
                 files.remove(self._info_path)
                 self._pid_file.release()
-                # Who hangs may hold what the log needs.
-                last = threading.Thread(
-                    target=log.error, args=("stopping takes too long: ended",), daemon=True
-                )
-                last.start()
-                last.join(LAST_LINE_WAIT)
+                log.error("stopping takes too long: ended")
+                logs.flush(LAST_LINE_WAIT)
             finally:
                 os._exit(self._status)
 
@@ -177,45 +199,69 @@ class _Life(Generic[Settings]):
         guard.daemon = True
         guard.start()
 
+    def _keep_files(self, loop: Loop, service: Service[Settings]) -> None:
+        """Who supervises us looks for us by these files: what was cleaned away is made again."""
+        loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
+        try:
+            restored = self._pid_file.restore()
+        except AlreadyRunning as running:
+            text = "%s was cleaned away, and another %s has started since, pid %s: stop one of them"
+            self._throttle.warning("other", text, self._pid_file.path, self._name, str(running))
+        except OSError as error:
+            self._throttle.warning("file", "a file that was cleaned away cannot be made again: %s", error)
+        else:
+            if restored:
+                log.warning("%s was cleaned away: it is there again", self._pid_file.path)
+            if not os.path.exists(self._info_path):
+                self._write_info(service)
+
     def _write_info(self, service: Service[Settings]) -> None:
         up = "up %d s" % (time.monotonic() - self._started)
-        self._write(self._info_path, ["%s %s pid %d" % (self._name, up, os.getpid()), *service.health()])
+        first = "%s %s pid %d" % (self._name, up, os.getpid())
+        self._write(self._info_path, [first, *service.health(), "log lost %d" % logs.lost()])
 
     def _write_dump(self, service: Service[Settings]) -> None:
         path = os.path.join(self._settings.log_dir, self._name + ".dump")
-        self._write(path, [*service.health(), *service.dump()])
-        log.info("all state is in %s", path)
+        if self._write(path, [*service.health(), *service.dump()]):
+            log.info("all state is in %s", path)
 
-    def _write(self, path: str, lines: List[str]) -> None:
+    def _write(self, path: str, lines: List[str]) -> bool:
         try:
             files.write_atomically(path, "".join(line + "\n" for line in lines))
         except OSError as error:
-            log.error("cannot write %s: %s", path, error)
+            self._throttle.warning(path, "cannot write %s: %s", path, error.strerror)
+            return False
+        return True
 
-    def _reload(self) -> None:
+    def _reload(self, service: Service[Settings]) -> None:
         """HUP: take the new configuration as far as that can be done while running."""
         notify.tell(notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * notify.USEC))
         try:
-            self._take_configuration()
+            self._take_configuration(service)
         finally:
             notify.tell(notify.READY)
 
-    def _take_configuration(self) -> None:
+    def _take_configuration(self, service: Service[Settings]) -> None:
         try:
             fresh, _ = config.load(self._kind, self._name, self._paths, self._arguments)
-        except (config.ConfigError, SystemExit) as error:
+            service.reload(fresh)
+        except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
+        logs.set_level(_level(fresh))
+        taken = {key: getattr(fresh, key) for key in {"debug_level", *service.reloadable}}
+        self._settings = dataclasses.replace(self._settings, **taken)
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
-        if "debug_level" in changed:
-            set_up_log(self._name, fresh)
-            self._settings = dataclasses.replace(self._settings, debug_level=fresh.debug_level)
-            changed.remove("debug_level")
         text = "reloaded; these take effect at the next start: %s" if changed else "reloaded%s"
         log.info(text, ", ".join(changed))
 
 
 def _raise_descriptor_limit() -> None:
-    """One descriptor per guest: take what the system allows."""
+    """Some descriptors per guest: take what the system allows. Raises OSError if that is far too little."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
+        text = (
+            "%d files may be open at once, and %d are needed: raise `ulimit -Hn`, or LimitNOFILE= of the unit"
+        )
+        raise OSError(text % (hard, DESCRIPTORS_MIN))
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -7,7 +7,6 @@ the group that was configured, may connect. What is said on it is the registry's
 import os
 import socket
 import stat
-import time
 from typing import Callable, Dict, Tuple
 
 from guestmtce.guest import registry
@@ -96,7 +95,7 @@ class Apps:
         self._links[key] = link
         self._loop.watch(key, lambda: self._serve(key))
         self._listen()
-        self.registry.opened(key, time.monotonic())
+        self.registry.opened(key, self._loop.now)
 
     def _serve(self, key: int) -> None:
         self._read(key)
@@ -110,7 +109,7 @@ class Apps:
         except OSError:
             data = b""
         if data:
-            self.registry.received(key, data, time.monotonic())
+            self.registry.received(key, data, self._loop.now)
         else:
             self._drop(key)
             self.registry.closed(key)

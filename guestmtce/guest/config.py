@@ -4,6 +4,7 @@ A value that cannot be used never keeps a guest from being watched: it is named,
 and the default is taken.
 """
 
+import re
 import shlex
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
@@ -16,6 +17,8 @@ ACTIONS = ("log", "reboot", "stop")
 # the margin that the guest keeps for its answer. The sum travels as ms in a signed 32-bit int.
 EXTRA_SECS = 1
 SECS_MAX = channel.SECS_MAX - EXTRA_SECS
+# Python takes more than people mean: 1_000, digits of other scripts, nan.
+_NUMBER = re.compile(r"[0-9.]{1,15}$")
 DAY = 86400.0  # s
 
 
@@ -54,6 +57,8 @@ class Config(NamedTuple):
 def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
     def take(text: str) -> Any:
         expected = "a number from %g to %d expected" % (low, high)
+        if _NUMBER.match(text) is None:
+            raise ValueError(expected)
         try:
             value = kind(text)
         except ValueError:
@@ -134,7 +139,7 @@ def _unquoted(value: str) -> str:
 def load(path: str, settings: Settings) -> Tuple[Config, List[str]]:
     """The configuration in the file `path`, and lines for the log. A file that cannot be read: defaults."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read()
     except OSError as error:
         return Config(), ["%s: %s: the defaults are taken" % (path, error.strerror)]

@@ -26,13 +26,21 @@ class PidFile:
             raise AlreadyRunning("it runs already, with pid %s" % pid) from None
 
     def write(self) -> None:
-        """Put our pid in; after going into the background, which keeps the lock."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        """Put our pid in; after going into the background, which keeps the lock. Raises OSError."""
+        line = b"%d\n" % os.getpid()
+        try:
+            os.pwrite(self._descriptor, line, 0)  # over an old one: this needs no room
+            os.ftruncate(self._descriptor, len(line))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from None
 
     def remove(self) -> None:
-        """We end."""
-        os.unlink(self._path)
+        """We end. A file that was cleaned away, or is another's by now, is not ours to remove."""
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+                os.unlink(self._path)
+        except FileNotFoundError:
+            pass
         os.close(self._descriptor)
 
 

@@ -3,6 +3,7 @@
 This does without the `logging` package, which would be a tenth of the client's memory.
 """
 
+import errno
 import os
 import select
 import socket
@@ -24,18 +25,30 @@ def printable(text: str) -> str:
 
 
 class Log:
-    """Writes lines with `write`; of lines about the same thing one per `period` s."""
+    """Writes lines with `write`; of lines about the same thing one per `period` s.
+
+    A `write` that raises an OSError has lost its line. The next line that gets through says how many.
+    """
 
     def __init__(self, write: Callable[[str], None], period: float) -> None:
         self._write = write
         self._period = period
         self._said: Dict[str, Tuple[float, int]] = {}
+        self._lost = 0
 
     def __call__(self, text: str, about: str = "") -> None:
         """Log `text`; with `about`, at most one line about that in each period."""
         more = self._held_back(about) if about else 0
-        if more is not None:
-            self._write(printable(text) + (" (and %d more like it)" % more if more else ""))
+        if more is None:
+            return
+        line = printable(text) + (" (and %d more like it)" % more if more else "")
+        if self._lost:
+            line += " (%d lines before it were lost)" % self._lost
+        try:
+            self._write(line)
+            self._lost = 0
+        except OSError:
+            self._lost += 1
 
     def _held_back(self, about: str) -> Optional[int]:
         """How many lines about this were held back; None: this one is to be held back too."""
@@ -51,34 +64,45 @@ class Log:
 
 
 def to_file(descriptor: int) -> Callable[[str], None]:
-    """Writes lines with the time to a descriptor, unless it takes none at the moment."""
+    """Writes lines with the time to a descriptor; one is lost that it does not take at the moment."""
     ready = select.poll()
     ready.register(descriptor, select.POLLOUT)
 
     def write(text: str) -> None:
         line = "%s %s[%d] %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), NAME, os.getpid(), text)
-        try:
-            if ready.poll(0):
-                os.write(descriptor, line.encode("ascii"))
-        except OSError:
-            pass
+        if not ready.poll(0) or os.write(descriptor, line.encode("ascii")) < len(line):
+            raise BlockingIOError
 
     return write
 
 
 def to_syslog(text: str) -> None:
-    """Sends a line to syslog; a connection of its own each time survives a syslog that restarts."""
-    line = "%s[%d]: %s" % (NAME, os.getpid(), text)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+    """Sends a line to syslog; a connection of its own each time survives a syslog that restarts.
+
+    Raises OSError for one that is lost.
+    """
+    line = SYSLOG_INFO + ("%s[%d]: %s" % (NAME, os.getpid(), text)).encode("ascii")
+    try:
+        _send(socket.SOCK_DGRAM, line)
+    except OSError as error:
+        if error.errno != errno.EPROTOTYPE:
+            raise
+        _send(socket.SOCK_STREAM, line + b"\0")
+
+
+def _send(kind: int, message: bytes) -> None:
+    """At once, or not at all. Raises OSError."""
+    with socket.socket(socket.AF_UNIX, kind) as link:
         link.setblocking(False)
-        try:
-            link.sendto(SYSLOG_INFO + line.encode("ascii"), SYSLOG_SOCKET)
-        except OSError:
-            pass
+        link.connect(SYSLOG_SOCKET)
+        if link.send(message) < len(message):
+            raise BlockingIOError
 
 
 def open_log(foreground: bool, path: str, period: float) -> Log:
     """The log in the file `path`, or on stderr in the foreground, or in syslog. Raises OSError."""
     if path:
-        return Log(to_file(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)), period)
+        # O_NONBLOCK: a pipe that nobody reads is refused, and not waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+        return Log(to_file(os.open(path, flags, 0o640)), period)
     return Log(to_file(sys.stderr.fileno()) if foreground else to_syslog, period)

@@ -1,17 +1,19 @@
 """The event loop of the guest client: descriptors, signals, and parts that have a deadline.
 
-What can be read is read before any deadline is judged: after a pause of the whole guest nobody is blamed for
-what waits to be read.
+A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
+before any deadline is judged by it: after a pause of the whole guest, or a callback that stood still, nobody
+is blamed for what waits to be read. Signal handlers only note the signal; the loop serves it.
 """
 
 import os
 import selectors
 import signal
+import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 NEVER = float("inf")
-SIGNAL_BUFFER = 256  # bytes, one a signal
+WAKE_BUFFER = 4096  # bytes, one a signal
 WAIT_MAX = 3600.0  # s; a wait without end is no number that the system takes
 
 
@@ -22,11 +24,18 @@ class Loop:
         self.running = True
         self.parts: List[Any] = []
         self._selector = selectors.DefaultSelector()
+        self._turn: Optional[float] = None  # this turn's moment
         self._signals: Dict[int, Callable[[], None]] = {}
+        self._arrived: Set[int] = set()  # signals; the pipe only wakes: it may be full
         self._signal_in, self._signal_out = os.pipe()
         for end in (self._signal_in, self._signal_out):
             os.set_blocking(end, False)
-        self.watch(self._signal_in, self._serve_signals)
+        self.watch(self._signal_in, self._drain)
+
+    @property
+    def now(self) -> float:
+        """The moment of this turn, in s, monotonic; outside of a turn the clock's."""
+        return time.monotonic() if self._turn is None else self._turn
 
     def watch(self, descriptor: int, callback: Callable[[], None], writing: bool = False) -> None:
         """Call `callback` when `descriptor` can be read, or, with `writing`, written; also when it ends."""
@@ -46,8 +55,8 @@ class Loop:
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
         self._signals[number] = callback
-        signal.set_wakeup_fd(self._signal_out)
-        signal.signal(number, lambda *_: None)
+        wake_by(self._signal_out)
+        signal.signal(number, lambda number, _: self._arrived.add(number))
         signal.siginterrupt(number, False)
 
     def run(self) -> None:
@@ -57,27 +66,58 @@ class Loop:
 
     def run_once(self) -> None:
         """Wait for the next descriptor, signal or deadline and serve all that is there."""
-        wait = min([part.deadline for part in self.parts], default=NEVER) - time.monotonic()
-        for key, _ in self._selector.select(max(0.0, min(wait, WAIT_MAX))):
-            # An earlier callback of this round may have closed this one.
-            if self._selector.get_map().get(key.fd) is key:
-                key.data()
-        for part in self.parts:
-            now = time.monotonic()
-            if now >= part.deadline:
-                part.tick(now)
+        ready = self._wait()
+        try:
+            for key, _ in ready:
+                # An earlier callback of this round may have closed this one.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
+            while self._arrived:
+                self._signals[self._arrived.pop()]()
+            for part in self.parts:
+                if self.now >= part.deadline:
+                    part.tick(self.now)
+        finally:
+            self._turn = None
+
+    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+        """Begin a turn; what can be read at its moment."""
+        deadline = min([part.deadline for part in self.parts], default=NEVER)
+        ready = self._selector.select(max(0.0, min(deadline - time.monotonic(), WAIT_MAX)))
+        self._turn = time.monotonic()
+        if deadline <= self._turn:
+            # What arrived after the wait and before the moment was read is there, too, before a part judges.
+            ready = self._selector.select(0)
+        return ready
 
     def close(self) -> None:
         """Give back the descriptors and the signal handlers."""
         if self._signals:
-            signal.set_wakeup_fd(-1)
+            wake_by(-1)
         for number in self._signals:
             signal.signal(number, signal.SIG_DFL)
         self._selector.close()
         os.close(self._signal_in)
         os.close(self._signal_out)
 
-    def _serve_signals(self) -> None:
-        for number in sorted(set(os.read(self._signal_in, SIGNAL_BUFFER))):
-            if number in self._signals:
-                self._signals[number]()
+    def _drain(self) -> None:
+        """What was to wake the loop has done so."""
+        os.read(self._signal_in, WAKE_BUFFER)
+
+
+def wake_by(descriptor: int) -> None:
+    """Have each signal write to `descriptor`, without a word when that is full. -1: no longer."""
+    if sys.version_info >= (3, 7):
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    else:
+        signal.set_wakeup_fd(descriptor)
+
+
+def reset_signals() -> None:
+    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
+
+    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)

@@ -12,7 +12,7 @@ from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.health import Illness, worst
 from guestmtce.guest.log import Log, open_log
-from guestmtce.guest.loop import Loop
+from guestmtce.guest.loop import Loop, reset_signals
 from guestmtce.guest.options import Options
 from guestmtce.guest.port import Port
 from guestmtce.guest.scripts import EventScript, HealthScript, Runner
@@ -53,9 +53,9 @@ class Program:
 
     def _make_port(self, path: str) -> Port:
         port = Port(self._loop, path, self._settings, self._log)
-        port.on_open = lambda: self._act(self.client.opened(time.monotonic()))
-        port.on_close = lambda: self._act(self.client.closed(time.monotonic()))
-        port.on_data = lambda data: self._act(self.client.receive(data, time.monotonic()))
+        port.on_open = lambda: self._act(self.client.opened(self._loop.now))
+        port.on_close = lambda: self._act(self.client.closed(self._loop.now))
+        port.on_data = lambda data: self._act(self.client.receive(data, self._loop.now))
         return port
 
     def _make_apps(self, given: Options) -> Apps:
@@ -104,7 +104,7 @@ class Program:
 
     def _stop(self, number: int) -> None:
         name = signal.Signals(number).name
-        self._act(self.client.exit("guestClient was ended by " + name, time.monotonic()))
+        self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
 
     # --- what the client wants ---------------------------------------------------------------------
@@ -197,6 +197,7 @@ def _start(given: Options) -> int:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
+    reset_signals()
     try:
         given = options.parse(sys.argv[1:] if arguments is None else arguments)
         if given.help:

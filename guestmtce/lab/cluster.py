@@ -226,6 +226,7 @@ class Cluster:
         self.hosts = [Host(number) for number in range(hosts)]
         self.uuids = [uuid_of(number) for number in range(1, guests * hosts + 1)]
         self.guest_count = guests
+        self._provisioned = ""
         self.agent: Daemon
         self.vim = Vim()
         self.mtc: Optional[MtcAgent] = None
@@ -330,6 +331,7 @@ class Cluster:
 
     def provision(self, state: str = "enabled") -> None:
         """Create and set every instance, as the VIM does; waits until the agent knows the hosts."""
+        self._provisioned = state
         for host in self.hosts:
             self._await_host(host)
             first = host.number * self.guest_count
@@ -346,10 +348,17 @@ class Cluster:
         return [uuid for uuid, row in rows.items() if row["heartbeating"] == "enabled"]
 
     def await_heartbeats(self, seconds: float = 15.0) -> None:
-        """Until every instance heartbeats, as the agent sees it."""
+        """Until every instance heartbeats, as the agent sees it, and would be missed."""
         wait_for(
             lambda: len(self.heartbeating()) == len(self.uuids), "all guests heartbeat", seconds, step=0.05
         )
+        if self._provisioned == "enabled":
+            wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=0.05)
+
+    def _unjudged(self) -> List[str]:
+        """The instances whose failure would not be reported."""
+        rows = [pair for host in self.hosts for pair in host.server.dump("guest").items()]
+        return [uuid for uuid, row in rows if (row["reporting"], row["judged"]) != ("enabled", "yes")]
 
     def children(self, host: Optional[Host] = None) -> Dict[str, psutil.Process]:
         """The child process of every guest, by uuid."""

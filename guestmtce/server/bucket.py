@@ -14,9 +14,13 @@ class Bucket:
 
     def spend(self, now: float) -> bool:
         """Whether one more may be had now; it is taken then."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
+        if self.wait(now) > 0:
             return False
         self._left -= 1
         return True
+
+    def wait(self, now: float) -> float:
+        """In how many s one more may be had."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, 1 - self._left) / self._rate

@@ -1,8 +1,12 @@
 """Which guests' sockets exist: inotify, backed up by a re-scan (spec 1, "Transport" and "Connection upkeep").
 
+A watch follows the folder itself, not its name: deleted while a socket holds it, mounted over, or reached by
+another link, it says nothing. So every `folder_check` s the name is looked up anew.
+
 The only module that imports pyinotify. Everything it finds goes to two callbacks: `found(uuid, path,
-identity, fresh)` and `gone(uuid, path)`. `identity` tells a file from another of the same name, and
-`fresh` says that the file was just made, even if it looks the same.
+identity, fresh)` and `gone(uuid, path)`. `uuid` is in lower case, however the file's name spells it.
+`identity` tells a file from another of the same name, and `fresh` says that the file was just made, even
+if it looks the same.
 """
 
 from __future__ import annotations
@@ -11,14 +15,17 @@ import logging
 import os
 import re
 import stat
-from typing import Any, Callable, Dict, Optional, Tuple
-
-import pyinotify
+import warnings
+from typing import Any, Callable, Dict, Optional, Set, Tuple
 
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire.datagram import UUID
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it imports asyncore, and PYTHONWARNINGS=error would end us
+    import pyinotify
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +53,25 @@ class Channels:
         self._found = found
         self._gone = gone
         self._present: Dict[str, str] = {}  # path → uuid
+        self._odd: Dict[str, Set[str]] = {}  # uuid → names of present sockets that spell it in upper case
         self._throttle = Throttle(log)
         self._manager: Any = None
         self._notifier: Any = None
         self._watch_again: Optional[Timer] = None
+        self._watched: Optional[Tuple[int, int]] = None  # the folder's device and inode
 
     def start(self) -> None:
         """Watch, scan, and scan again every `rescan` s."""
         self._watch()
+        self._loop.after(self._settings.folder_check, self._check_folder)
         self._loop.after(self._settings.rescan, self._rescan)
 
     def look_for(self, uuid: str) -> None:
         """Report the socket of `uuid`, if it is there."""
         for pattern in ("cgcs.heartbeat.%s.sock", "wrs.heartbeat.agent.0.%s.sock"):
             self._look(pattern % uuid, fresh=False)
+        for name in list(self._odd.get(uuid, ())):
+            self._look(name, fresh=False)
 
     def scan(self) -> None:
         """Compare the folder with what was reported, and report the differences."""
@@ -86,12 +98,26 @@ class Channels:
 
     # --- the folder --------------------------------------------------------------------------------
 
+    def _check_folder(self) -> None:
+        self._loop.after(self._settings.folder_check, self._check_folder)
+        if not self.watching:
+            return
+        try:
+            there = _folder_identity(self._settings.channel_dir)
+        except OSError as error:  # that says nothing about the folder
+            self._throttle.warning("check", "cannot look at %s: %s", self._settings.channel_dir, error)
+            return
+        if there != self._watched:
+            log.warning("%s is not the folder any more that is watched", self._settings.channel_dir)
+            self._watch()
+
     def _watch(self) -> None:
         """Watch the folder and scan it; while it cannot be watched, do so by scans alone."""
         self._unwatch()
         self._watch_again = None
         folder = self._settings.channel_dir
         try:
+            self._watched = _folder_identity(folder)  # before the watch: a change in between is found
             self._manager = pyinotify.WatchManager()
             self._notifier = pyinotify.Notifier(self._manager, self._serve, timeout=0)
             self._manager.add_watch(folder, _WATCHED, quiet=False)
@@ -155,14 +181,31 @@ class Channels:
         if identity is None:
             self._vanished(path)  # gone already, or no socket any more
             return
-        self._present[path] = match.group(1)
+        uuid = match.group(1).lower()
+        self._present[path] = uuid
+        if uuid not in name:
+            self._odd.setdefault(uuid, set()).add(name)
         log.debug("found %s%s", printable(name), " (fresh)" if fresh else "")
-        self._found(match.group(1), path, identity, fresh)
+        self._found(uuid, path, identity, fresh)
 
     def _vanished(self, path: str) -> None:
         uuid = self._present.pop(path, None)
-        if uuid is not None:
-            self._gone(uuid, path)
+        if uuid is None:
+            return
+        names = self._odd.get(uuid, set())
+        names.discard(os.path.basename(path))
+        if not names:
+            self._odd.pop(uuid, None)
+        self._gone(uuid, path)
+
+
+def _folder_identity(path: str) -> Optional[Tuple[int, int]]:
+    """What tells this folder from another one, links followed; None if there is none. Raises OSError."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _identity(path: str) -> Optional[Identity]:

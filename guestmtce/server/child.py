@@ -11,7 +11,7 @@ from select import POLLIN, POLLOUT, poll
 from time import monotonic, sleep
 from typing import List, Optional, Sequence
 
-from guestmtce.server.pipe import PACKET_MAX, decode_ask, encode
+from guestmtce.server.pipe import ENABLE_REPORTING_PACKET, PACKET_MAX, decode_ask, encode
 from guestmtce.server.reports import Output, Report, Resume, Settings
 from guestmtce.server.session import CLOSED, Session
 
@@ -141,7 +141,10 @@ class Child:
                 packet = b""
             if not packet:
                 raise _Ended(END_MASTER_GONE)
-            self._put(self._session.ask(*decode_ask(packet), now))
+            if packet == ENABLE_REPORTING_PACKET:
+                self._put(self._session.enable_reporting(now))
+            else:
+                self._put(self._session.ask(*decode_ask(packet), now))
 
     def _put(self, output: Output) -> None:
         data, reports = output

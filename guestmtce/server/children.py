@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.server import child, confine, guest, pipe, reports, spawner, spawnerlink
+from guestmtce.server import child, confine, fork, guest, pipe, reports, spawner, spawnerlink, trial
 from guestmtce.server.bucket import Bucket
 from guestmtce.server.uids import Uids
 
@@ -71,19 +71,17 @@ class Handlers(NamedTuple):
 
 
 class Children:
-    """See the module's text. `identity` is the user that children become, None to keep the present one.
-
-    With `uids` each child has a uid of its own instead of the identity's.
-    """
+    """See the module's text. With `uids` each child has a uid of its own instead of the identity's."""
 
     def __init__(
         self,
         loop: Loop,
         settings: reports.Settings,
-        identity: Optional[confine.Identity],
+        means: confine.Means,
         spawn_timeout: float,
         handlers: Handlers,
         uids: Optional[Uids] = None,
+        uids_required: bool = True,
     ) -> None:
         self.rule_breakers = 0
         self.confinement: Dict[str, str] = {}  # a means → "yes", or "no (why)"
@@ -92,8 +90,9 @@ class Children:
         births = spawnerlink.Handlers(
             self._greeted, self._reported_birth, self._unborn, self._spawner_failed, handlers.room
         )
-        self.spawner = spawnerlink.SpawnerLink(loop, settings, identity, spawn_timeout, births)
-        self._uids = uids if identity is not None else None
+        self.spawner = spawnerlink.SpawnerLink(loop, settings, means, spawn_timeout, births)
+        self._uids = uids if means.identity is not None else None
+        self._uids_required = uids_required
         self._by_uuid: Dict[str, Child] = {}
         self._by_pid: Dict[int, Child] = {}
         self._awaited: Dict[int, Child] = {}  # serial → asked for, pid not reported
@@ -103,9 +102,33 @@ class Children:
         self._serial = 0
 
     def open(self) -> None:
-        """Start the spawner."""
+        """Start the spawner. Raises OSError."""
+        fork.adopt_orphans()
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self.spawner.open()
+
+    def prove(self) -> None:
+        """Have a child made for trial before there are guests. Raises OSError if none can be had here.
+
+        Where the uids of their own are what fails, children go on without them, if nobody asked for these.
+        """
+        self.spawner.await_greeting()
+        if self._uids is not None:
+            try:
+                for uid in {self._uids.first, self._uids.last}:
+                    trial.try_child(self.spawner, uid)
+                return
+            except OSError as error:
+                if self._uids_required:
+                    raise
+                log.error("client.child_uids %s: %s: children share one user", self._uids.text, error)
+                self._uids = None
+        trial.try_child(self.spawner, None)
+
+    @property
+    def uids(self) -> str:
+        """The range of uids that children have, each its own; empty: they share a user."""
+        return self._uids.text if self._uids is not None else ""
 
     def close(self) -> None:
         """End every child and the spawner."""
@@ -136,14 +159,16 @@ class Children:
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
         self._loop.watch(ours, lambda: self._read(newborn))
 
-    def ask(self, uuid: str, ask: pipe.Ask) -> None:
-        """Give the guest's child a question. A pipe that is full loses it; its deadline settles it."""
-        asked = self._by_uuid.get(uuid)
+    def command(self, uuid: str, command: pipe.Command) -> None:
+        """Give the guest's child a command. One that does not take it is replaced: it would judge wrongly."""
+        commanded = self._by_uuid.get(uuid)
+        if commanded is None:
+            return
         try:
-            if asked is not None:
-                asked.pipe.send(pipe.encode(ask))
+            commanded.pipe.send(pipe.encode(command))
         except OSError as error:
-            log.warning("%s: the child takes no question: %s", uuid, error)
+            log.warning("%s: the child takes no command and is replaced: %s", uuid, error)
+            commanded.kill()
 
     def drop(self, uuid: str) -> None:
         """End the guest's child, if it has one; nothing more is heard of it."""
@@ -163,6 +188,12 @@ class Children:
         culprit = self._by_uuid.get(uuid)
         if culprit is not None:
             culprit.kill()
+
+    def punish(self, uuid: str, why: str) -> None:
+        """Kill the guest's child, which has broken the rules; its end is told like any other."""
+        culprit = self._by_uuid.get(uuid)
+        if culprit is not None:
+            self._punish(culprit, why)
 
     def pids(self) -> Dict[str, int]:
         """The pid of every guest's child."""
@@ -273,7 +304,7 @@ class Children:
                 return
             self._free(self._uid_of.pop(pid, None))
             if pid == self.spawner.pid:
-                self.spawner.ended()
+                self.spawner.ended(status)
             elif pid in self._by_pid:
                 self._ended(self._by_pid[pid], status)
             elif self._awaited or self._abandoned:

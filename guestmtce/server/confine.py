@@ -61,6 +61,13 @@ class Identity(NamedTuple):
     gid: int
 
 
+class Means(NamedTuple):
+    """What the master confines its children with. `identity` is None where it is not root."""
+
+    identity: Optional[Identity]
+    filter: sandbox.Filter
+
+
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument. Raises Unconfined."""
     if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
@@ -120,16 +127,15 @@ def take(steps: Sequence[Step]) -> None:
 class Confinement:
     """All that can be made ready before there is a child, in the spawner, of whom `master` is the parent.
 
-    `words` says, for the master, what can be had: a name → "yes", or "no (why)". `identity` is None where
-    the process is not root.
+    `words` says, for the master, what can be had: a name → "yes", or "no (why)".
     """
 
-    def __init__(self, master: int, identity: Optional[Identity]) -> None:
+    def __init__(self, master: int, means: Means) -> None:
         self.words: Dict[str, str] = {}
         random = _open_random()
         self._kept = [] if random is None else [random]  # at RANDOM_AT
         self.random_bytes = os.urandom if random is None else _read_random
-        self._identity = identity
+        self._identity = means.identity
         limits = _limits(2 + len(self._kept))
         self._steps = [
             prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1),
@@ -138,7 +144,7 @@ class Confinement:
             Step("the parent has gone", _libc.getppid, (), master),
             prctl_step("not dumpable", PR_SET_DUMPABLE, 0),
             *limits,
-            *self._seccomp(),
+            *self._seccomp(means.filter),
         ]
         self.words["rlimits"] = "yes"
         self._highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -154,9 +160,12 @@ class Confinement:
         self.words["landlock"] = "yes"
         return [sandbox.landlock_step(at), Step("close the ruleset", _libc.close, (ctypes.c_int(at),))]
 
-    def _seccomp(self) -> List[Step]:
+    def _seccomp(self, wanted: sandbox.Filter) -> List[Step]:
+        if not wanted.program:
+            self.words["seccomp"] = wanted.absence
+            return []
         try:
-            steps = [sandbox.seccomp_step()]
+            steps = [sandbox.install_step(wanted)]
         except sandbox.Missing as why:
             self.words["seccomp"] = "no (%s)" % why
             return []
@@ -186,9 +195,12 @@ def become(user: int, group: int) -> None:
     """Be `user` and of `group`, and of no other. Raises OSError."""
     if not 0 <= user < UNCHANGED:
         raise Unconfined("user %d: no such user can be" % user)
-    setgroups([])
-    setresgid(group, group, group)
-    setresuid(user, user, user)
+    try:
+        setgroups([])
+        setresgid(group, group, group)
+        setresuid(user, user, user)
+    except OSError as error:
+        raise Unconfined(error.errno, "user %d: %s" % (user, error.strerror)) from None
 
 
 def _limits(descriptors: int) -> List[Step]:

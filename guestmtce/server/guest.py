@@ -26,6 +26,8 @@ ILLNESS = "illness"
 
 NEVER = float("inf")
 
+STATE_CHANGES = 2  # told per `state_period`: one coming and one going
+
 LINES_PER_SECOND = 1  # in the log, about what one guest's child says, and
 LINES_BURST = 30  # as many at once
 
@@ -50,10 +52,10 @@ class Drop(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Give the child this question."""
+    """Give the child this command."""
 
     uuid: str
-    ask: pipe.Ask
+    command: pipe.Command
 
 
 class Look(NamedTuple):
@@ -63,12 +65,16 @@ class Look(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place."""
+    """Tell guestAgent until it has it (`told` answers), or until `until` (s, monotonic).
+
+    A newer one of the same key takes its place.
+    """
 
     cmd: int
     event: datagram.Event
     number: int
     key: Key
+    until: float = NEVER
 
 
 class Untell(NamedTuple):
@@ -113,26 +119,29 @@ class Question(NamedTuple):
 class Untold(NamedTuple):
     """What guestAgent has not confirmed yet; `number` names it for ever, over restarts too.
 
-    `held`: it is from before a restart, and a guest that lives has the time to show it first.
+    `held`: it is from before a restart, and a guest that lives has the time to show it first. `until`: nobody
+    wants it after that.
     """
 
     number: int
     cmd: int
     event: datagram.Event
     held: bool = False
+    until: float = NEVER
 
 
 class Guest:
     """One row. Counters are for the health report."""
 
     __slots__ = (
-        "backoff", "deaths", "deaths_at", "failing", "heartbeating", "hold_until", "ident", "ill_told_at",
-        "init", "last_note", "late", "left_out", "lines", "link", "linked_at", "links", "losses", "missed_at",
-        "missed_before", "misses", "owes_answer", "path", "provisioned", "questions", "reporting", "retry_at",
-        "running", "silence_until", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
+        "answered_since_notice", "backoff", "deaths", "deaths_at", "enablings", "failing", "heartbeating",
+        "hold_until", "ident", "ill_told_at", "init", "late", "left_out", "lines", "link", "linked_at",
+        "links", "losses", "missed_at", "missed_before", "misses", "owes_answer", "path", "patience_until",
+        "provisioned", "questions", "reporting", "retry_at", "running", "silence_until", "state_changes",
+        "state_due", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
-    def __init__(self, uuid: str, backoff: float) -> None:
+    def __init__(self, uuid: str, backoff: float, state_period: float) -> None:
         self.uuid = uuid
         self.path: Optional[str] = None
         self.ident: Any = None
@@ -149,16 +158,20 @@ class Guest:
         self.heartbeating = False
         self.running = False  # the present child says so; only such a child is given questions
         self.owes_answer = False
+        self.enablings = 0  # of reporting, which the present child has been told of and has not taken note of
         self.silence_until = -NEVER
+        self.answered_since_notice = False  # since the last notice that may silence it was put to it
+        self.patience_until = -NEVER  # after a long absence of ours it may be booting until then
         self.missed_at = self.missed_before = -NEVER  # the last miss, and the one before it
         self.stopped_due = NEVER
+        self.state_changes = Bucket(STATE_CHANGES / state_period, STATE_CHANGES, 0.0)
+        self.state_due = NEVER  # a change of state is to be told then, if there still is one
         self.hold_until = NEVER  # failures remembered from before a restart are told then, if still true
         self.ill_told_at = -NEVER
         self.told: Optional[datagram.InstanceInfo] = None
         self.untold: Dict[str, Untold] = {}
         self.questions: Dict[int, Question] = {}
         self.links = self.deaths = self.misses = self.losses = self.late = self.withdrawn = 0
-        self.last_note = ""
         self.lines = Bucket(LINES_PER_SECOND, LINES_BURST, 0.0)  # in the log, about what its child says
         self.left_out = 0
 
@@ -172,11 +185,14 @@ class Guest:
             heartbeating=self.heartbeating,
             owes_answer=self.owes_answer,
             silence_until=self.silence_until,
+            answered_since_notice=self.answered_since_notice,
+            patience_until=self.patience_until,
             ident=self.ident,
             untold=tuple(
                 (kind, one.number, one.cmd, datagram.event_body(one.event))
                 for kind, one in self.untold.items()
             ),
+            outcomes_until={kind: one.until for kind, one in self.untold.items() if one.until != NEVER},
             questions=tuple(
                 (number, one.notification_type, one.event_type, one.deadline)
                 for number, one in self.questions.items()

@@ -7,10 +7,17 @@ A guest's link is ABSENT (no socket), RETRYING (to be connected at `retry_at`), 
 being forked) or CONNECTED. What guestAgent provisioned (that we know the instance, its reporting) outlives
 the link until DEL_INST; a guest that nobody provisioned is forgotten with its socket.
 
-Two facts about a guest's life are easily confused. `heartbeating` is what the world was told. `owes_answer`
+Two facts about a guest's life are easily confused. `heartbeating` is what the world is told. `owes_answer`
 is what we know: it did heartbeat, and nothing has explained its silence since. A broken link leaves both
 alone: if the guest resumes within `stopped_grace`, nobody hears of it. Only the session can find that a
 guest which owes an answer gives none, and that is a loss.
+
+Whenever reporting becomes enabled the guest owes nothing until it has answered anew: it may be booting (spec
+1). Its child is told (`pipe.EnableReporting`) and says when it has taken note; what it reported before that,
+on its way through the pipe, makes no loss (`enablings`).
+
+A guest that comes and goes is told at once, and then as often as `state_changes` allows: its last state
+always.
 
 What guestAgent must hear (`outbox`) is dropped when it stops being true: a failure is over when the guest
 heartbeats again, or when nobody wants it reported. Failures that are remembered from before a restart are
@@ -25,9 +32,10 @@ from logging import INFO, WARNING
 from typing import Any, Callable, Dict, Optional
 
 from guestmtce.daemon.log import printable
-from guestmtce.server import reports
+from guestmtce.server import pipe, reports
 from guestmtce.server.guest import (
     ABSENT,
+    CONNECTED,
     CONNECTING,
     FAILURE,
     ILLNESS,
@@ -38,6 +46,7 @@ from guestmtce.server.guest import (
     Guest,
     Key,
     Look,
+    Put,
     SaveHost,
     Untold,
 )
@@ -57,11 +66,15 @@ class Guests(Links):
         guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
         guest.ident = memory.ident
         guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
+        guest.answered_since_notice = memory.answered_since_notice
         self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
         if 0 <= now - alive_at <= self._settings.memory_valid:
             guest.heartbeating, guest.owes_answer = memory.heartbeating, memory.owes_answer
+            self._recall_patience(guest, memory.patience_until, now - alive_at, now)
         for kind, number, cmd, body in memory.untold:
-            self._recall_untold(guest, kind, Untold(number, cmd, datagram.event_of(cmd, body)), now)
+            until = memory.outcomes_until.get(kind, NEVER)
+            event = datagram.event_of(cmd, body)
+            self._recall_untold(guest, kind, Untold(number, cmd, event, until=until), now)
         self._unreport(guest)
         self._schedule_stopped(guest, now)
         self._questions.recall(guest, memory.questions, now)
@@ -69,6 +82,13 @@ class Guests(Links):
             self._schedule(guest, self._questions.due(question))
         if guest.memory() != memory:
             self.outbox.save(guest)  # what is not believed now is not to be believed after the next restart
+
+    def _recall_patience(self, guest: Guest, patience_until: float, absence: float, now: float) -> None:
+        """A guest may have restarted in our absence, and its socket does not show that: it gets the time."""
+        restart = now + (guest.init or channel.DEFAULT_INIT).restart_secs
+        guest.patience_until = min(patience_until, restart)
+        if guest.owes_answer and absence > self._settings.short_absence:
+            guest.patience_until = restart
 
     def _recall_untold(self, guest: Guest, kind: str, one: Untold, now: float) -> None:
         if kind in (FAILURE, ILLNESS):
@@ -85,6 +105,9 @@ class Guests(Links):
                 guest.told = one.event._replace(reporting=False)
         else:
             kind = "vote %d" % self._questions.next_number()  # they are counted anew
+            one = one._replace(until=min(one.until, now + self._settings.outcome_valid))
+            if one.until <= now:
+                return
         guest.untold[kind] = one
         self.outbox.tell_again(guest, kind)
 
@@ -110,44 +133,39 @@ class Guests(Links):
 
     def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
         guest.init = report.init
-        guest.silence_until = guest.ill_told_at = -NEVER
+        guest.silence_until = guest.patience_until = guest.ill_told_at = -NEVER
         self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
                   report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
         self.outbox.save(guest)
 
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
-        guest.running = guest.heartbeating = guest.owes_answer = True
+        guest.running = guest.heartbeating = guest.answered_since_notice = True
+        guest.owes_answer = guest.enablings == 0
         guest.failing = False
         guest.stopped_due = NEVER
+        guest.patience_until = -NEVER
         self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
         self.outbox.untell(guest, ILLNESS, "the guest heartbeats anew")
-        info = self.info(guest)
-        if guest.told != info._replace(reporting=False):
-            guest.told = info._replace(reporting=False)
-            self._say(guest, now, INFO, "heartbeating")
-            self.outbox.tell(guest, STATE, datagram.RUNNING, info)
+        guest.state_due = NEVER
+        if guest.told != self._shown(guest):
+            self._tell_state(guest, now)
         self._questions.put_all(guest, now)
         self.outbox.save(guest)
 
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
-        guest.running = guest.owes_answer = False
-        self.outbox.untell(guest, ILLNESS, "the guest has exited")
-        self._stop(guest)
+        guest.running = False
+        silent = self._questions.expected_silence(guest, now) > 0
+        guest.owes_answer = guest.owes_answer and silent and guest.answered_since_notice
+        self.outbox.untell(guest, ILLNESS, "the guest has stopped")
+        self._stop(guest, now)
 
-    def _quiet(self, guest: Guest, report: reports.Quiet, now: float) -> None:
-        self._say(guest, now, INFO, "quiet, as announced")
-        guest.running = guest.heartbeating = guest.owes_answer = False
-        guest.stopped_due = NEVER
-        guest.told = None
-        if STATE in guest.untold and guest.untold[STATE].cmd == datagram.RUNNING:
-            self.outbox.untell(guest, STATE, "")
-        self.outbox.untell(guest, ILLNESS, "the guest went quiet")
-        self.outbox.save(guest)
+    def _reporting_enabled(self, guest: Guest, report: reports.ReportingEnabled, now: float) -> None:
+        guest.enablings = max(0, guest.enablings - 1)
 
     def _lost(self, guest: Guest, report: reports.Lost, now: float) -> None:
-        if now < guest.silence_until:
-            # A notice was agreed to that the child never heard of.
-            self._quiet(guest, reports.Quiet(), now)
+        if guest.enablings or self._questions.expected_silence(guest, now) > 0:
+            # Reporting has become enabled, or a notice was agreed to, and the child has not heard of it yet.
+            self._stopped(guest, reports.Stopped(), now)
             return
         if now - guest.missed_before < self._interval(guest) / 2:
             self._ask_again(guest, now)
@@ -157,13 +175,13 @@ class Guests(Links):
         # The stop is named before the loss, though told after it: whoever hears of a stop that was named
         # after a loss knows that the guest ran again in between.
         stopped = self.outbox.number()
-        reporting = guest.reporting and self.host_reporting
-        self._say(guest, now, WARNING, "heartbeat lost" + ("" if reporting else " (reporting is disabled)"))
-        if reporting:
+        wanted = self._wants_failures(guest)
+        self._say(guest, now, WARNING, "heartbeat lost" + ("" if wanted else " (reporting is disabled)"))
+        if wanted:
             info = self.info(guest)._replace(heartbeating=False)
             self.outbox.tell(guest, FAILURE, datagram.LOSS, info)
         self.outbox.untell(guest, ILLNESS, "the guest is lost")
-        self._stop(guest, stopped)
+        self._stop(guest, now, stopped)
 
     def _ask_again(self, guest: Guest, now: float) -> None:
         """We heard of two misses at once, an interval apart: this host had no time for us.
@@ -178,8 +196,10 @@ class Guests(Links):
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
             return  # a new child found out what the one before had told
-        guest.ill_told_at = now
         self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
+        if not self._wants_failures(guest):
+            return
+        guest.ill_told_at = now
         info = self.info(guest)._replace(repair_action=report.action)
         self.outbox.tell(guest, ILLNESS, datagram.ILLHEALTH, info)
 
@@ -193,13 +213,8 @@ class Guests(Links):
         guest.missed_before, guest.missed_at = guest.missed_at, now
         self._say(guest, now, INFO, "missed %d in a row", report.in_a_row)
 
-    def _silence(self, guest: Guest, report: reports.Silence, now: float) -> None:
-        seconds = min(report.seconds, self._settings.expected_silence)
-        guest.silence_until = now + seconds if seconds else -NEVER
-        self.outbox.save(guest)
-
     def _answered(self, guest: Guest, report: reports.Answered, now: float) -> None:
-        self._questions.settle(guest, report.number, report.vote, report.reason)
+        self._questions.settle(guest, report.number, report.vote, report.reason, now)
 
     def _late(self, guest: Guest, report: reports.Late, now: float) -> None:
         guest.late += 1
@@ -210,9 +225,8 @@ class Guests(Links):
         self._say(guest, now, INFO, "reconnecting: %s", printable(report.why))
 
     def _note(self, guest: Guest, report: reports.Note, now: float) -> None:
-        guest.last_note = printable(report.text)
         more = " (and %d more like it)" % report.more if report.more else ""
-        self._say(guest, now, WARNING, "%s%s", guest.last_note, more)
+        self._say(guest, now, WARNING, "%s%s", printable(report.text), more)
 
     def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
         """No connection could be made."""
@@ -236,15 +250,6 @@ class Guests(Links):
             self._lost(guest, reports.Lost(0), now)
         guest.turned_away += guest.backoff
 
-    def _say(self, guest: Guest, now: float, level: int, text: str, *values: Any) -> None:
-        """A line about what its child says. One that says too much is not to fill the disk."""
-        if not guest.lines.spend(now):
-            guest.left_out += 1
-            return
-        more = " (%d lines were left out)" % guest.left_out if guest.left_out else ""
-        guest.left_out = 0
-        log.log(level, "%s: " + text + more, guest.uuid, *values)
-
     # --- commands of guestAgent --------------------------------------------------------------------
 
     def command(self, command: datagram.Command, now: float) -> None:
@@ -252,14 +257,9 @@ class Guests(Links):
         if isinstance(command, datagram.SetInstance):
             self._set(command, now)
         elif isinstance(command, datagram.DeleteInstance):
-            self._delete(command.uuid)
+            self._part_with(command.uuid)
         elif isinstance(command, datagram.SetHost):
-            if self.host_reporting != command.reporting:
-                log.info("reporting of this host: %s", datagram.state_word(command.reporting))
-                self.host_reporting = command.reporting
-                self.outbox.add(SaveHost(command.reporting))
-            for guest in self.table.values():
-                self._unreport(guest)
+            self._set_host(command.reporting, now)
         elif isinstance(command, datagram.Ask):
             self._ask(command, now)
 
@@ -271,27 +271,63 @@ class Guests(Links):
     def _set(self, command: datagram.SetInstance, now: float) -> None:
         guest = self._guest(command.uuid)
         if (guest.provisioned, guest.reporting) != (True, command.reporting):
-            guest.provisioned, guest.reporting = True, command.reporting
             log.info("%s: reporting %s", guest.uuid, datagram.state_word(command.reporting))
-            self._unreport(guest)
+            wanted = self._wants_failures(guest)
+            guest.provisioned, guest.reporting = True, command.reporting
+            self._change_reporting(guest, wanted, now)
             self.outbox.save(guest)
         if guest.link == ABSENT:
             self.outbox.add(Look(guest.uuid))
         elif guest.link == RETRYING and not guest.failing:
             self._retry(guest, now, now)
 
+    def _set_host(self, reporting: bool, now: float) -> None:
+        if self.host_reporting == reporting:
+            return
+        log.info("reporting of this host: %s", datagram.state_word(reporting))
+        wanted = {uuid: self._wants_failures(guest) for uuid, guest in self.table.items()}
+        self.host_reporting = reporting
+        self.outbox.add(SaveHost(reporting))
+        for guest in self.table.values():
+            self._change_reporting(guest, wanted[guest.uuid], now)
+
+    def _wants_failures(self, guest: Guest) -> bool:
+        """Whether guestAgent is to hear of this guest's failures."""
+        return guest.reporting and self.host_reporting
+
+    def _change_reporting(self, guest: Guest, wanted: bool, now: float) -> None:
+        """Failures were `wanted` until now."""
+        if self._wants_failures(guest):
+            if not wanted:
+                self._enable_reporting(guest)
+        elif wanted:
+            guest.silence_until = -NEVER
+            guest.answered_since_notice = False
+            self._unreport(guest)
+
+    def _enable_reporting(self, guest: Guest) -> None:
+        """The guest owes nothing until it has answered anew. A child that is being made hears it later."""
+        guest.owes_answer = guest.answered_since_notice = False
+        guest.silence_until = guest.patience_until = -NEVER
+        if guest.link in (CONNECTING, CONNECTED):
+            guest.enablings += 1
+        if guest.link == CONNECTED:
+            self.outbox.add(Put(guest.uuid, pipe.EnableReporting()))
+        self.outbox.save(guest)
+
     def _unreport(self, guest: Guest) -> None:
         """Where reporting is disabled nobody wants to hear of failures, those of before either."""
-        if not (guest.reporting and self.host_reporting):
+        if not self._wants_failures(guest):
             for kind in (FAILURE, ILLNESS):
                 self.outbox.untell(guest, kind, "reporting was disabled")
 
     def _ask(self, command: datagram.Ask, now: float) -> None:
         guest = self.table.get(command.uuid)
         if guest is None:
-            self._questions.refuse(None, command, "unknown instance")
+            self._questions.refuse(None, command, "unknown instance", now)
         elif command.event not in channel.EVENT_TYPES:
-            self._questions.refuse(guest, command, "unknown event type %s" % printable(command.event))
+            why = "unknown event type %s" % printable(command.event)
+            self._questions.refuse(guest, command, why, now)
         else:
             number = self._questions.open(guest, command, now)
             self._schedule(guest, self._questions.due(guest.questions[number]))
@@ -314,12 +350,11 @@ _REPORTED: Dict[Any, Callable[[Guests, Guest, Any, float], None]] = {
     reports.Acknowledged: Guests._acknowledged,
     reports.Running: Guests._running,
     reports.Stopped: Guests._stopped,
-    reports.Quiet: Guests._quiet,
     reports.Lost: Guests._lost,
     reports.Missed: Guests._missed,
     reports.Ill: Guests._ill,
     reports.Well: Guests._well,
-    reports.Silence: Guests._silence,
+    reports.ReportingEnabled: Guests._reporting_enabled,
     reports.Answered: Guests._answered,
     reports.Late: Guests._late,
     reports.Reconnect: Guests._reconnect,

@@ -10,7 +10,7 @@ import logging
 from typing import Any, Dict, List, Optional, Tuple
 
 from guestmtce.daemon.log import Throttle
-from guestmtce.server import reports
+from guestmtce.server import pipe, reports
 from guestmtce.server.guest import (
     ABSENT,
     CONNECTED,
@@ -28,15 +28,17 @@ from guestmtce.server.guest import (
     Effect,
     Guest,
     Look,
+    Put,
 )
 from guestmtce.server.outbox import Outbox
 from guestmtce.server.questions import Questions
-from guestmtce.server.session import resuming_patience
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import channel, datagram
 
 log = logging.getLogger(__name__)
 
+REST_DOUBLINGS_MAX = 16  # of a rest of 1 s; the setting ends it long before
+PARTED_MAX = 4096  # guests whose init is kept after DEL_INST
 DEATHS_WINDOW = 60.0  # s in which the deaths of a guest's children are counted
 
 
@@ -51,6 +53,7 @@ class Links:
         self._due: List[Tuple[float, str]] = []
         self._questions = Questions(settings, self.outbox)
         self._throttle = Throttle(log)
+        self._parted: Dict[str, Tuple[Any, channel.Init]] = {}  # after DEL_INST: the socket, the guest's init
 
     def take_effects(self) -> List[Effect]:
         """What is to be done now, in order."""
@@ -83,7 +86,11 @@ class Links:
             guest.silence_until = -NEVER
             for kind in (FAILURE, ILLNESS):
                 self.outbox.untell(guest, kind, "the instance was created anew")
+            guest.patience_until = -NEVER
         guest.path, guest.ident = path, ident
+        parted = self._parted.pop(uuid, None)
+        if guest.init is None and parted is not None and parted[0] == ident:
+            guest.init = parted[1]
         guest.backoff = self._settings.reconnect_first
         self._retry(guest, now, now)
 
@@ -101,18 +108,24 @@ class Links:
         guest.linked_at = now
         guest.links += 1
         guest.turned_away = 0.0
+        if guest.enablings:  # while it was being made
+            guest.enablings = 1
+            self.outbox.add(Put(uuid, pipe.EnableReporting()))
 
     def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
         """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or UNBORN."""
         guest = self.table[uuid]
-        log.log(logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s: %s%s", uuid, why, detail)
+        self._say(guest, now, logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s%s", why, detail)
         self._without_child(guest, now)
         if why == PEER_CLOSED:
             guest.owes_answer = False
             self.outbox.untell(guest, ILLNESS, "the guest is gone")
             self._questions.agree_all(guest, "the guest is gone", now)
         if why == DIED and self._dies_too_often(guest, now):
-            self._retry(guest, now + self._settings.child_rest, now)
+            self._retry(guest, now + self._child_rest(guest), now)
+        elif why == UNBORN and guest.owes_answer:  # ours, and its hang is not to be hidden for long
+            guest.backoff = min(guest.backoff, self._settings.child_rest_watched_max)
+            self._back_off(guest, now)
         elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
             self._back_off(guest, now)
         else:
@@ -131,16 +144,26 @@ class Links:
         guest.deaths_at = [at for at in guest.deaths_at if now - at < DEATHS_WINDOW] + [now]
         guest.failing = len(guest.deaths_at) > self._settings.child_deaths_max
         if guest.failing:
-            text = "%s: %d of its children died within %d s: no other for %d s"
-            log.error(text, guest.uuid, len(guest.deaths_at), DEATHS_WINDOW, self._settings.child_rest)
+            text = "%d of its children died within %d s: no other for %g s"
+            values = (len(guest.deaths_at), DEATHS_WINDOW, self._child_rest(guest))
+            self._say(guest, now, logging.ERROR, text, *values)
         return guest.failing
+
+    def _child_rest(self, guest: Guest) -> float:
+        """Who kills the children of a guest that was heartbeating does not hide its hang for long."""
+        if not guest.owes_answer:
+            return self._settings.child_rest
+        beyond = len(guest.deaths_at) - self._settings.child_deaths_max - 1
+        watched_max = min(self._settings.child_rest_watched_max, self._settings.child_rest)
+        return min(2.0 ** min(beyond, REST_DOUBLINGS_MAX), watched_max)
 
     # --- time and state --------------------------------------------------------------------------------
 
     def _guest(self, uuid: str) -> Guest:
         guest = self.table.get(uuid)
         if guest is None:
-            guest = self.table[uuid] = Guest(uuid, self._settings.reconnect_first)
+            guest = Guest(uuid, self._settings.reconnect_first, self._settings.state_period)
+            self.table[uuid] = guest
         return guest
 
     def _schedule(self, guest: Guest, when: float) -> None:
@@ -151,9 +174,12 @@ class Links:
         if guest.link == RETRYING and guest.retry_at <= now:
             guest.link = CONNECTING
             assert guest.path is not None
+            guest.enablings = 0
             self.outbox.add(Connect(guest.uuid, guest.path, self._resume(guest, now)))
         if guest.stopped_due <= now:
-            self._tell_stopped(guest)
+            self._stop(guest, now)
+        if guest.state_due <= now:
+            self._tell_changed_state(guest, now)
         if guest.hold_until <= now:
             guest.hold_until = NEVER
             for kind, one in guest.untold.items():
@@ -176,8 +202,9 @@ class Links:
         if guest is not None and guest.init is not None:
             interval = self._interval(guest)
             patience = self._settings.guest_patience
-            resuming = resuming_patience(interval, patience, self._settings.failure_threshold)
-            sleeps = 2 * interval if guest.running else max(sleeps, resuming)
+            resuming = reports.resuming_patience(interval, patience, self._settings.failure_threshold)
+            restarting = guest.init.restart_secs if guest.patience_until != -NEVER else 0.0
+            sleeps = 2 * interval if guest.running else max(sleeps, resuming, restarting)
         return sleeps + self._settings.child_patience
 
     def _patience(self, guest: Guest) -> float:
@@ -189,7 +216,10 @@ class Links:
     def _resume(self, guest: Guest, now: float) -> Optional[reports.Resume]:
         if guest.init is None:
             return None
-        return reports.Resume(guest.init, guest.owes_answer, max(0.0, guest.silence_until - now))
+        silence = self._questions.expected_silence(guest, now)
+        answered = guest.answered_since_notice and silence > 0
+        patience = max(0.0, guest.patience_until - now)
+        return reports.Resume(guest.init, guest.owes_answer, silence, answered, patience)
 
     def _retry(self, guest: Guest, when: float, now: float) -> None:
         guest.link, guest.retry_at = RETRYING, when
@@ -220,19 +250,50 @@ class Links:
             guest.stopped_due = now + self._settings.stopped_grace
             self._schedule(guest, guest.stopped_due)
 
-    def _stop(self, guest: Guest, number: Optional[int] = None) -> None:
-        """It does not heartbeat any more; who knows that already is not told twice."""
-        if guest.heartbeating:
-            self._tell_stopped(guest, number)
-        else:
-            self.outbox.save(guest)
+    def _stop(self, guest: Guest, now: float, number: Optional[int] = None) -> None:
+        """It does not heartbeat any more; who knows that already is not told twice.
 
-    def _tell_stopped(self, guest: Guest, number: Optional[int] = None) -> None:
+        `number` is that of a stop that was named before a loss: it is told at once.
+        """
         guest.stopped_due = NEVER
-        guest.told = None
-        guest.heartbeating = False
-        log.info("%s: stopped heartbeating", guest.uuid)
-        self.outbox.tell(guest, STATE, datagram.STOPPED, self.info(guest), number)
+        if guest.heartbeating or (number is not None and guest.state_due != NEVER):
+            guest.heartbeating = False
+            self._tell_state(guest, now, number)
+        self.outbox.save(guest)
+
+    def _tell_changed_state(self, guest: Guest, now: float) -> None:
+        guest.state_due = NEVER
+        if guest.told != self._shown(guest):
+            self._tell_state(guest, now)
+
+    def _shown(self, guest: Guest) -> Optional[datagram.InstanceInfo]:
+        """What guestAgent is to believe of a guest that heartbeats, None: that it does not."""
+        return self.info(guest)._replace(reporting=False) if guest.heartbeating else None
+
+    def _tell_state(self, guest: Guest, now: float, number: Optional[int] = None) -> None:
+        """guestAgent is to hear whether it heartbeats: at once, or, of one that comes and goes, soon."""
+        guest.state_due = NEVER
+        if number is None and not guest.state_changes.spend(now):
+            guest.state_due = now + guest.state_changes.wait(now)
+            self._schedule(guest, guest.state_due)
+            return
+        guest.told = self._shown(guest)
+        info = self.info(guest)
+        if guest.heartbeating:
+            self._say(guest, now, logging.INFO, "heartbeating")
+            self.outbox.tell(guest, STATE, datagram.RUNNING, info)
+        else:
+            self._say(guest, now, logging.INFO, "stopped heartbeating")
+            self.outbox.tell(guest, STATE, datagram.STOPPED, info, number)
+
+    def _say(self, guest: Guest, now: float, level: int, text: str, *values: Any) -> None:
+        """A line about what its child says. One that says too much is not to fill the disk."""
+        if not guest.lines.spend(now):
+            guest.left_out += 1
+            return
+        more = " (%d lines were left out)" % guest.left_out if guest.left_out else ""
+        guest.left_out = 0
+        log.log(level, "%s: " + text + more, guest.uuid, *values)
 
     def info(self, guest: Guest) -> datagram.InstanceInfo:
         """The guest's state as guestAgent is told."""
@@ -249,6 +310,15 @@ class Links:
             resume_to=init.resume_notice_secs,
             vote_to=init.vote_secs,
         )
+
+    def _part_with(self, uuid: str) -> None:
+        """DEL_INST: forget it, but for what a guest behind the same socket would have to tell us again."""
+        guest = self.table.get(uuid)
+        if guest is not None and guest.init is not None and guest.ident is not None:
+            while len(self._parted) >= PARTED_MAX:
+                del self._parted[next(iter(self._parted))]
+            self._parted[uuid] = (guest.ident, guest.init)
+        self._delete(uuid)
 
     def _delete(self, uuid: str) -> None:
         guest = self.table.pop(uuid, None)

@@ -1,8 +1,13 @@
-"""Children that live but are stuck: they answer nobody, and no end of theirs tells of it.
+"""Children that live and are no good: stuck, so that they answer nobody, or spinning at the others' cost.
 
 A child that serves its guest goes to sleep at least once an interval, and the kernel counts how often it did
 (`voluntary_ctxt_switches`). The count costs the child nothing, and neither it nor another can forge it: one
 that spins never sleeps, one that is stopped or blocked does not wake up to sleep again.
+
+How long it ran on a processor is counted by the kernel, too. An honest child whose guest floods it rests
+three times as long as it reads (`child.FLOOD_REST`), and so uses a quarter of a processor at most. What a
+child uses beyond CPU_SHARE runs up a debt, which is paid back by using less. One that owes more than
+CPU_DEBT_MAX has been taken over by its guest, however short its naps.
 
 A few children are looked at in every round, so that the master is never away for long. After a round that
 came late this host stood still, and its children with it: every count is taken anew.
@@ -20,19 +25,28 @@ ROUND = 1.0  # s
 ROUNDS = 5  # in which every child is looked at once
 LATE = 1.0  # s; a round that comes so late was held up
 STATUS_MAX = 4096  # bytes; the file has about 1,500
+CPU_SHARE = 0.3  # of one processor, for ever
+CPU_DEBT_MAX = 10.0  # s of a processor beyond it: one that never sleeps is found after about 15 s
+NANOSECONDS = 1e9
 COUNT = b"\nvoluntary_ctxt_switches:"
 
 
 class _Seen(NamedTuple):
+    """What was seen of a child: since when it has not slept; the processor time it used, and owes. In s."""
+
     pid: int
     sleeps: int
     since: float
+    used: float
+    looked_at: float
+    debt: float
 
 
 class Liveness:
     """`pids()` gives each child by its guest's uuid, `patience(uuid)` the s within which it must have slept.
 
-    `on_stuck(uuid)` is told of one that has not.
+    `on_stuck(uuid)` is told of one that has not, `on_spinning(uuid, why)` of one that uses too much of a
+    processor.
     """
 
     def __init__(
@@ -41,12 +55,14 @@ class Liveness:
         pids: Callable[[], Dict[str, int]],
         patience: Callable[[str], float],
         on_stuck: Callable[[str], None],
+        on_spinning: Callable[[str, str], None],
     ) -> None:
         self.stuck = 0
         self._loop = loop
         self._pids = pids
         self._patience = patience
         self._on_stuck = on_stuck
+        self._on_spinning = on_spinning
         self._seen: Dict[str, _Seen] = {}
         self._left: List[str] = []
         self._due = 0.0
@@ -73,27 +89,47 @@ class Liveness:
         self._loop.at(self._due, self._round)
 
     def _look(self, uuid: str, pid: int, now: float) -> None:
-        sleeps = count_sleeps(pid)
+        sleeps, used = count_sleeps(pid), processor_time(pid)
         if sleeps is None:
             return  # it has ended, and its parent will hear of it
         seen = self._seen.get(uuid)
-        if seen is None or (seen.pid, seen.sleeps) != (pid, sleeps):
-            self._seen[uuid] = _Seen(pid, sleeps, now)
-        elif now - seen.since > self._patience(uuid):
+        if seen is None or seen.pid != pid:
+            self._seen[uuid] = _Seen(pid, sleeps, now, used, now, 0.0)
+            return
+        debt = max(0.0, seen.debt + used - seen.used - CPU_SHARE * (now - seen.looked_at))
+        since = seen.since if seen.sleeps == sleeps else now
+        self._seen[uuid] = _Seen(pid, sleeps, since, used, now, debt)
+        if now - since > self._patience(uuid):
             del self._seen[uuid]
             self.stuck += 1
             self._on_stuck(uuid)
+        elif debt > CPU_DEBT_MAX:
+            del self._seen[uuid]
+            self._on_spinning(uuid, "%.0f s of a processor beyond its share" % debt)
+
+
+def processor_time(pid: int) -> float:
+    """How long the process has run, s; 0 if there is no such process, or a kernel that does not count it."""
+    try:
+        return int(_read("/proc/%d/schedstat" % pid).split()[0]) / NANOSECONDS
+    except (OSError, IndexError):
+        return 0.0
 
 
 def count_sleeps(pid: int) -> Optional[int]:
     """How often the process has gone to sleep by itself; None if there is no such process."""
     try:
-        descriptor = os.open("/proc/%d/status" % pid, os.O_RDONLY)
-        try:
-            status = os.read(descriptor, STATUS_MAX)
-        finally:
-            os.close(descriptor)
+        status = _read("/proc/%d/status" % pid)
     except OSError:
         return None
     start = status.find(COUNT) + len(COUNT)
     return int(status[start : status.index(b"\n", start)]) if start >= len(COUNT) else None
+
+
+def _read(path: str) -> bytes:
+    """A small file of the kernel's, without a file object, which would cost more. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, STATUS_MAX)
+    finally:
+        os.close(descriptor)

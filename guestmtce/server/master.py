@@ -6,19 +6,19 @@ the table wants comes out as effects, which are carried out here, one short meth
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
 import pwd
 import socket
 import sys
-import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from guestmtce.daemon import program
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, census, confine, guest, uids
+from guestmtce.server import agentlink, census, confine, guest, seccomp, trial, uids
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agentlink import AgentLink
 from guestmtce.server.channels import Channels, Identity
@@ -31,6 +31,8 @@ from guestmtce.server.store import Store
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
+
+SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
 class Master(program.Service[ServerSettings]):
@@ -46,13 +48,20 @@ class Master(program.Service[ServerSettings]):
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
-        own_uids = uids.parse(settings.child_uids)
-        identity = _identity(settings.child_user)
+        means = _means(settings)
+        auto = settings.child_uids == uids.AUTO
+        own_uids = None if auto and means.identity is None else uids.choose(settings.child_uids)
         self._children = Children(
-            loop, settings.session(), identity, settings.spawn_timeout, handlers, own_uids
+            loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
         )
-        self._liveness = Liveness(loop, self._children.pids, self._guests.child_patience, self._child_stuck)
-        self._child_user = _user_text(settings, identity)
+        self._liveness = Liveness(
+            loop,
+            self._children.pids,
+            self._child_patience,
+            self._child_stuck,
+            self._children.punish,
+        )
+        self._child_user = settings.child_user if means.identity is not None else "no (not root)"
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -69,9 +78,18 @@ class Master(program.Service[ServerSettings]):
         self._channels.close()
         self._children.close()
         if self._store is not None:
-            self._store.mark_alive(time.monotonic())
+            self._store.mark_alive(self._loop.now)
+            while self._store.save_again():
+                pass
         if self._link is not None:
             self._link.close()
+
+    def reload(self, settings: ServerSettings) -> None:
+        """A host that got another name while we serve: we go on under the one that guestAgent knows."""
+        name = settings.hostname or socket.gethostname()
+        if self._store is not None and name != self._settings.hostname:
+            text = "this host is called %s now, and is %s to guestAgent until guestServer is restarted"
+            log.warning(text, name, self._settings.hostname)
 
     def _poll_host(self) -> None:
         if not _host_ready():
@@ -88,6 +106,7 @@ class Master(program.Service[ServerSettings]):
             self._loop.stop()
 
     def _start(self) -> None:
+        self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
         self._guests.outbox.number = Numbers(self._store.reserve).take
         handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of)
@@ -95,6 +114,7 @@ class Master(program.Service[ServerSettings]):
             self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers
         )
         self._children.open()
+        self._children.prove()
         self._recall()
         self._mark_alive()
         self._liveness.start()
@@ -102,9 +122,16 @@ class Master(program.Service[ServerSettings]):
         self._link.start()
         self._carry_out()
 
+    def _name_host(self) -> None:
+        """Only now is the host configured, its name included. There is no guest yet."""
+        if not self._settings.hostname:
+            self._settings = dataclasses.replace(self._settings, hostname=socket.gethostname())
+            self._guests = Guests(self._settings)
+        log.info("this host is %s", self._settings.hostname)
+
     def _recall(self) -> None:
         assert self._store is not None
-        now, alive_at = time.monotonic(), self._store.alive_at()
+        now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
         memories = self._store.load()
         for memory in memories:
@@ -114,29 +141,40 @@ class Master(program.Service[ServerSettings]):
 
     def _mark_alive(self) -> None:
         assert self._store is not None
-        self._store.mark_alive(time.monotonic())
+        if self._store.was_cleaned():
+            self._store.save_anew(row.memory() for row in self._guests.table.values())
+        self._store.mark_alive(self._loop.now)
+        self._save_again()
         self._loop.after(self._settings.alive_mark, self._mark_alive)
+
+    def _save_again(self) -> None:
+        if self._store is not None and self._store.save_again():
+            self._loop.after(SAVE_PAUSE, self._save_again)
 
     # --- what happens ------------------------------------------------------------------------------
 
     def _channel_found(self, uuid: str, path: str, ident: Identity, fresh: bool) -> None:
-        self._guests.channel_found(uuid, path, ident, fresh, time.monotonic())
+        self._guests.channel_found(uuid, path, ident, fresh, self._loop.now)
         self._carry_out()
 
     def _channel_gone(self, uuid: str, path: str) -> None:
-        self._guests.channel_gone(uuid, path, time.monotonic())
+        self._guests.channel_gone(uuid, path, self._loop.now)
         self._carry_out()
 
     def _child_started(self, uuid: str) -> None:
-        self._guests.connected(uuid, time.monotonic())
+        self._guests.connected(uuid, self._loop.now)
+        self._loop.after(0, self._carry_out)  # not from within the spawner's answer
 
     def _child_reported(self, uuid: str, report: Report) -> None:
-        self._guests.reported(uuid, report, time.monotonic())
+        self._guests.reported(uuid, report, self._loop.now)
         self._carry_out()
 
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
-        self._guests.child_ended(uuid, why, detail, time.monotonic())
+        self._guests.child_ended(uuid, why, detail, self._loop.now)
         self._carry_out()
+
+    def _child_patience(self, uuid: str) -> float:
+        return self._guests.child_patience(uuid)
 
     def _child_stuck(self, uuid: str) -> None:
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
@@ -147,7 +185,7 @@ class Master(program.Service[ServerSettings]):
             assert self._link is not None
             self._link.answer(list(self._guests.table))
         else:
-            self._guests.command(command, time.monotonic())
+            self._guests.command(command, self._loop.now)
             self._carry_out()
 
     def _told(self, key: guest.Key) -> None:
@@ -157,7 +195,7 @@ class Master(program.Service[ServerSettings]):
 
     def _tick(self) -> None:
         self._due = None
-        self._guests.tick(time.monotonic())
+        self._guests.tick(self._loop.now)
         self._carry_out()
 
     # --- what is to be done ------------------------------------------------------------------------
@@ -189,21 +227,30 @@ class Master(program.Service[ServerSettings]):
         self._carry_out()
 
     def _connect_now(self, effect: guest.Connect) -> None:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        """What its socket refuses is the guest's failure. All that fails beside it is ours, and none its."""
+        try:
+            channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            self._child_ended(effect.uuid, guest.UNBORN, ": no socket could be had: %s" % error)
+            return
         try:
             channel.setblocking(False)
             channel.connect(effect.path)
-            self._children.start(effect.uuid, channel, effect.resume)
         except OSError as error:
             channel.close()
-            self._guests.connect_failed(effect.uuid, error, time.monotonic())
+            self._guests.connect_failed(effect.uuid, error, self._loop.now)
+            return
+        try:
+            self._children.start(effect.uuid, channel, effect.resume)
+        except OSError as error:
+            self._child_ended(effect.uuid, guest.UNBORN, ": it could not be asked for: %s" % error)
 
     def _drop(self, effect: guest.Drop) -> None:
         self._to_connect.pop(effect.uuid, None)
         self._children.drop(effect.uuid)
 
     def _put(self, effect: guest.Put) -> None:
-        self._children.ask(effect.uuid, effect.ask)
+        self._children.command(effect.uuid, effect.command)
 
     def _look(self, effect: guest.Look) -> None:
         self._channels.look_for(effect.uuid)
@@ -246,12 +293,14 @@ class Master(program.Service[ServerSettings]):
         sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
         children = self._children
         means = children.confinement.items()
+        user = children.uids or self._child_user
         return [
             *lines,
             "counts " + " ".join(sums),
             census.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
-            "confinement %s" % " ".join(["user " + self._child_user, *map("%s %s".__mod__, means)]),
+            "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
+            "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
             "failing %d" % sum(row.failing for row in table),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
@@ -271,6 +320,7 @@ def _guest_line(row: guest.Guest, pid: int) -> str:
         "pid": pid,
         "reporting": datagram.state_word(row.reporting),
         "heartbeating": datagram.state_word(row.heartbeating),
+        "judged": "yes" if row.owes_answer else "no",
         "interval_ms": init.heartbeat_interval_ms if init else 0,
         "action": init.corrective_action if init else "unknown",
         "links": row.links,
@@ -314,11 +364,12 @@ def _identity(user: str) -> Optional[confine.Identity]:
     return confine.Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _user_text(settings: ServerSettings, identity: Optional[confine.Identity]) -> str:
-    """As whom children run, for the health report."""
-    if identity is None:
-        return "no (not root)"
-    return settings.child_uids or settings.child_user
+def _means(settings: ServerSettings) -> confine.Means:
+    """What children are confined with. Raises OSError where root lacks what it takes."""
+    identity = _identity(settings.child_user)
+    if identity is not None:
+        trial.require_capabilities()
+    return confine.Means(identity, seccomp.choose_filter(settings.no_seccomp, required=identity is not None))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -60,21 +60,30 @@ class Outbox:
         self._changed[guest.uuid] = None
 
     def tell(
-        self, guest: Guest, kind: str, cmd: int, event: datagram.Event, number: Optional[int] = None
+        self,
+        guest: Guest,
+        kind: str,
+        cmd: int,
+        event: datagram.Event,
+        number: Optional[int] = None,
+        until: float = NEVER,
     ) -> None:
-        """guestAgent is to hear this, until it has it; a newer one of the same kind takes its place."""
-        guest.untold[kind] = Untold(number or self.number(), cmd, event)
+        """guestAgent is to hear this, until it has it or nobody wants it any more, at `until` (s, monotonic).
+
+        A newer one of the same kind takes its place.
+        """
+        guest.untold[kind] = Untold(number or self.number(), cmd, event, until=until)
         self.tell_again(guest, kind)
         self.save(guest)
 
     def tell_again(self, guest: Guest, kind: str) -> None:
         """guestAgent is to hear this of the row, under the number that it has."""
         one = guest.untold[kind]
-        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind)))
+        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind), one.until))
 
-    def tell_once(self, cmd: int, event: datagram.Event, key: Key) -> None:
+    def tell_once(self, cmd: int, event: datagram.Event, key: Key, until: float) -> None:
         """guestAgent is to hear this of an instance that we do not know."""
-        self._effects.append(Tell(cmd, event, self.number(), key))
+        self._effects.append(Tell(cmd, event, self.number(), key, until))
 
     def untell(self, guest: Guest, kind: str, why: str) -> None:
         """This is no longer true."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from json.encoder import encode_basestring_ascii
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Union
 
 from guestmtce.server import reports
 from guestmtce.wire import channel
@@ -19,9 +19,9 @@ PACKET_MAX = 4096  # bytes
 _REPORTS: Dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        reports.Acknowledged, reports.Running, reports.Stopped, reports.Quiet, reports.Lost,
-        reports.Missed, reports.Ill, reports.Well, reports.Silence, reports.Answered, reports.Late,
-        reports.Reconnect, reports.Note,
+        reports.Acknowledged, reports.Running, reports.Stopped, reports.Lost, reports.Missed, reports.Ill,
+        reports.Well, reports.ReportingEnabled, reports.Answered, reports.Late, reports.Reconnect,
+        reports.Note,
     )
 }  # fmt: skip
 _WORDS = {"vote": channel.VOTE_RESULTS, "action": channel.CORRECTIVE_ACTIONS}
@@ -41,8 +41,15 @@ class Ask(NamedTuple):
     timeout_ms: int
 
 
+class EnableReporting(NamedTuple):
+    """master → child: losses are to be reported from now on."""
+
+
+Command = Union[Ask, EnableReporting]
+
+
 def encode(message: Any) -> bytes:
-    """A report or an `Ask` as a packet."""
+    """A report or a command as a packet."""
     return _json((type(message).__name__, *message)).encode()
 
 
@@ -53,6 +60,10 @@ def _json(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(_json, value)) + "]"
     return repr(value)
+
+
+# Every child is told this one, and most nothing else: it is known by its bytes, without a parser.
+ENABLE_REPORTING_PACKET = encode(EnableReporting())
 
 
 def decode_ask(packet: bytes) -> Ask:

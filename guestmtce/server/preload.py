@@ -1,34 +1,31 @@
 """What the spawner needs beside our own code, imported before it: see `compact`.
 
-Every child carries it. No module that registers at-fork hooks may be among it: threading, random,
-logging. setproctitle imports logging, whose hooks would cost every child 450 kB.
+Every child carries it. What these modules register to run at a fork is dropped: after clone(2) it does not
+run (`fork`), and after os.fork, which the warm-up and the double fork call, it would write to memory that
+children share. setproctitle imports logging, whose hooks would cost every child 450 kB. Which modules of the
+library have hooks changes from one Python to another.
 """
 
-# ruff: noqa: F401
 from __future__ import annotations
 
-import ctypes
-import errno
-import gc
-import json
 import os
-import re
-import select
-import signal
-import socket
-import struct
-import typing
-from typing import Any
+from importlib import import_module
+
+MODULES = (
+    *("ctypes", "errno", "gc", "json", "re", "select", "signal", "socket", "struct", "time", "typing"),
+    "setproctitle",
+)
 
 
-def _import_setproctitle() -> Any:
-    hooked = os.register_at_fork
+def _import_without_hooks() -> None:
+    register = os.register_at_fork
     os.register_at_fork = lambda **_: None
     try:
-        import setproctitle
+        for name in MODULES:
+            import_module(name)
     finally:
-        os.register_at_fork = hooked
-    return setproctitle.setproctitle
+        os.register_at_fork = register
 
 
-set_title = _import_setproctitle()
+_import_without_hooks()
+set_title = import_module("setproctitle").setproctitle

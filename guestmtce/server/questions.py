@@ -1,7 +1,12 @@
 """Votes and notices: what guestAgent asks of a guest, from the command to the outcome (spec 1 and 2).
 
 A question is in the row until it is settled: by the child, who gives it to the guest and tells the answer or
-its deadline, or here, where no child knows of it. It survives its child and this daemon.
+its deadline, or here, where no child knows of it. It survives its child and this daemon. What the outcome of
+a notice means for the guest's silence follows here from the outcome, whoever found it: a child may die before
+it could say more.
+
+An outcome is of use while the VIM waits for it: until the guest's time is over, and `outcome_valid` s more. A
+later one would be taken for that of whatever the VIM does then.
 """
 
 from __future__ import annotations
@@ -12,9 +17,8 @@ from typing import List, Optional, Tuple
 
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.server import pipe, reports
-from guestmtce.server.guest import Guest, Put, Question
+from guestmtce.server.guest import NEVER, Guest, Put, Question
 from guestmtce.server.outbox import Outbox
-from guestmtce.server.session import SILENCING
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import channel, datagram
 
@@ -47,17 +51,26 @@ class Questions:
                 question = Question(notification_type, event_type, deadline, False)
                 guest.questions[self.next_number()] = question
 
-    def refuse(self, guest: Optional[Guest], command: datagram.Ask, why: str) -> None:
+    def expected_silence(self, guest: Guest, now: float) -> float:
+        """For how long, in s, the guest may be silent: as agreed, or as an open notice may bring about."""
+        ends = [guest.silence_until]
+        for question in guest.questions.values():
+            if reports.is_silencing(question.notification_type, question.event_type):
+                ends.append(self.due(question) + self._settings.expected_silence)
+        return max(0.0, max(ends) - now)
+
+    def refuse(self, guest: Optional[Guest], command: datagram.Ask, why: str, now: float) -> None:
         """It cannot be asked. `guest` is None where the instance is not known."""
         self._throttle.warning("ask", "%s: question refused: %s", command.uuid, why)
         number = self.next_number()
-        question = Question(command.notification_type, command.event, 0.0, False)
+        question = Question(command.notification_type, command.event, now, False)
         if guest is not None:
             guest.questions[number] = question
-            self.settle(guest, number, "error", why)
+            self.settle(guest, number, "error", why, now)
         else:
             result = self._result(command.uuid, question, "error", why)
-            self._outbox.tell_once(datagram.VOTE_NOTIFY, result, (command.uuid, "vote %d" % number))
+            key = (command.uuid, "vote %d" % number)
+            self._outbox.tell_once(datagram.VOTE_NOTIFY, result, key, self._useful_until(question))
 
     def open(self, guest: Guest, command: datagram.Ask, now: float) -> int:
         """A new question; returns its number. Those that nobody was given are overtaken by it."""
@@ -77,6 +90,8 @@ class Questions:
         left = round((question.deadline - now) * 1000)
         if guest.running and not question.given and left > 0:
             guest.questions[number] = question._replace(given=True)
+            if reports.is_silencing(question.notification_type, question.event_type):
+                guest.answered_since_notice = False
             ask = pipe.Ask(number, question.notification_type, question.event_type, left)
             self._outbox.add(Put(guest.uuid, ask))
 
@@ -89,22 +104,38 @@ class Questions:
         """The child is gone, and what it was given with it."""
         guest.questions = {n: question._replace(given=False) for n, question in guest.questions.items()}
 
-    def settle(self, guest: Guest, number: int, vote: str, reason: str) -> None:
+    def settle(self, guest: Guest, number: int, vote: str, reason: str, now: float) -> None:
         """This is the outcome."""
         question = guest.questions.pop(number, None)
         if question is None:
             return
+        self._change_silence(guest, question, vote, now)
+        self._outbox.save(guest)
         for older in self._told(guest)[: 1 - VOTES_MAX]:
             self._outbox.untell(guest, older, "")
         result = self._result(guest.uuid, question, vote, reason)
-        self._outbox.tell(guest, "vote %d" % number, datagram.VOTE_NOTIFY, result)
+        kind, until = "vote %d" % number, self._useful_until(question)
+        if now < until:
+            self._outbox.tell(guest, kind, datagram.VOTE_NOTIFY, result, until=until)
+        else:
+            log.info("%s: the outcome comes too late for the VIM and is not told", guest.uuid)
+
+    def _change_silence(self, guest: Guest, question: Question, vote: str, now: float) -> None:
+        asked = (question.notification_type, question.event_type)
+        if reports.ends_silence(*asked, vote):
+            guest.silence_until = -NEVER
+        elif reports.agrees_to_silence(*asked, vote):
+            guest.silence_until = now + self._settings.expected_silence
+            if question.event_type == "pause":  # nobody challenges it from now on
+                guest.owes_answer = guest.answered_since_notice = False
+
+    def _useful_until(self, question: Question) -> float:
+        return question.deadline + self._settings.outcome_valid
 
     def agree(self, guest: Guest, number: int, reason: str, now: float) -> None:
-        """Silent agreement to a question of which the child may know nothing, nor of what follows from it."""
-        question = guest.questions[number]
-        if question.notification_type == channel.NOTICE and question.event_type in SILENCING:
-            guest.silence_until = now + self._settings.expected_silence
-        self.settle(guest, number, reports.SILENT_AGREEMENT[question.notification_type], reason)
+        """Silent agreement to a question of which the child may know nothing."""
+        vote = reports.SILENT_AGREEMENT[guest.questions[number].notification_type]
+        self.settle(guest, number, vote, reason, now)
 
     def agree_all(self, guest: Guest, reason: str, now: float) -> None:
         """Nobody is left to answer."""

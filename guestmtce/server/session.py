@@ -5,30 +5,36 @@ Nothing here reads a clock, a socket or a file. `now` is seconds on any monotoni
 The states:
 
 WAITING      Nobody has introduced itself, or whoever did is gone. We send nothing; the guest's `init`
-             starts everything. A connection that waits too long is given up (`Reconnect`).
-RESUMING     A fresh connection to a guest whose last `init` we still have. We sent one challenge. A
-             guest that did not notice the change of connection answers it, and heartbeating goes on as
-             if nothing had been; any other sends `init` within its own patience. One that does neither
-             is gone, and if it was heartbeating that is a loss.
+             starts everything. So does the answer to a challenge that stayed open when a guest went that
+             nobody called lost: it may have been asked before it could run. A connection that waits too
+             long is given up (`Reconnect`).
+RESUMING     We know the guest's last `init` and not whether the guest is there: the connection is new, or
+             reporting has become enabled, or the time of its expected silence is over. It has a challenge
+             and its patience. A guest that is there answers, and heartbeating goes on; one that has
+             restarted sends `init`. One that does neither is gone, and if it owes an answer that is a loss.
 CHALLENGED   A challenge is open. The interval after it was sent decides.
 RESTING      The challenge was answered; the rest of the interval passes before the next one.
 CLOSED       The connection is of no more use. The owner closes it.
 
 What can happen is an *input*: the guest says `INIT`, gives the `RIGHT` answer to the open challenge or
-a `WRONG` one, or says `EXIT`; or the state's time is up: `DUE`, which in CHALLENGED is a `MISS` while
-the misses in a row stay within the threshold, and a `LOSS` beyond. TRANSITIONS holds every pair of
-state and input, the state that follows, and the one method that does what is to be done.
+a `WRONG` one, or says `EXIT`; or the state's time is up: `DUE`. In CHALLENGED that is a `MISS` while
+the misses in a row stay within the threshold, and beyond it a `LOSS`, or a `STOP` where silence is expected.
+In RESUMING it is a `REPEAT` until the patience is over. TRANSITIONS holds every pair of state and input,
+the state that follows, and the one method that does what is to be done.
 
 Beside the state a session carries three facts that cross it:
 
-- `heartbeating`: a correct answer has come since the guest's last absence. Only a guest that was
-  heartbeating can be lost.
+- `owes_answer`: a right answer has come since the guest's last absence, and since reporting was last enabled.
+  Only a guest that owes an answer can be lost: any other may be booting. Its `init` in mid-heartbeat changes
+  nothing of that: a guest that says `init` again and again and answers nothing is lost as well.
 - the open question (a vote or a notice): one at a time, with its own deadline. It ends with the guest's
   answer, with its deadline (silent agreement), or with the guest's going.
-- expected silence: from a notice of an event that silences a guest, until the guest's next `init` or
-  for `expected_silence` s after the notice was agreed to. A guest need not answer in that time, and no
-  miss is counted. What counts at its end is whether the guest answered its latest decided challenge in
-  that time; one that has not been asked yet has not shown that it is there.
+- expected silence, the bridge over what a notice announced (spec 1, "Votes and notices"): from the moment
+  that a notice of an event that silences a guest is put to it, until `expected_silence` s after it agreed.
+  Challenges go on, misses count, the guest is told as stopped, and nothing is a loss. A refusal, `init`,
+  `exit`, the answer to the notice of the opposite event or the enabling of reporting ends it before its time.
+  When its time ends it, an answer since the notice matters: a guest that gave one gets its patience and is
+  then lost; any other is quiet, as announced.
 
 Time is judged fairly. The owner drains the socket before it calls `tick`. When `tick` itself comes late,
 that delay was ours, and the guest gets as much more time (`_excuse`).
@@ -49,21 +55,23 @@ from guestmtce.server.reports import (
     Note,
     Output,
     Question,
-    Quiet,
     Reconnect,
     Report,
+    ReportingEnabled,
     Resume,
     Running,
     Settings,
-    Silence,
     Stopped,
     Well,
+    agrees_to_silence,
+    ends_silence,
+    is_silencing,
+    resuming_patience,
 )
 from guestmtce.wire import channel
 from guestmtce.wire.channel import (
     HEALTHY,
     INT32_MAX,
-    NOTICE,
     ActionNotify,
     ActionResponse,
     ChallengeResponse,
@@ -89,24 +97,19 @@ EXIT = "exit"
 DUE = "due"
 MISS = "miss"
 LOSS = "loss"
-INPUTS = (INIT, RIGHT, WRONG, EXIT, DUE, MISS, LOSS)
-
-# Events after which a guest may be silent (spec 1, "Votes and notices").
-SILENCING = ("stop", "reboot", "suspend", "pause", "live_migrate_begin", "cold_migrate_begin")
-AGREEMENTS = ("accept", "complete", "timeout")
+STOP = "stop"
+REPEAT = "repeat"
+INPUTS = (INIT, RIGHT, WRONG, EXIT, DUE, MISS, LOSS, STOP, REPEAT)
 
 # How many answered or missed challenges are remembered, to tell a late answer from a wrong one.
 REMEMBERED = 8
 NEVER = float("inf")
 NOTHING: Output = (b"", ())
+NO_CHALLENGE = -(2**40)  # no int32: no guest can answer it
 RUNNING = Running()
+STOPPED = Stopped()
 # What `_answered` needs of the answer of a guest that is well.
 WELL_ANSWER = ChallengeResponse(0, HEALTHY, "none", "")
-
-
-def resuming_patience(interval: float, guest_patience: float, failure_threshold: int) -> float:
-    """How long, in s, a guest known from before has to answer on a new connection, or to say `init`."""
-    return max(max(2 * interval, guest_patience) + interval, interval * (failure_threshold + 1))
 
 
 class Session:
@@ -117,15 +120,16 @@ class Session:
     """
 
     __slots__ = (
-        "_announced", "_answers_in_silence", "_challenge", "_data", "_due", "_excused", "_idle_since",
-        "_ill_at", "_init", "_interval", "_late_told_at", "_lines", "_nacked_at", "_noted", "_number",
-        "_past", "_question", "_reports", "_sent_at", "_sequence", "_settings", "_silence_event",
-        "_silence_until", "_told_init", "_told_init_at", "deadline", "heartbeating", "misses", "state",
+        "_acknowledged_at", "_announced", "_answered_since_notice", "_challenge", "_data", "_due", "_excused",
+        "_idle_since", "_ill_at", "_init", "_interval", "_late_told_at", "_lines", "_nacked_at", "_next_init",
+        "_noted", "_number", "_past", "_patience_until", "_question", "_reports", "_sent_at", "_sequence",
+        "_settings", "_silence_until", "_told_init", "_told_init_at", "_unanswered_since", "deadline",
+        "misses", "owes_answer", "state",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, number: Callable[[], int]) -> None:
         self.state = WAITING
-        self.heartbeating = False
+        self.owes_answer = False
         self.misses = 0
         self._announced = False
         self._told_init = True
@@ -134,24 +138,27 @@ class Session:
         self._number = number
         self._lines = channel.LineBuffer()
         self._init: Optional[Init] = None
+        self._next_init: Optional[Init] = None  # came too soon after the last one: it waits for its turn
+        self._acknowledged_at = -NEVER
+        self._unanswered_since: Optional[float] = None  # the first init since the last right answer
         self._interval = channel.DEFAULT_INIT.heartbeat_interval_ms / 1000
-        self._challenge = -1
+        self._challenge = NO_CHALLENGE
         self._past: List[int] = []
         self._sequence = 0
         self._sent_at = self._excused = 0.0
         self._idle_since = 0.0
         self._due = self.deadline = NEVER
+        self._patience_until = NEVER
         self._ill_at: Optional[float] = None
         self._question: Optional[Question] = None
         self._silence_until: Optional[float] = None
-        self._silence_event = ""
-        self._answers_in_silence = False
+        self._answered_since_notice = False
         self._nacked_at = self._late_told_at = -NEVER
         self._noted: Dict[str, Tuple[float, int]] = {}
         self._data = b""
         self._reports: List[Report] = []
 
-    # --- the four ways in --------------------------------------------------------------------------
+    # --- the five ways in --------------------------------------------------------------------------
 
     def start(self, resume: Optional[Resume], now: float) -> Output:
         """The connection stands. With `resume` the guest is challenged without waiting for its `init`."""
@@ -160,7 +167,8 @@ class Session:
         self._due = now + self._settings.idle_reconnect
         if resume is not None:
             self._adopt(resume.init, now)
-            self.heartbeating = resume.heartbeating
+            self.owes_answer = resume.owes_answer
+            self._answered_since_notice = resume.answered_since_notice
             if resume.silence > 0:
                 self._silence_until = now + resume.silence
             self.state = RESUMING
@@ -168,7 +176,7 @@ class Session:
             patience = resuming_patience(
                 self._interval, self._settings.guest_patience, self._settings.failure_threshold
             )
-            self._due = now + patience
+            self._due = self._patience_until = now + max(patience, resume.patience)
         return self._output()
 
     def receive(self, data: bytes, now: float) -> Output:
@@ -184,12 +192,16 @@ class Session:
         """Time has passed; to be called at `deadline`, after the socket was drained."""
         if not self._told_init:
             self._tell_init(now)
+        init = self._next_init
+        if init is not None and now >= self._acknowledged_at + self._settings.ack_period:
+            self._next_init = None
+            self._input(INIT, init, now)
         if self._question is not None and now >= self._question.deadline:
             self._settle(SILENT_AGREEMENT[self._question.notification_type], "no answer in time", now)
         if self._silence_until is not None and now >= self._silence_until:
-            self._end_silence(now)
+            self._outlive_silence(now)
         if now >= self._due and not self._excuse(now):
-            self._input(self._due_input(), None, now)
+            self._input(self._due_input(now), None, now)
         return self._output()
 
     def ask(
@@ -207,7 +219,23 @@ class Session:
         if self._init is None or not there:
             self._settle(SILENT_AGREEMENT[notification_type], "the guest is not heartbeating", now)
         else:
+            if is_silencing(notification_type, event_type):
+                self._answered_since_notice = self._announced = False  # the next answer is news
             self._send(ActionNotify(self._init.invocation_id, event_type, notification_type, timeout_ms))
+        return self._output()
+
+    def enable_reporting(self, now: float) -> Output:
+        """Losses are to be reported from now on: the guest has yet to show that it is there (spec 1).
+
+        It may be booting, or be paused until later. `ReportingEnabled` separates what was reported before
+        from what is reported under this rule.
+        """
+        self._reports.append(ReportingEnabled())
+        self._silence_until = None
+        if self._init is not None and self.state != CLOSED:
+            self.owes_answer = self._answered_since_notice = self._announced = False
+            self._ill_at = None  # who is ill now is to be told
+            self._ask_whether_there(now)
         return self._output()
 
     def awaits_answer(self) -> bool:
@@ -229,7 +257,7 @@ class Session:
             self._nack(str(refused), now)
         else:
             if isinstance(message, Init):
-                self._input(INIT, message, now)
+                self._take_init(message, now)
             elif isinstance(message, ChallengeResponse):
                 right = self._is_right(message.heartbeat_response, now)
                 self._input(RIGHT if right else WRONG, message, now)
@@ -237,6 +265,13 @@ class Session:
                 self._take_vote(message, now)
             elif isinstance(message, Exit):
                 self._input(EXIT, message, now)
+
+    def _take_init(self, message: Init, now: float) -> None:
+        """At most one per `ack_period` is acknowledged: a guest may answer each init_ack with an init."""
+        if now >= self._acknowledged_at + self._settings.ack_period:
+            self._input(INIT, message, now)
+        else:
+            self._next_init = message
 
     def _is_right(self, number: int, now: float) -> bool:
         if number == self._challenge:
@@ -255,17 +290,28 @@ class Session:
     # --- actions of the table ----------------------------------------------------------------------
 
     def _acknowledge(self, message: Init, now: float) -> None:
+        if self._is_silent():
+            self.owes_answer = False  # it was told to restart
         if self._question is not None:
             self._end_question("the guest restarted", now)
-        if self._silence_until is not None:
-            self._expect_silence(0, "", now)
+        self._silence_until = None
         self._adopt(message, now)
-        self.misses = 0
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+            self.misses = 0
+        elif now - self._due > self._settings.wake_slack:  # we are late, and so may be what it said
+            self._unanswered_since += now - self._due
         self._ill_at = None
         self._told_init = False
         self._tell_init(now)
+        self._acknowledged_at = now
         self._data += build_init_ack(self._next_sequence(), message.invocation_id)
         self._send_challenge(now)
+        self._due = max(now, min(self._due, self._unanswered_since + self._loss_takes()))
+
+    def _loss_takes(self) -> float:
+        """s from a guest's last word to its loss."""
+        return self._interval * (self._settings.failure_threshold + 1)
 
     def _tell_init(self, now: float) -> None:
         """Report the present init, at most one per `init_report_period`: a guest may send many."""
@@ -287,13 +333,18 @@ class Session:
         self._interval = init.heartbeat_interval_ms / 1000
 
     def _send_challenge(self, now: float) -> None:
-        self._past = [*self._past[1 - REMEMBERED :], self._challenge]
+        self._close_challenge()
         number = self._number
         self._challenge = number()
         self._data += build_challenge(self._next_sequence(), self._challenge)
         self._sent_at = now
         self._excused = 0.0
         self._due = now + self._interval
+
+    def _close_challenge(self) -> None:
+        """An answer to the present challenge is a late one from now on."""
+        self._past = [*self._past[1 - REMEMBERED :], self._challenge]
+        self._challenge = NO_CHALLENGE
 
     def _challenge_again(self, _message: object, now: float) -> None:
         late = now - self._due
@@ -305,9 +356,9 @@ class Session:
 
     def _answered(self, message: ChallengeResponse, now: float) -> None:
         self.misses = 0
-        self._answers_in_silence = True
         self._due = max(now, self._sent_at + self._interval)
-        self.heartbeating = True
+        self.owes_answer = self._answered_since_notice = True
+        self._unanswered_since = None
         if not self._told_init:
             self._tell_init(now)
         if not self._announced:
@@ -336,35 +387,56 @@ class Session:
             self._reports.append(Ill(message.corrective_action, message.log_msg))
 
     def _missed(self, _message: object, now: float) -> None:
-        if self._silent():
-            self._answers_in_silence = False
-        else:
-            self.misses += 1
-            self._reports.append(Missed(self.misses))
+        self.misses += 1
+        self._reports.append(Missed(self.misses))
+        self._send_challenge(now)
+
+    def _stopped_in_silence(self, _message: object, now: float) -> None:
+        """It is silent as announced: it counts as stopped from here on, and goes on being challenged."""
+        if self.misses == self._settings.failure_threshold:
+            self._reports += (Missed(self.misses + 1), STOPPED)
+        self.misses += 1
+        self._announced = False
         self._send_challenge(now)
 
     def _lost(self, _message: object, now: float) -> None:
         self.misses += 1
         self._reports.append(Missed(self.misses))
-        if self.heartbeating:
-            self._reports.append(Lost(self.misses))
-        self._absent("the guest stopped answering", now)
+        self._lose_or_stop(now)
 
     def _not_resumed(self, _message: object, now: float) -> None:
-        if self._silent():  # it may come back any time; the silence's end decides
-            self.state = RESUMING
-            self._due = now + self._interval
-            return
-        if self.heartbeating:
-            self._reports.append(Lost(1))
+        self.misses = 1
+        self._lose_or_stop(now)
+
+    def _lose_or_stop(self, now: float) -> None:
+        """Who owes no answer may be there later: its challenge stays open."""
+        if self.owes_answer:
+            self._reports.append(Lost(self.misses))
+            self._close_challenge()
+        else:
+            self._reports.append(STOPPED)
         self._absent("the guest stopped answering", now)
+
+    def _repeat_challenge(self, _message: object, now: float) -> None:
+        """The same one again: whichever of them it answers shows that the guest is there."""
+        if now >= self._patience_until:  # it is silent as announced, and may come back any time
+            self._reports.append(STOPPED)
+            self._patience_until = NEVER
+        self._data += build_challenge(self._next_sequence(), self._challenge)
+        self._due = min(now + self._interval, self._patience_until)
+
+    def _ask_whether_there(self, now: float) -> None:
+        """Challenge the guest now and at its interval, for its patience."""
+        self.state = RESUMING
+        self.misses = 0
+        self._patience_until = now + max(2 * self._interval, self._settings.guest_patience)
+        self._send_challenge(now)
 
     def _exit(self, message: Exit, now: float) -> None:
         self._note("exit", "the guest exits: " + message.log_msg, now)
-        if self._silence_until is not None:
-            self._expect_silence(0, "", now)
-        if self.heartbeating:
-            self._reports.append(Stopped())
+        self._silence_until = self._next_init = None
+        self._close_challenge()
+        self._reports.append(STOPPED)
         self._absent("the guest exited", now)
 
     def _give_up(self, _message: object, now: float) -> None:
@@ -395,19 +467,14 @@ class Session:
         if question is None:
             return
         self._reports.append(Answered(question.number, vote, reason))
-        if question.notification_type != NOTICE or question.event_type not in SILENCING:
-            return
-        if vote not in AGREEMENTS:
+        if ends_silence(question.notification_type, question.event_type, vote):
+            self._silence_until = None
             self.misses = 0  # those in the time of the question were excused
-        elif self.state not in (WAITING, CLOSED):
-            self._agreed(question.event_type, vote, now)
-
-    def _agreed(self, event_type: str, vote: str, now: float) -> None:
-        if event_type == "pause":
-            self._go_quiet(now)
-        else:
-            reconnect = event_type if event_type == "suspend" and vote in ("accept", "complete") else ""
-            self._expect_silence(self._settings.expected_silence, reconnect, now)
+        elif agrees_to_silence(question.notification_type, question.event_type, vote):
+            self._silence_until = now + self._settings.expected_silence
+            if question.event_type == "pause" and self.state != CLOSED:
+                self._close_challenge()
+                self._go_quiet(now)
 
     def _end_question(self, reason: str, now: float) -> None:
         """Whom the question was put to is gone: silent agreement, without what a notice would change."""
@@ -415,57 +482,60 @@ class Session:
         if question is not None:
             vote = SILENT_AGREEMENT[question.notification_type]
             self._reports.append(Answered(question.number, vote, reason))
+            self._told_init_at = -NEVER  # the next init shows that this agreement silences nobody
 
     # --- expected silence --------------------------------------------------------------------------
 
-    def _silent(self) -> bool:
+    def _is_silent(self) -> bool:
         """Whether the guest may be silent: announced and agreed to, or announced and not yet answered."""
         question = self._question
         return self._silence_until is not None or (
-            question is not None and question.notification_type == NOTICE and question.event_type in SILENCING
+            question is not None and is_silencing(question.notification_type, question.event_type)
         )
 
-    def _expect_silence(self, seconds: float, event_type: str, now: float) -> None:
-        self._silence_until = now + seconds if seconds else None
-        self._silence_event = event_type
-        self._answers_in_silence = False  # it has yet to show that it answers
-        self.misses = 0
-        self._reports.append(Silence(seconds))
-
-    def _end_silence(self, now: float) -> None:
-        event_type, answers = self._silence_event, self._answers_in_silence
-        self._expect_silence(0, "", now)
-        if answers or self.state in (WAITING, CLOSED):
+    def _outlive_silence(self, now: float) -> None:
+        """Its time has ended it: who has answered since the notice was put to it still owes an answer."""
+        self._silence_until = None
+        if self.state in (WAITING, CLOSED) or self._is_silent():
             return
-        self._go_quiet(now)
-        if event_type == "suspend":
-            self.state, self._due = CLOSED, NEVER
-            self._reports.append(Reconnect("suspended"))
+        answers = self.state != RESUMING and not self.misses
+        if self._answered_since_notice:
+            if not answers:
+                self.owes_answer = True
+                self._ask_whether_there(now)
+        elif answers:  # it has not been asked since
+            self.owes_answer = False
+            self._ask_whether_there(now)
+        else:
+            self._go_quiet(now)
 
     def _go_quiet(self, now: float) -> None:
         self.state = WAITING
-        if self.heartbeating:
-            self._reports.append(Quiet())
+        self._reports.append(STOPPED)
         self._absent("the guest went quiet, as announced", now)
 
     def _absent(self, why: str, now: float) -> None:
         """Nobody is there any more: wait for init, and not for ever."""
-        if self.heartbeating:
+        if self.owes_answer:
             self._idle_since = now
-        self.heartbeating = self._announced = False
+        self.owes_answer = self._announced = False
         self.misses = 0
-        self._ill_at = None
+        self._ill_at = self._unanswered_since = None
         self._end_question(why, now)
         self._due = max(now, self._idle_since + self._settings.idle_reconnect)
 
     # --- time --------------------------------------------------------------------------------------
 
-    def _due_input(self) -> str:
+    def _due_input(self, now: float) -> str:
+        if self.state == RESUMING:
+            return REPEAT if now < self._patience_until or self._is_silent() else DUE
         if self.state != CHALLENGED:
             return DUE
-        if self._silent() or self.misses < self._settings.failure_threshold:
+        begged_since = self._unanswered_since
+        begs_for_too_long = begged_since is not None and now >= begged_since + self._loss_takes()
+        if self.misses < self._settings.failure_threshold and not begs_for_too_long:
             return MISS
-        return LOSS
+        return STOP if self._is_silent() else LOSS
 
     def _set_deadline(self) -> None:
         self.deadline = self._due
@@ -473,6 +543,8 @@ class Session:
             self.deadline = self._question.deadline
         if self._silence_until is not None and self._silence_until < self.deadline:
             self.deadline = self._silence_until
+        if self._next_init is not None:
+            self.deadline = min(self.deadline, self._acknowledged_at + self._settings.ack_period)
 
     def _excuse(self, now: float) -> bool:
         """Whether this judgement must wait because our own wake-up was late.
@@ -482,7 +554,7 @@ class Session:
         a fresh interval, and at most two for a challenge in all. So a slow machine cannot put a loss off
         for ever.
         """
-        if self.state not in CHALLENGE_OPEN:
+        if self.state not in CHALLENGE_OPEN or (self.state == RESUMING and self._due < self._patience_until):
             return False
         late = now - self._due
         if late <= self._settings.wake_slack:
@@ -530,11 +602,11 @@ class Session:
         return output
 
 
-# (state, input) → the state that follows, and what is done. `_not_resumed` goes back to RESUMING while
-# silence is expected. Beside the inputs, a notice can change the state: `_go_quiet`, `_end_silence`.
+# (state, input) → the state that follows, and what is done. Beside the inputs, the end of a notice or of the
+# expected silence changes the state (`_go_quiet`, `_ask_whether_there`), and so does `enable_reporting`.
 TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = {
     (WAITING, INIT): (CHALLENGED, Session._acknowledge),
-    (WAITING, RIGHT): (WAITING, None),
+    (WAITING, RIGHT): (RESTING, Session._answered),
     (WAITING, WRONG): (WAITING, None),
     (WAITING, EXIT): (WAITING, Session._exit),
     (WAITING, DUE): (CLOSED, Session._give_up),
@@ -542,12 +614,14 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = 
     (RESUMING, RIGHT): (RESTING, Session._answered),
     (RESUMING, WRONG): (RESUMING, None),
     (RESUMING, EXIT): (WAITING, Session._exit),
+    (RESUMING, REPEAT): (RESUMING, Session._repeat_challenge),
     (RESUMING, DUE): (WAITING, Session._not_resumed),
     (CHALLENGED, INIT): (CHALLENGED, Session._acknowledge),
     (CHALLENGED, RIGHT): (RESTING, Session._answered),
     (CHALLENGED, WRONG): (CHALLENGED, None),
     (CHALLENGED, EXIT): (WAITING, Session._exit),
     (CHALLENGED, MISS): (CHALLENGED, Session._missed),
+    (CHALLENGED, STOP): (CHALLENGED, Session._stopped_in_silence),
     (CHALLENGED, LOSS): (WAITING, Session._lost),
     (RESTING, INIT): (CHALLENGED, Session._acknowledge),
     (RESTING, RIGHT): (RESTING, None),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
-from typing import List
+from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, setting
 from guestmtce.daemon.peers import read_key
@@ -22,7 +21,13 @@ SHORTEST = 0.001  # s; timers can be scaled down to this in tests
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings(DaemonSettings):
-    """Times in s unless the name says ms."""
+    """Times in s unless the name says ms. `OLD_DEFAULTS`: what the INI file of an old release has set."""
+
+    OLD_DEFAULTS: ClassVar[Dict[str, Tuple[float, ...]]] = {
+        "timers.expected_silence": (60.0,),
+        "timers.memory_valid": (30.0,),
+        "timers.question_grace": (1.0,),
+    }
 
     channel_dir: str = setting(
         "/var/lib/libvirt/qemu", flag="--channel-dir", help="folder of the guests' sockets"
@@ -31,7 +36,7 @@ class ServerSettings(DaemonSettings):
     rx_port: int = setting(2411, "client.rx_port", 1, PORT_MAX, "--rx-port", "UDP port to listen on")
     agent_port: int = setting(2401, "agent.rx_port", 1, PORT_MAX, "--agent-port", "UDP port of guestAgent")
     hostname: str = setting(
-        socket.gethostname(), flag="--hostname", help="this host's name; default: the system's"
+        "", flag="--hostname", help="this host's name; default: the system's when it starts to serve"
     )
     controller: str = setting("controller", flag="--controller", help="address or name of the controller")
     no_wait: bool = setting(
@@ -39,7 +44,13 @@ class ServerSettings(DaemonSettings):
     )
     child_user: str = setting("nobody", flag="--child-user", help="the user that children become")
     child_uids: str = setting(
-        "", flag="--child-uids", help="A-B: gives each child a uid of its own, of these; none may be in use"
+        "auto",
+        "client.child_uids",
+        flag="--child-uids",
+        help="A-B: each child has a uid of its own, of these; auto: those of guestmtce in /etc/subuid; none",
+    )
+    no_seccomp: bool = setting(
+        False, flag="--no-seccomp", help="children without a filter of system calls, even as root"
     )
 
     key_file: str = setting("", "security.key_file", help="file of the key shared with guestAgent")
@@ -53,26 +64,32 @@ class ServerSettings(DaemonSettings):
     child_deaths_max: int = setting(5, "supervision.child_deaths_max", 1, 1000)
 
     guest_patience: float = setting(5.0, "timers.guest_patience", SHORTEST, DAY)
-    expected_silence: float = setting(60.0, "timers.expected_silence", SHORTEST, DAY)
+    expected_silence: float = setting(15.0, "timers.expected_silence", SHORTEST, DAY)
     ill_repeat: float = setting(55.0, "timers.ill_repeat", SHORTEST, DAY)
     nack_period: float = setting(1.0, "timers.nack_period", SHORTEST, DAY)
+    ack_period: float = setting(0.1, "timers.ack_period", SHORTEST, DAY)
     note_period: float = setting(10.0, "timers.note_period", SHORTEST, DAY)
     wake_slack: float = setting(0.02, "timers.wake_slack", SHORTEST, DAY)
     phase_spread: float = setting(1.0, "timers.phase_spread", 0, 1)
     reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
     reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
     settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
+    state_period: float = setting(2.0, "timers.state_period", SHORTEST, DAY)
     stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
-    question_grace: float = setting(1.0, "timers.question_grace", SHORTEST, DAY)
+    question_grace: float = setting(0.5, "timers.question_grace", SHORTEST, DAY)
+    outcome_valid: float = setting(1.0, "timers.outcome_valid", SHORTEST, DAY)
     rescan: float = setting(180.0, "timers.rescan", SHORTEST, DAY)
+    folder_check: float = setting(2.0, "timers.folder_check", SHORTEST, DAY)
     folder_retry: float = setting(1.0, "timers.folder_retry", SHORTEST, DAY)
     ready_repeat: float = setting(5.0, "timers.ready_repeat", SHORTEST, DAY)
     answer_pace: float = setting(0.005, "timers.answer_pace", SHORTEST, DAY)
     child_patience: float = setting(10.0, "timers.child_patience", SHORTEST, DAY)
+    child_rest_watched_max: float = setting(8.0, "timers.child_rest_watched_max", SHORTEST, DAY)
     child_rest: float = setting(60.0, "timers.child_rest", SHORTEST, DAY)
     spawn_timeout: float = setting(5.0, "timers.spawn_timeout", SHORTEST, DAY)
     alive_mark: float = setting(5.0, "timers.alive_mark", SHORTEST, DAY)
-    memory_valid: float = setting(30.0, "timers.memory_valid", SHORTEST, DAY)
+    short_absence: float = setting(30.0, "timers.short_absence", SHORTEST, DAY)
+    memory_valid: float = setting(300.0, "timers.memory_valid", SHORTEST, DAY)
     flag_poll: float = setting(1.0, "timers.flag_poll", SHORTEST, DAY)
 
     def key(self) -> bytes:
@@ -95,6 +112,7 @@ class ServerSettings(DaemonSettings):
             expected_silence=self.expected_silence,
             ill_repeat=self.ill_repeat,
             nack_period=self.nack_period,
+            ack_period=self.ack_period,
             note_period=self.note_period,
             wake_slack=self.wake_slack,
             phase_spread=self.phase_spread,

@@ -23,7 +23,7 @@ from marshal import dumps, loads
 from os import _exit, close
 from typing import Any, List, Optional, Tuple
 
-from guestmtce.server import child, compact, confine, pipe
+from guestmtce.server import child, compact, confine, pipe, sandbox
 from guestmtce.server.child import END_BOOT_FAILURE, END_DEFECT, Child
 from guestmtce.server.fork import fork_sibling
 from guestmtce.server.preload import set_title
@@ -52,10 +52,10 @@ _CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 
 
 def main(arguments: List[str]) -> None:
-    """`arguments`: the control socket's descriptor, the master's pid, uid and gid or -1, the settings."""
-    descriptor, master, uid, gid, settings_json = arguments
+    """`arguments`: the control socket's descriptor, the master's pid; settings and means, both as JSON."""
+    descriptor, master, settings_json, means_json = arguments
     settings = Settings(**json.loads(settings_json))
-    identity = confine.Identity(int(uid), int(gid)) if int(uid) >= 0 else None
+    means = decode_means(means_json)
     control = socket.socket(fileno=int(descriptor))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
@@ -69,15 +69,28 @@ def main(arguments: List[str]) -> None:
     gc.collect()
     compact.fill_holes()
     newborn = Child(settings)
-    confinement = prepare(control, int(master), identity)
+    confinement = prepare(control, int(master), means)
     gc.freeze()
     gc.disable()
     serve(control, confinement, newborn)
 
 
-def prepare(control: socket.socket, master: int, identity: Optional[confine.Identity]) -> confine.Confinement:
+def encode_means(means: confine.Means) -> str:
+    """What a child is confined with, as an argument."""
+    program, install_call, absence = means.filter
+    return json.dumps([means.identity, program.hex(), install_call, absence])
+
+
+def decode_means(text: str) -> confine.Means:
+    """What `encode_means` made."""
+    identity, program, install_call, absence = json.loads(text)
+    wanted = sandbox.Filter(bytes.fromhex(program), install_call, absence)
+    return confine.Means(None if identity is None else confine.Identity(*identity), wanted)
+
+
+def prepare(control: socket.socket, master: int, means: confine.Means) -> confine.Confinement:
     """Find out what a child can be confined with, and tell the master."""
-    confinement = confine.Confinement(master, identity)
+    confinement = confine.Confinement(master, means)
     child.random_bytes = confinement.random_bytes
     words = {**confinement.words, "oom": confine.go_before_the_master()}
     try:
@@ -144,13 +157,13 @@ def last_words(descriptor: int, error: BaseException) -> None:
 
 def _live(newborn: Child, guest: int, results: int, resume: Any) -> int:
     """A child's life from the first byte on, and that of the warm-up; returns the exit status."""
-    known = None if resume is None else Resume(Init(*resume[0]), resume[1], resume[2])
+    known = None if resume is None else Resume(Init(*resume[0]), *resume[1:])
     return newborn.run(guest, results, known)
 
 
 def request(serial: int, uuid: str, uid: Optional[int], resume: Optional[Resume]) -> bytes:
     """What the master sends for a child; `uid` None: the user of all. Raises OSError for what is no uuid."""
-    known = None if resume is None else (tuple(resume.init), resume.heartbeating, resume.silence)
+    known = None if resume is None else (tuple(resume.init), *resume[1:])
     packet = dumps((serial, uuid, uid, known))  # type: ignore[arg-type]
     if len(packet) > REQUEST_MAX:
         raise OSError(errno.EMSGSIZE, "the uuid is too long: " + uuid)
@@ -200,7 +213,7 @@ class _Life:
         far.close()
         far_results.close()
         settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=channel.INT32_MAX)
-        resume = (tuple(self._init), False, 0.0) if self._odd else None
+        resume = (tuple(self._init), False, 0.0, False, 0.0) if self._odd else None
         _live(Child(settings), guest.fileno(), results.fileno(), resume)
         guest.close()
         results.close()
@@ -214,6 +227,7 @@ class _Life:
             far.send(b"no message\n")
             far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
         far.send(channel.build(self._init, 0))
+        far_results.send(pipe.ENABLE_REPORTING_PACKET)
         for beat in range(WARM_UP_BEATS):
             health = channel.UNHEALTHY if self._odd and beat == 0 else channel.HEALTHY
             for number in _challenges(far):

@@ -1,5 +1,8 @@
 """A user of its own for every child, from a range: children of one user could reach each other.
 
+The range is that of the user `guestmtce` in /etc/subuid, which the packages reserve there so that no
+container gets it, or one that is configured. A range that others have, too, is refused by their name.
+
 A uid is taken from before its child is forked until after that child has been reaped. Where that is never
 heard, because the spawner died in between, the uid rests first. And none is given that any process
 has, whoever that is: another program may have been given the range, or a part of it, too.
@@ -8,10 +11,21 @@ has, whoever that is: another program may have been given the range, or a part o
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import time
-from typing import Dict, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"  # the range of OWNER, if it has one
+NONE = "none"  # all children have the child user
+OWNER = "guestmtce"
+SUBUID = "/etc/subuid"
+PASSWD = "/etc/passwd"
+FILE_MAX = 2**20  # bytes read of either
+REMEDY = "run /usr/share/guestmtce/child-uids reserve, or set client.child_uids"
 
 UID_MAX = 2**32 - 2  # 2³²−1 means "unchanged" to setresuid(2)
 RANGE = re.compile("([0-9]{1,10})-([0-9]{1,10})")
@@ -23,6 +37,7 @@ class Uids:
     """Those from `first` to `last`, both included, in turn."""
 
     def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
         self.text = "%d-%d" % (first, last)
         self._size = last - first + 1
         self._turn = itertools.cycle(range(first, last + 1))
@@ -36,7 +51,7 @@ class Uids:
             if rests_until is not None and rests_until <= now and not in_use(uid):
                 self._taken[uid] = None
                 return uid
-        raise OSError("--child-uids %s: each of these %d is in use" % (self.text, self._size))
+        raise OSError("client.child_uids %s: each of these %d is in use" % (self.text, self._size))
 
     def give_back(self, uid: int) -> None:
         """Its child has been reaped."""
@@ -56,12 +71,71 @@ def in_use(uid: int) -> bool:
         return False
 
 
+class Claim(NamedTuple):
+    """Uids from `first` to `last`, both included, that are somebody's."""
+
+    owner: str
+    first: int
+    last: int
+
+
+def choose(text: str, subuid: str = SUBUID, passwd: str = PASSWD) -> Optional[Uids]:
+    """The children's uids by the setting: AUTO, NONE (or nothing), or `A-B`.
+
+    Where AUTO finds no range that is its own alone it says so in the log, and there is none. Raises OSError
+    for a bad `A-B`, and for one that others have, too.
+    """
+    if text != AUTO:
+        return _check_owners(parse(text), subuid, passwd)
+    own = [claim for claim in read_subuids(subuid) if claim.owner == OWNER]
+    if not own:
+        log.warning("%s has no uids in %s: children share one user: %s", OWNER, subuid, REMEDY)
+        return None
+    try:
+        return _check_owners(Uids(own[0].first, own[0].last), subuid, passwd)
+    except OSError as error:
+        log.error("%s: children share one user: change %s", error, subuid)
+        return None
+
+
+def _check_owners(uids: Optional[Uids], subuid: str, passwd: str) -> Optional[Uids]:
+    if uids is None:
+        return None
+    for claim in itertools.chain(read_subuids(subuid), read_users(passwd)):
+        if claim.owner != OWNER and claim.first <= uids.last and uids.first <= claim.last:
+            where = "%d-%d" % claim[1:] if claim.first < claim.last else str(claim.first)
+            raise OSError("client.child_uids %s: %s has uid %s" % (uids.text, claim.owner, where))
+    return uids
+
+
 def parse(text: str) -> Optional[Uids]:
-    """The range `A-B`, or nothing for nothing. Raises OSError with what to write instead."""
-    if not text:
+    """The range `A-B`, or nothing for nothing and NONE. Raises OSError with what to write instead."""
+    if text in ("", NONE):
         return None
     found = RANGE.fullmatch(text)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last <= UID_MAX:
         raise OSError("--child-uids %s: two uids A-B expected, 1 <= A <= B <= %d" % (text, UID_MAX))
     return Uids(first, last)
+
+
+def read_subuids(path: str) -> Iterator[Claim]:
+    """The usable lines `owner:first:count` of /etc/subuid; none if it cannot be read."""
+    for fields in _read_fields(path):
+        if len(fields) == 3 and fields[1].isdecimal() and fields[2].isdecimal() and int(fields[2]) > 0:
+            yield Claim(fields[0], int(fields[1]), min(int(fields[1]) + int(fields[2]) - 1, UID_MAX))
+
+
+def read_users(path: str) -> Iterator[Claim]:
+    """The users of /etc/passwd; those of a directory service are not asked for: that might wait."""
+    for fields in _read_fields(path):
+        if len(fields) >= 3 and fields[2].isdecimal():
+            yield Claim(fields[0], int(fields[2]), int(fields[2]))
+
+
+def _read_fields(path: str) -> List[List[str]]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [line.strip().split(":") for line in file.read(FILE_MAX).split("\n")]
+    except OSError:
+        return []

@@ -218,10 +218,11 @@ def _name(body: Dict[str, Any], field: str = "hostname") -> str:
 
 
 def _uuid(body: Dict[str, Any]) -> str:
+    """The instance's uuid in lower case: one uuid in two spellings is one instance."""
     value = _string(body, "uuid")
     if not UUID.fullmatch(value):
         raise BadDatagram("%r is no uuid" % value)
-    return value
+    return value.lower()
 
 
 def _enabled(body: Dict[str, Any], field: str) -> bool:

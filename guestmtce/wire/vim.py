@@ -46,7 +46,7 @@ PASS = {"status": "pass"}
 
 
 class Named(NamedTuple):
-    """A command's body as far as all commands share it."""
+    """A command's body as far as all commands share it. `uuid` is spelled as in the path: so is the reply."""
 
     uuid: str
     hostname: str
@@ -74,7 +74,7 @@ def _text(fields: Dict[str, Any], name: str) -> str:
 def parse_named(uuid: str, data: bytes) -> Named:
     """A body `{uuid, hostname, …}` for the path's `uuid`. Raises Failure 400."""
     fields = load(data)
-    if fields.get("uuid", uuid) != uuid:
+    if str(fields.get("uuid", uuid)).lower() != uuid.lower():
         raise Failure(400, INVALID, "the body's uuid is not the path's")
     if not UUID.fullmatch(uuid):
         raise Failure(400, INVALID, "the path's uuid is none")
@@ -174,7 +174,10 @@ def action_event(uuid: str, notification_type: str, action: str, vote: str, reas
 
 
 class Listed(NamedTuple):
-    """One instance in the VIM's list of a host's instances."""
+    """One instance in the VIM's list of a host's instances.
+
+    `uuid` is in lower case. An empty `hostname` stands for the host whose instances were asked for.
+    """
 
     uuid: str
     hostname: str
@@ -204,9 +207,11 @@ def _listed(entry: Any) -> Optional[Listed]:
     uuid, hostname, services = entry.get("uuid"), entry.get("hostname"), entry.get("services")
     if not isinstance(uuid, str) or not UUID.fullmatch(uuid) or not isinstance(services, list):
         return None
-    if not isinstance(hostname, str) or not 0 < len(hostname) <= HOSTNAME_MAX:
+    hostname = "" if hostname is None else hostname
+    if not isinstance(hostname, str) or len(hostname) > HOSTNAME_MAX:
         return None
+    hostname = channel.clean(hostname, HOSTNAME_MAX)
     for service in services:
         if isinstance(service, dict) and service.get("service") == HEARTBEAT:
-            return Listed(uuid, channel.clean(hostname, HOSTNAME_MAX), service.get("state") == "enabled")
+            return Listed(uuid.lower(), hostname, service.get("state") == "enabled")
     return None

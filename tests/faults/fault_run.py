@@ -34,7 +34,8 @@ RECOVERY = 1.5  # s
 
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
-    "timers.settled=0.05", "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.ready_repeat=0.5",
+    "timers.settled=0.05",
+    "timers.state_period=0.02", "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.ready_repeat=0.5",
     "timers.ill_repeat=30",
 ]  # fmt: skip
 AGENT = [

@@ -12,7 +12,12 @@ import pytest
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
 from guestmtce.lab.guests import uuid_of
 
-FAST = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]
+FAST = [
+    "client.hbs_pulse_period=50",
+    "timers.guest_patience=0.5",
+    "timers.stopped_grace=0.4",
+    "timers.state_period=0.02",
+]
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]
 
 

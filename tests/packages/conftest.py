@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 from checkout import git_status
 from installed import NEXT, Installed
+from scripted import Daemon
 from tree import REPOSITORY, Tree
 
 
@@ -108,3 +111,18 @@ def cloud(place):
     place.provision()
     place.vim.record.clear()
     return place
+
+
+@pytest.fixture
+def make():
+    """Gives a function that makes a daemon of a name, to be started by its scripts in a folder of its own."""
+    made = []
+
+    def of(name):
+        made.append(Daemon(name, tempfile.mkdtemp(prefix="guestmtce-scripts-")))
+        return made[-1]
+
+    yield of
+    for daemon in made:
+        daemon.init("stop")
+        shutil.rmtree(daemon.folder)

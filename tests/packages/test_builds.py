@@ -33,7 +33,11 @@ def wanted(units, pmon, modules):
         modules + "/guestmtce/%s/__init__.py" % part: PLAIN for part in ("daemon", "wire", "server", "agent")
     }
     return {
-        "mtce-guest-server": {**daemon_files("guestServer", units), pmon + "/guestServer.conf": PLAIN},
+        "mtce-guest-server": {
+            **daemon_files("guestServer", units),
+            pmon + "/guestServer.conf": PLAIN,
+            "/usr/share/guestmtce/child-uids": PROGRAM,
+        },
         "mtce-guest-agent": {
             **daemon_files("guestAgent", units),
             "/usr/lib/ocf/resource.d/platform/guestAgent": PROGRAM,
@@ -86,6 +90,8 @@ def test_the_debian_packages_need_what_every_debian_has(debs, version):
 
     needed = {one.split()[0].strip() for one in field("python3-guestmtce", "Depends").split(",")}
     assert needed - {"python3", "python3:any"} == {"python3-" + name for name in DEPENDENCIES}
+    server = {one.split()[0].strip() for one in field("mtce-guest-server", "Depends").split(",")}
+    assert {"libseccomp2", "passwd", "python3-guestmtce"} <= server
     client = {one.split()[0].strip() for one in field("mtce-guest-client", "Depends").split(",")}
     assert client <= {"python3", "python3:any"}
 

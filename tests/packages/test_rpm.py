@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import subprocess
 
+import original
 import pytest
 from installed import OCF, WAIT, Installed
 from tree import POLL, Tree
@@ -28,6 +29,15 @@ def _run_scriptlet(tree, package, name, argument):
     tree.run("sh -e /root/scriptlet %d" % argument)
 
 
+def _run_original(tree, daemon):
+    """The original runs, as if its package had been there before ours."""
+    original.put_into(tree, tree.path("/root/package"), daemon.name)
+    tree.run(
+        "/root/package/usr/local/bin/{0} /root/package{1}/{0}.py /run".format(daemon.name, original.SOURCES)
+    )
+    assert original.runs(tree, daemon.pid)
+
+
 @pytest.mark.ci
 def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
     packages = glob.glob("%s/*-%s-1.el9.noarch.rpm" % (rpms, version))
@@ -43,6 +53,7 @@ def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
         tree.run("apt-get -q -y install " + " ".join("python3-" + one for one in DEPENDENCIES.split()))
         # systemd did not run when rpm did, as in an image that is being made.
         assert (installed.server.is_enabled(), installed.agent.is_enabled()) == ("enabled", "disabled")
+        assert "guestmtce:70000:12288" in tree.read("/etc/subuid").split()
         tree.run("systemctl disable guestServer")
         _run_scriptlet(tree, server, "POSTIN", 2)  # an upgrade
         assert installed.server.is_enabled() == "disabled"
@@ -69,7 +80,16 @@ def test_rpm_installs_them_and_both_programs_run(bookworm, rpms, version):
         assert (installed.agent.found(), installed.agent.is_active()) == ([installed.agent.pid], "inactive")
         assert installed.agent.found() != pids
         for daemon, package in ((installed.server, server), (installed.agent, agent)):
+            tree.run("/etc/init.d/%s stop" % daemon.name)
+            _run_original(tree, daemon)
+            _run_scriptlet(tree, package, "POSTTRANS", 1)
+            assert not original.runs(tree, daemon.pid)
+            pid = daemon.pid
+            _run_scriptlet(tree, package, "POSTTRANS", 1)
+            assert daemon.found() == [pid]
+        for daemon, package in ((installed.server, server), (installed.agent, agent)):
             _run_scriptlet(tree, package, "PREUN", 0)
             assert (daemon.titles(), daemon.is_enabled()) == ([], "disabled")
             _run_scriptlet(tree, package, "POSTUN", 0)
+        assert "guestmtce" not in tree.read("/etc/subuid") + tree.read("/etc/passwd")
         assert tree.run("ls -d /run/guest* /var/log/guest*.dump 2>/dev/null || true").split() == []

@@ -2,119 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 
 import pytest
-from tree import REPOSITORY
-
-from guestmtce.agent.settings import AgentSettings
-from guestmtce.daemon import config
-from guestmtce.lab.cluster import free_ports
-from guestmtce.server.settings import ServerSettings
-
-SCRIPTS = os.path.join(REPOSITORY, "scripts")
-USAGE, NOT_INSTALLED, NOT_RUNNING = 2, 5, 7
-DEAD_WITH_PID, STOPPED = 1, 3
-
-
-@pytest.mark.parametrize("name, kind", [("guestServer", ServerSettings), ("guestAgent", AgentSettings)])
-def test_the_ini_file_has_every_key_with_its_default(name, kind):
-    path = os.path.join(SCRIPTS, name + ".ini")
-    settings, notes = config.load(kind, name, {config.MAIN: path, "mtc": "/none", "vim": "/none"}, [])
-    assert settings == kind()
-    assert [note for note in notes if "default taken" in note] == []
-    keys = {f.metadata["place"].key for f in dataclasses.fields(kind) if _own(f)}
-    text = open(path, encoding="utf-8").read().splitlines()
-    lines = [line for line in text if "=" in line]
-    assert {line.split("=")[0].strip() for line in lines} == keys
-    assert [line for line in lines if " ; " not in line] == []
-
-
-def _own(field):
-    place = field.metadata["place"]
-    return place and place.file == config.MAIN
-
-
-class Daemon:
-    """A daemon on loopback with folders of its own, as the scripts find one."""
-
-    def __init__(self, name, folder):
-        self.name = name
-        self.folder = folder
-        module = {"guestServer": "server.master", "guestAgent": "agent.main"}[name]
-        program = os.path.join(folder, name)
-        with open(program, "w", encoding="utf-8") as file:
-            file.write('#!/bin/sh\nexec "%s" -m guestmtce.%s "$@"\n' % (sys.executable, module))
-        os.chmod(program, 0o755)
-        ports = free_ports(4)
-        options = ["--run-dir", folder, "--log-dir", folder, "--log", "--bind", "127.0.0.1"]
-        options += ["--rx-port", str(ports[0])]
-        if name == "guestServer":
-            options += ["--channel-dir", folder, "--no-wait", "--controller", "127.0.0.1"]
-        else:
-            options += ["--http-port", str(ports[1]), "--mtc-cmd-port", str(ports[2])]
-            options += ["--mtc-event-port", str(ports[3]), "--mtc-address", "127.0.0.1"]
-        self.environment = {
-            **os.environ,
-            "SYSTEMCTL_SKIP_REDIRECT": "1",
-            "FUNCTIONS": os.path.join(SCRIPTS, "daemon-functions"),
-            "RUN_DIR": folder,
-            "DAEMON": program,
-            "OPTIONS": " ".join(options),
-            "OCF_RESKEY_run_dir": folder,
-            "OCF_RESKEY_binary": program,
-            "OCF_RESKEY_options": " ".join(options),
-            "PYTHONPATH": REPOSITORY,
-        }
-
-    def init(self, word):
-        """The init script's exit status."""
-        return self._call(self.name, word)
-
-    def ocf(self, word):
-        """The resource agent's exit status."""
-        return self._call("guestAgent.ocf", word)
-
-    def complaints(self, word):
-        """What the init script says on standard error."""
-        return self._run(self.name, word, stderr=subprocess.PIPE).stderr.decode()
-
-    def _call(self, script, word):
-        return self._run(script, word).returncode
-
-    def _run(self, script, word, **more):
-        path = os.path.join(SCRIPTS, script)
-        return subprocess.run(["/bin/sh", path, word], env=self.environment, timeout=60, **more)
-
-    @property
-    def pid_file(self):
-        return os.path.join(self.folder, self.name + ".pid")
-
-    @property
-    def pid(self):
-        return int(open(self.pid_file, encoding="ascii").read())
-
-    def log(self):
-        return open(os.path.join(self.folder, self.name + ".log"), encoding="utf-8").read()
-
-
-@pytest.fixture
-def make(request):
-    made = []
-
-    def of(name):
-        made.append(Daemon(name, tempfile.mkdtemp(prefix="guestmtce-scripts-")))
-        return made[-1]
-
-    yield of
-    for daemon in made:
-        daemon.init("stop")
-        shutil.rmtree(daemon.folder)
+from scripted import (
+    DEAD_WITH_PID,
+    NOT_INSTALLED,
+    NOT_RUNNING,
+    SCRIPTS,
+    SHIPPED_BEFORE,
+    STOPPED,
+    USAGE,
+    read_text,
+)
 
 
 @pytest.mark.parametrize("name", ["guestServer", "guestAgent"])
@@ -209,6 +111,17 @@ def test_host_install_leaves_what_is_configured(tmp_path):
     ini.write_text("[client]\nrx_port = 1\n")
     _host_install("server", str(tmp_path))
     assert ini.read_text() == "[client]\nrx_port = 1\n"
+
+
+@pytest.mark.parametrize("part, name", [("server", "guestServer"), ("agent", "guestAgent")])
+@pytest.mark.parametrize("change", ["", "\n"])
+def test_host_install_replaces_an_ini_file_of_before_that_nobody_has_changed(tmp_path, part, name, change):
+    ini = tmp_path / "etc/mtc" / (name + ".ini")
+    ini.parent.mkdir(parents=True)
+    before = read_text(os.path.join(SHIPPED_BEFORE, name + ".ini")) + change
+    ini.write_text(before)
+    _host_install(part, str(tmp_path))
+    assert ini.read_text() == (before if change else read_text(os.path.join(SCRIPTS, name + ".ini")))
 
 
 def test_the_resource_agent_starts_asks_for_health_and_stops(make):

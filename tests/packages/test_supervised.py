@@ -43,7 +43,7 @@ def test_pmon_in_active_mode_is_answered_and_misses_a_main_loop_that_stands_stil
     example = dict(re.findall(r"(?m)^;(\w+) *= *(\w+)", tree.read(CONF)))
     assert example["mode"] == "active"
     before = tree.read(ini)
-    tree.write(ini, re.sub(r"(?m)^port = \w+", "port = " + example["port"], before))
+    tree.write(ini, re.sub(r"(?m)^;?port = \w+", "port = " + example["port"], before))
     tree.run("systemctl restart guestServer")
     monitor, port = Monitor(tree, CONF), int(example["port"])
     assert all(monitor.pulse(port, float(example["timeout"])) for _ in range(3))

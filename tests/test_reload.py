@@ -1,0 +1,88 @@
+"""HUP: the service gets the fresh settings, and the log says which of them wait for the next start."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from guestmtce.lab.cluster import wait_for
+
+SERVICE = """
+import dataclasses, sys
+from guestmtce.daemon import program
+from guestmtce.daemon.config import MAIN, setting
+from guestmtce.daemon.settings import DaemonSettings
+
+@dataclasses.dataclass(frozen=True)
+class Settings(DaemonSettings):
+    key_file: str = setting("", "security.key_file")
+    port: int = setting(1, "agent.port", 1, 9)
+
+class Service(program.Service):
+    reloadable = frozenset({"key_file"})
+    def __init__(self, loop, settings): pass
+    def open(self): pass
+    def close(self): pass
+    def health(self): return []
+    def dump(self): return []
+    def reload(self, settings):
+        if settings.key_file == "bad":
+            raise OSError("bad: it holds no key")
+        with open(sys.argv[1] + "/reloads", "a") as file:
+            file.write("%s %d\\\\n" % (settings.key_file, settings.port))
+
+sys.exit(program.run("daemon", Settings, {MAIN: sys.argv[1] + "/ini"}, Service,
+                     ["-f", "--run-dir", sys.argv[1], "--log-dir", sys.argv[1]]))
+""".replace("\\\\n", "\\n")
+
+
+class Running:
+    def __init__(self, folder):
+        self._folder = folder
+        self.configure("")
+        with open(folder / "log", "wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", SERVICE, str(folder)], stderr=log)
+        wait_for(lambda: "started" in self.log(), "it started")
+
+    def configure(self, text):
+        (self._folder / "ini").write_text(text)
+
+    def log(self):
+        return (self._folder / "log").read_text()
+
+    def reload(self, said):
+        """HUP; waits for a line that says so."""
+        before = self.log().count(said)
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: self.log().count(said) > before, said)
+
+    def reloads(self):
+        return (self._folder / "reloads").read_text().splitlines()
+
+
+@pytest.fixture
+def running(tmp_path):
+    one = Running(tmp_path)
+    yield one
+    one.process.terminate()
+    assert one.process.wait(10) == 0
+
+
+def test_what_the_service_takes_does_not_wait_for_the_next_start(running):
+    running.configure("[security]\nkey_file = a\n[agent]\nport = 2\n")
+    running.reload("reloaded; these take effect at the next start: port\n")
+    running.reload("reloaded; these take effect at the next start: port\n")
+    running.configure("[security]\nkey_file = b\n")
+    running.reload("reloaded\n")
+    assert running.reloads() == ["a 2", "a 2", "b 1"]
+
+
+def test_what_the_service_refuses_leaves_all_as_it_was(running):
+    running.configure("[security]\nkey_file = bad\n[debug]\ndebug_level = 1\n")
+    running.reload("the configuration is left as it was: bad: it holds no key\n")
+    running.configure("")
+    running.reload("reloaded\n")
+    assert "DEBUG" not in running.log()
