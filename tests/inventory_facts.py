@@ -12,6 +12,7 @@ U = "3ab5e2a6-ce80-4d7c-b2e5-8b7d1d3f0c11"
 V = "11111111-2222-3333-4444-555555555555"
 A = HostRecord("compute-0", "aaaaaaaa-0000-4000-8000-000000000000", "10.0.0.1")
 B = HostRecord("compute-1", "aaaaaaaa-0000-4000-8000-000000000001", "10.0.0.2")
+NOW = 1000.0  # s
 HOSTS = {host.hostname: host for host in (A, B)}
 ADD, MOD, DEL = datagram.ADD_INST, datagram.MOD_INST, datagram.DEL_INST
 

@@ -101,7 +101,8 @@ class OurServer:
             tag = extension.read(frame)
             if self.speaker.introduced(tag):
                 self.speaker.heard(tag)
-                command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
+                of_event = frame.cmd in (extension.ACK, extension.MARK)
+                command = None if of_event else datagram.parse_command(frame)
                 self.got.append((frame.cmd, command, tag))
 
     def numbers(self, cmd):

@@ -367,6 +367,6 @@ def test_the_reports_tell_what_waits(world):
     told(server, LOSS, 2)
     one.until(lambda: "vim %s UNREACHABLE" % one.vim.url in one.agent.health(), "it is noticed")
     health = dict(line.split(" ", 1) for line in one.agent.health())
-    assert health["events"] == "told 1 waiting 1 withdrawn 0 given up 0"
+    assert health["events"] == "told 1 waiting 1 withdrawn 0 given up 0 expired 0"
     assert health["commands-out"].startswith("unconfirmed ") and health["strangers"] == "0"
     assert [line.split()[0] for line in one.agent.dump()] == ["host", "instance"]

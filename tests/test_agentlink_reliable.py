@@ -110,7 +110,8 @@ def test_what_ours_is_told_is_short_and_a_loss_carries_the_state(bench):
     frame = datagram.unpack(data)
     assert datagram.parse_event(frame) == INFO._replace(heartbeating=False)
     tag = extension.read(frame)
-    assert (tag.flags, tag.sender, tag.nonce != 0) == (extension.WANTS_ACK, SERVER, True)
+    flags = extension.WANTS_ACK | extension.TAKES_MARKS
+    assert (tag.flags, tag.sender, tag.nonce != 0) == (flags, SERVER, True)
 
 
 # --- another agent ---------------------------------------------------------------------------------

@@ -37,6 +37,14 @@ def settled(made):
     return [one.number for one in origins]
 
 
+def deliver_all(made, now):
+    while True:
+        item = made.next(now)
+        if item is None:
+            return
+        made.delivered(item)
+
+
 def give_up(made):
     now = NOW
     while len(made):
@@ -135,8 +143,7 @@ def test_what_has_no_origin_settles_nothing():
     for kind in TELLS:
         made.take(TELLS[kind]("U", None))
     made.take(AskVim("h-uuid", "h", True))
-    while made.next(NOW) is not None:
-        made.delivered(made.next(NOW))
+    deliver_all(made, NOW)
     assert settled(made) == []
 
 
@@ -170,7 +177,6 @@ def test_every_datagram_is_settled_once_and_never_while_it_waits(turns):
             assert len(made) == (before if kept else before - 1)
         done += settled(made)
         assert [one for one in taken if made.holds(origin(one))] == [one for one in taken if one not in done]
-    while made.next(now + 3600) is not None:
-        made.delivered(made.next(now + 3600))
+    deliver_all(made, now + 3600)
     done += settled(made)
     assert sorted(done) == taken

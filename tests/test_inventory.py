@@ -11,6 +11,7 @@ from inventory_facts import (
     HOSTS,
     MOD,
     NEWEST,
+    NOW,
     A,
     B,
     U,
@@ -102,7 +103,7 @@ COMMANDS = {
     "host reporting": (lambda made: made.host_reporting(A.uuid, False), 404, True),
     "query": (lambda made: made.reply(U), 404, False),
     "delete": (lambda made: made.delete(U), 404, False),
-    "vote": (lambda made: made.ask(named(), channel.VOTE, "stop"), 404, False),
+    "vote": (lambda made: made.ask(named(), channel.VOTE, "stop", NOW), 404, False),
 }
 
 
@@ -136,11 +137,11 @@ def test_votes_and_notices_answer_the_guests_timeout_of_their_class(event):
         (channel.VOTE, datagram.VOTE_INST, 14),
         (channel.NOTICE, datagram.NOTIFY_INST, SECONDS[event]),
     ):
-        assert made.ask(named(), kind, event) == vim.action_reply(U, A.hostname, event, secs)
+        assert made.ask(named(), kind, event, NOW) == vim.action_reply(U, A.hostname, event, secs)
         assert made.take_effects() == [send(A, cmd, Ask(U, kind, event), secs)]
         made.server_state(info(heartbeating=False))
         made.take_effects()
-        assert made.ask(named(), kind, event)["timeout"] == "0"
+        assert made.ask(named(), kind, event, NOW)["timeout"] == "0"
         assert made.take_effects() == []
         made.server_state(info())
         made.take_effects()

@@ -5,6 +5,7 @@ from inventory_facts import (
     ADD,
     DEL,
     MOD,
+    NOW,
     A,
     B,
     U,
@@ -82,7 +83,7 @@ EVENTS = {
     "loss": lambda made, host: made.server_loss(info(host)),
     "ready": lambda made, host: made.server_ready(datagram.Ready(host.hostname)),
     "vote": lambda made, host: made.server_vote(
-        datagram.VoteResult(host.hostname, U, channel.VOTE, "stop", "accept", "")
+        datagram.VoteResult(host.hostname, U, channel.VOTE, "stop", "accept", ""), NOW
     ),
 }
 
@@ -109,7 +110,7 @@ def test_the_vim_is_answered_and_told_in_its_own_spelling(spelling):
     assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
     made.server_state(info(A))
     assert of(TellService, made.take_effects())[0].body["hostname"] == spelling
-    assert made.ask(named(mine), channel.VOTE, "stop")["hostname"] == spelling
+    assert made.ask(named(mine), channel.VOTE, "stop", NOW)["hostname"] == spelling
     assert made.set(named(B), True)["hostname"] == B.hostname
     assert made.set(named(mine), True)["hostname"] == spelling  # moved back
 
@@ -169,7 +170,7 @@ def test_one_uuid_in_both_cases_is_one_instance_and_a_reply_is_spelled_as_its_co
     assert of(TellService, made.take_effects())[0].uuid == U
     answer_list(made, A.hostname, [Listed(U, A.hostname, False)])
     assert list(made.instances) == [U] and made.reply(UPPER)["uuid"] == UPPER
-    assert made.ask(named(uuid=UPPER), channel.VOTE, "stop")["uuid"] == UPPER
+    assert made.ask(named(uuid=UPPER), channel.VOTE, "stop", NOW)["uuid"] == UPPER
     assert of(Send, made.take_effects())[0].command.uuid == U
     made.delete(UPPER)
     assert send(A, DEL, DeleteInstance(U)) in made.take_effects() and not made.instances

@@ -5,6 +5,7 @@ from inventory_facts import (
     ADD,
     DEL,
     MOD,
+    NOW,
     A,
     B,
     U,
@@ -79,9 +80,10 @@ def test_an_ill_guest_whose_start_was_not_heard_is_told_as_started():
 @pytest.mark.parametrize("kind", channel.NOTIFICATION_TYPES)
 def test_outcomes_are_told(word, kind):
     made = enabled()
-    made.server_vote(datagram.VoteResult(A.hostname, U, kind, "stop", word, "why"))
+    made.server_vote(datagram.VoteResult(A.hostname, U, kind, "stop", word, "why"), NOW)
     told = made.take_effects()
-    assert told == [TellAction(U, vim.action_event(U, kind, "stop", word, "why"))]
+    body = vim.action_event(U, kind, "stop", word, "why")
+    assert [(effect.uuid, effect.body) for effect in told] == [(U, body)]
     consent = "allow" if kind == channel.VOTE else "proceed"
     response = told[0].body["event-data"]["guest-response"]
     assert response == ("reject" if word == "reject" else consent)
@@ -93,7 +95,7 @@ EVENTS = {
     "ill": lambda made, host, uuid: made.server_ill(info(host, uuid)),
     "loss": lambda made, host, uuid: made.server_loss(loss(host, uuid)),
     "vote": lambda made, host, uuid: made.server_vote(
-        datagram.VoteResult(host.hostname, uuid, channel.VOTE, "stop", "accept", "")
+        datagram.VoteResult(host.hostname, uuid, channel.VOTE, "stop", "accept", ""), NOW
     ),
     "ready": lambda made, host, uuid: made.server_ready(datagram.Ready(host.hostname)),
 }

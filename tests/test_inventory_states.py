@@ -2,6 +2,7 @@
 
 import pytest
 from inventory_facts import (
+    NOW,
     A,
     U,
     answer_list,
@@ -142,4 +143,4 @@ def test_a_new_guestservers_first_answer_does_not_undo_its_own_loss():
         made.server_answer(info(heartbeating=False), after and origin(2, sender=9))
         effects = made.take_effects()
         assert of(Withdraw, effects) == [] and len(of(TellService, effects)) == 1
-        assert made.ask(named(), channel.VOTE, "stop")["timeout"] == "0"
+        assert made.ask(named(), channel.VOTE, "stop", NOW)["timeout"] == "0"

@@ -29,6 +29,65 @@ def test_what_one_told_the_next_knows_whatever_the_address(tmp_path):
     assert os.stat(path(tmp_path)).st_mode & 0o777 == 0o600
 
 
+def test_what_one_was_sending_the_next_asks_about(tmp_path):
+    first = Told(str(tmp_path), NAME)
+    for number in (1, 2, 3, 4):
+        first.sending(origin(number), 10 * number)
+    first.add(origin(2))
+    first.unsent(origin(3))
+    first.unsent(origin(5))
+    assert [first.under_way(origin(number)) for number in range(1, 6)] == [10, 0, 0, 40, 0]
+    assert first.sent_to(origin(1)) is None  # it is this one that sends it
+    after = Told(str(tmp_path), NAME)
+    assert [after.sent_to(origin(number)) for number in range(1, 6)] == [10, None, None, 40, None]
+    assert [origin(number) in after for number in range(1, 6)] == [False, True, False, False, False]
+    assert after.sent_to(None) is None
+    after.add(origin(1))
+    assert Told(str(tmp_path), NAME).sent_to(origin(1)) is None
+
+
+def test_what_another_controller_was_sending_is_known_until_the_end(tmp_path):
+    one = Told(str(tmp_path), NAME)
+    one.sending_elsewhere(origin(1), 10)
+    assert one.sent_to(origin(1)) == one.under_way(origin(1)) == 10
+    assert Told(str(tmp_path), NAME).sent_to(origin(1)) == 10
+    one.add(origin(2))
+    after = Told(str(tmp_path), NAME)
+    after.sending_elsewhere(origin(2), 10)  # this controller has told it
+    assert origin(2) in after and after.sent_to(origin(2)) is None
+
+
+@pytest.mark.parametrize("trouble", ["removed", "broken off"])
+def test_a_file_that_was_removed_or_broken_is_written_anew(tmp_path, trouble):
+    one = Told(str(tmp_path), NAME)
+    one.sending(origin(1), 10)
+    if trouble == "removed":
+        os.unlink(path(tmp_path))
+    else:
+        with open(path(tmp_path), "a", encoding="ascii") as file:
+            file.write("7 2 sen")
+        one = Told(str(tmp_path), NAME)
+    one.add(origin(3))
+    after = Told(str(tmp_path), NAME)
+    assert after.sent_to(origin(1)) == 10 and origin(3) in after and origin(2) not in after
+
+
+def test_a_full_disk_leaves_the_file_to_be_written_anew(tmp_path, monkeypatch):
+    one = Told(str(tmp_path), NAME)
+    one.sending(origin(1), 10)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, data: 3)
+        full.setattr(told.files, "write_atomically", _full)
+        one.add(origin(2))
+    one.add(origin(3))
+    after = Told(str(tmp_path), NAME)
+    assert after.sent_to(origin(1)) == 10 and origin(2) in after and origin(3) in after
+
+
+def _full(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_the_file_does_not_grow_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(told, "KEPT", 10)
     for first in (1, 36):
@@ -44,7 +103,20 @@ def test_the_file_does_not_grow_without_end(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"7", b"7 1", b"7 x\n", b"7 1 1\n", b"\xff\xfe\n\n", b"7 1\x00\n", b"7\n1\n", b"x" * 1_000_000],
+    [
+        b"",
+        b"7",
+        b"7 1",
+        b"7 1 sent\n",
+        b"7 1 sending x\n",
+        b"7 1 sending\n",
+        b"7 x\n",
+        b"7 1 1\n",
+        b"\xff\xfe\n\n",
+        b"7 1\x00\n",
+        b"7\n1\n",
+        b"x" * 1_000_000,
+    ],
 )
 def test_a_damaged_file_is_read_as_far_as_it_is_whole(tmp_path, text):
     with open(path(tmp_path), "wb") as file:
@@ -66,4 +138,6 @@ def test_trouble_with_the_file_is_logged_and_costs_nothing_else(tmp_path, caplog
     one = Told(str(folder), NAME)
     for number in range(3):
         one.add(origin(number))
-    assert sum("cannot write" in record.message for record in caplog.records) == 1
+    troubles = sum("cannot write" in record.message for record in caplog.records)
+    assert troubles == (0 if trouble == "a link" else 1)
+    assert not os.path.islink(path(folder))  # it was replaced, and what it names was not touched

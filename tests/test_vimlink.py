@@ -1,67 +1,26 @@
 """guestAgent's calls to the VIM (spec 3, "Events"), over real HTTP."""
 
+import json
 import socket
 import threading
+import tracemalloc
 
 import pytest
+from vimlink_bench import NAME, H, U, V, closing, ill, loss, outcome, service
 
-from guestmtce.agent.events import Outbox
-from guestmtce.agent.rows import AskVim, Origin, TellAction, TellAlarm, TellService
-from guestmtce.agent.vimlink import VimLink
+from guestmtce.agent import vimcall
+from guestmtce.agent.rows import AskVim, Origin
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim
-from guestmtce.wire import channel, vim
+from guestmtce.wire import channel
+from guestmtce.wire.datagram import HOSTNAME_MAX
 
-U = "3ab5e2a6-ce80-4d7c-b2e5-8b7d1d3f0c11"
-V = "11111111-2222-3333-4444-555555555555"
-H = "aaaaaaaa-0000-4000-8000-000000000000"
-NAME = "compute-0"
-RETRY = 0.02  # s
 PATH = "/nfvi-plugins/v1/instances/"
-
-
-class Bench:
-    """An outbox, a link that empties it, and the answers that came."""
-
-    def __init__(self, base, timeout=5.0):
-        self.lock = threading.Lock()
-        self.outbox = Outbox(RETRY, 4 * RETRY)
-        self.replies = []
-        self.settled = []
-        self.link = VimLink(base, timeout, self.lock, self.outbox, self._replied, self._settled)
-        self.link.start()
-
-    def _replied(self, item, reply):
-        with self.lock:  # whoever takes the answer in needs the lock
-            self.replies.append((item.uuid, item.what, reply))
-
-    def _settled(self):
-        assert self.lock.locked()
-        self.settled += [origin.number for origin in self.outbox.take_settled()]
-
-    def tell(self, *effects):
-        with self.lock:
-            for effect in effects:
-                self.outbox.take(effect)
-            self.link.notify()
-
-    def until_told(self, count=0):
-        wait_for(lambda: not len(self.outbox) and self.outbox.told >= count, "all is told", 5)
 
 
 @pytest.fixture
 def bench():
-    benches = []
-
-    def make(*arguments, **more):
-        benches.append(Bench(*arguments, **more))
-        return benches[-1]
-
-    yield make
-    for one in benches:
-        one.link.close()
-        one.link._thread.join(5)
-        assert not one.link._thread.is_alive()
+    yield from closing()
 
 
 @pytest.fixture
@@ -119,22 +78,6 @@ def raw():
     yield make
     for server in servers:
         server.stop()
-
-
-def service(uuid=U, heartbeating=True):
-    return TellService(uuid, vim.service_event(uuid, NAME, True, heartbeating, 601))
-
-
-def loss(uuid=U, action="reboot"):
-    return TellAlarm(uuid, "failed", vim.alarm_event(uuid, NAME, "failed", action))
-
-
-def ill(uuid=U):
-    return TellAlarm(uuid, "unhealthy", vim.alarm_event(uuid, NAME, "unhealthy", "stop"))
-
-
-def outcome(vote="accept", kind=channel.VOTE, reason="", event="stop"):
-    return TellAction(U, vim.action_event(U, kind, event, vote, reason))
 
 
 def answered(status, body=b"", headers=b""):
@@ -259,7 +202,8 @@ def test_what_a_vim_missed_while_it_was_down_comes_in_order(bench):
     try:
         one.until_told(4)
         told = [(entry["body"]["uuid"], entry["body"]["event-type"]) for entry in stand_in.events()]
-        assert told == [(U, "action"), (U, "alarm"), (V, "alarm"), (U, "service")]
+        assert [kind for uuid, kind in told if uuid == U] == ["action", "alarm", "service"]
+        assert [kind for uuid, kind in told if uuid == V] == ["alarm"]
         status = stand_in.events("service")[0]["body"]["event-data"]["services"][0]["status"]
         assert status == "disabled" and one.link.reachable
         stand_in.stop()
@@ -274,7 +218,7 @@ def test_what_a_vim_missed_while_it_was_down_comes_in_order(bench):
 @pytest.mark.parametrize("trouble", ["hang", "reset"])
 def test_a_vim_that_hangs_or_resets_is_told_again(bench, real, trouble):
     setattr(real, trouble, True)
-    one = bench(real.url, timeout=0.1)
+    one = bench(real.url, timeout=0.1, alarm_timeout=0.1)
     one.tell(service(), loss())
     wait_for(lambda: not one.link.reachable, "it is unreachable")
     assert one.outbox.told == 0 and len(one.outbox) == 2
@@ -283,7 +227,7 @@ def test_a_vim_that_hangs_or_resets_is_told_again(bench, real, trouble):
     wait_for(lambda: real.events("service") and real.events("alarm"), "both arrived")
 
 
-def test_a_slow_vim_gets_one_request_at_a_time(bench, real):
+def test_a_slow_serial_vim_hears_each_alarm_once(bench, real):
     real.delay = 0.05
     one = bench(real.url)
     one.tell(*(loss("%08x-0000-4000-8000-000000000000" % number) for number in range(5)))
@@ -321,7 +265,8 @@ REPLIES = {
     "200 that breaks off": (answered(200, BROKEN, b"Content-Length: 99\r\n"), 1),
     "200, broken chunks": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + BROKEN, 1),
-    "400": (answered(400), 2), "404": (answered(404), 2), "500": (answered(500, b"{}"), 2),
+    "400": (answered(400), 2), "404": (answered(404), 2), "408": (answered(408), 2),
+    "429": (answered(429), 2), "500": (answered(500, b"{}"), 2),
     "503": (answered(503), 2),
     "302": (answered(302, b"", b"Location: http://127.0.0.1:9/\r\n"), 2),
     "silence": (b"", 2),
@@ -344,13 +289,25 @@ def test_an_alarm_is_told_until_it_is_taken_and_then_never_again(bench, raw, nam
     assert server.requests[0].startswith(b"PATCH /nfvi-plugins/v1/instances/" + U.encode() + b" HTTP/1.1\r\n")
 
 
+AGAIN = ("302", "408", "429", "500", "503", "no HTTP")
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_an_outcome_is_told_until_it_is_taken(bench, raw, name):
+    server = raw(REPLIES[name][0], b"")
+    one = bench(server.url)
+    one.tell(outcome("reject"))
+    one.until_told(1)
+    assert len(server.requests) == (2 if name in AGAIN else 1)
+
+
 @pytest.mark.parametrize("name", REPLIES)
 def test_a_service_event_is_not_repeated_blindly(bench, raw, name):
     server = raw(REPLIES[name][0], b"")
     one = bench(server.url)
     one.tell(service())
     one.until_told(1)
-    assert len(server.requests) == (2 if name == "no HTTP" else 1)
+    assert len(server.requests) == (2 if name in AGAIN else 1)
 
 
 @pytest.mark.parametrize("name", REPLIES)
@@ -371,6 +328,62 @@ def test_names_in_a_long_list_are_read_as_utf8_and_at_once(bench, raw):
     one.tell(AskVim(H, NAME, True))
     wait_for(lambda: one.replies, "the list", seconds=1)
     assert one.replies[0][2]["instances"][4999] == {"hostname": "caf\u00e9"}
+
+
+def test_a_list_of_ten_thousand_instances_with_the_longest_names_fits(bench, raw):
+    services = [{"service": "heartbeat", "state": "disabled"}]
+    entry = {"uuid": U, "hostname": "h" * HOSTNAME_MAX, "services": services}
+    body = json.dumps({"instances": [entry] * 10_000}).encode()
+    assert len(body) < vimcall.ANSWER_MAX
+    one = bench(raw(answered(200, body)).url)
+    one.tell(AskVim(H, NAME, True))
+    wait_for(lambda: one.replies, "the list")
+    assert len(one.replies[0][2]["instances"]) == 10_000
+
+
+ENDLESS = {
+    "body": b"HTTP/1.0 200 OK\r\n\r\n",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "head": b"HTTP/1.0 200 OK\r\n",
+    "status": b"HTTP/1.0 2",
+    "continue": b"",
+}
+MORE = {
+    "body": b"x" * 65536,
+    "chunks": b"10000\r\n" + b"x" * 65536 + b"\r\n",
+    "head": b"X-More: 1\r\n" * 100,
+    "status": b"0" * 65536,
+    "continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_answer_is_left_in_bounded_memory_and_time(bench, name):
+    """As fast as it is read."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with server, server.accept()[0] as peer:
+            try:
+                peer.sendall(ENDLESS[name])
+                while True:
+                    peer.sendall(MORE[name])
+            except OSError:
+                pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    one = bench("http://127.0.0.1:%d" % server.getsockname()[1], timeout=1.0)
+    tracemalloc.start()
+    try:
+        one.tell(AskVim(H, NAME, True))
+        wait_for(lambda: one.replies, "no list", 5)
+        assert tracemalloc.get_traced_memory()[1] < 4 * vimcall.ANSWER_MAX
+    finally:
+        tracemalloc.stop()
+    assert one.replies == [(NAME, "instances", None)]
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_a_defect_of_ours_delays_but_does_not_end_the_deliveries(bench, real):

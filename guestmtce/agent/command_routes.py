@@ -6,6 +6,7 @@ Handlers never wait: what a command sets off is sent from elsewhere. They raise 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from guestmtce.agent.inventory import Inventory
@@ -63,12 +64,12 @@ def delete_instance(inventory: Inventory, uuid: str, body: bytes) -> None:
 
 def ask_vote(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
     named, event = vim.parse_action(uuid, body)
-    return inventory.ask(named, channel.VOTE, event)
+    return inventory.ask(named, channel.VOTE, event, time.monotonic())
 
 
 def send_notice(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
     named, event = vim.parse_action(uuid, body)
-    return inventory.ask(named, channel.NOTICE, event)
+    return inventory.ask(named, channel.NOTICE, event, time.monotonic())
 
 
 ROUTES: Dict[Tuple[str, Optional[str]], Dict[str, Handler]] = {

@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 # Audits without a word of an instance before its server is told of it again. An old one stops heartbeating
 # for it, so one lost answer is no reason.
 UNANSWERED_MAX = 2
+# s after a question's timeout in which the VIM still waits for the outcome; after 1.1 s it goes on by itself
+# (spec 3, "How the real VIM behaves").
+OUTCOME_GRACE = 1.0
 
 
 class Inventory:
@@ -127,7 +130,7 @@ class Inventory:
             self._ledger.note_deleted(uuid.lower())
         self._ledger.forget(self._instance(uuid), "deleted")
 
-    def ask(self, named: Named, notification_type: str, event: str) -> Dict[str, str]:
+    def ask(self, named: Named, notification_type: str, event: str, now: float) -> Dict[str, str]:
         """Vote or notify. Returns the reply; its timeout is 0 when the guest will not answer."""
         instance = self._instance(named.uuid)
         seconds = 0
@@ -136,6 +139,7 @@ class Inventory:
             cmd = datagram.VOTE_INST if notification_type == channel.VOTE else datagram.NOTIFY_INST
             question = datagram.Ask(instance.uuid, notification_type, event)
             self._ledger.send(instance.host, cmd, question, seconds)
+            instance.outcome_until[notification_type, event] = now + seconds + OUTCOME_GRACE
         return vim.action_reply(named.uuid, named.hostname, event, seconds)
 
     # --- the VIM's answers -------------------------------------------------------------------------
@@ -282,8 +286,8 @@ class Inventory:
         self._ledger.tell_waiting(instance)
         return not instance.lost or origin is None
 
-    def server_vote(self, event: datagram.VoteResult, origin: Optional[Origin] = None) -> bool:
-        """VOTE_NOTIFY: the answer to a vote or notice."""
+    def server_vote(self, event: datagram.VoteResult, now: float, origin: Optional[Origin] = None) -> bool:
+        """VOTE_NOTIFY: the answer to a vote or notice, which the VIM wants for a time only."""
         host = self._speaker(event.hostname)
         instance = self.instances.get(event.uuid)
         if host is not None and instance is not None and instance.host is host:
@@ -291,7 +295,8 @@ class Inventory:
             body = vim.action_event(
                 event.uuid, event.notification_type, event.event_type, event.vote, event.reason
             )
-            self._ledger.effects.append(TellAction(event.uuid, body, origin))
+            until = _wanted_until(instance, event, now)
+            self._ledger.effects.append(TellAction(event.uuid, body, origin, until))
         else:
             text = "%s: a vote of no instance of %s was dropped"
             self._throttle.warning("vote", text, event.uuid, event.hostname)
@@ -388,3 +393,17 @@ name must be one that the controller has, or stand in [agent] hosts"
         log.info("%s does not belong to %s: telling it so", uuid, host.name)
         self._ledger.send(host, datagram.DEL_INST, datagram.DeleteInstance(uuid))
         return None
+
+
+def _wanted_until(instance: Instance, event: datagram.VoteResult, now: float) -> float:
+    """When the VIM waits no more for this outcome.
+
+    A question that was put by an agent before this one was put before `now`: its whole timeout is a bound.
+    """
+    asked = (event.notification_type, event.event_type)
+    until = instance.outcome_until.get(asked)
+    if until is not None:
+        return until
+    known = event.event_type in channel.EVENT_TYPES
+    seconds = channel.timeout_secs(instance, *asked) if known else instance.vote_secs
+    return now + seconds + OUTCOME_GRACE

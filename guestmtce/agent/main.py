@@ -1,7 +1,7 @@
 """guestAgent: ties the inventory to the VIM, the guestServers and mtcAgent.
 
-Three kinds of threads: this one, with the loop (UDP, audit, signals); those of the VIM's commands; and the
-one that speaks to the VIM. They meet in `_apply`, under the one lock.
+Three kinds of threads: this one, with the loop (UDP, audit, signals); those of the VIM's commands; and those
+that speak to the VIM. They meet in `_apply`, under the one lock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from typing import Any, Callable, Dict, List, Optional, Sequence
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from guestmtce.agent import events
 from guestmtce.agent import settings as settings_module
@@ -17,11 +18,11 @@ from guestmtce.agent.audit import Audit
 from guestmtce.agent.commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.mtclink import MtcLink
-from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send
+from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send, TellAlarm
 from guestmtce.agent.serverlink import Heard, ServerLink
 from guestmtce.agent.settings import NAME, AgentSettings
 from guestmtce.agent.told import Told
-from guestmtce.agent.vimlink import VimLink
+from guestmtce.agent.vimlink import Patience, VimLink
 from guestmtce.daemon import program
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
@@ -50,12 +51,12 @@ class Agent(program.Service[AgentSettings]):
         self._seen = SeenByPeer()  # by host
         self._vim = VimLink(
             settings.vim_base,
-            settings.vim_timeout,
+            Patience(settings.vim_alarm_timeout, settings.vim_timeout),
             self._lock,
             self._outbox,
+            _Journal(self._told, self._mark),
             self._vim_replied,
             self._confirm,
-            self._told.add,
         )
         self._audit = Audit(loop, settings, self._apply)
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period)
@@ -136,6 +137,8 @@ class Agent(program.Service[AgentSettings]):
                     self._servers.drop(effect.ip)
             elif isinstance(effect, AskMtc):
                 self._loop.call_from_thread(self._ask_mtc)
+            elif isinstance(effect, TellAlarm):
+                self._outbox.take(effect, self._told.sent_to(effect.origin))
             else:
                 self._outbox.take(effect)
         self._vim.notify()
@@ -146,6 +149,12 @@ class Agent(program.Service[AgentSettings]):
         for origin in self._outbox.take_settled():
             if self._servers is not None:
                 self._servers.confirm(origin)
+
+    def _mark(self, origin: Origin, vim: int) -> None:
+        """Have its guestServer know that an alarm is under way to this VIM, 0: is not."""
+        with self._lock:
+            if self._servers is not None:
+                self._servers.mark(origin, vim)
 
     def _ask_mtc(self) -> None:
         if self._mtc is not None:
@@ -178,12 +187,17 @@ class Agent(program.Service[AgentSettings]):
         now = self._loop.now
         seen = self._seen.came_before(hostname, origin.sender, origin.number, now)
         if not seen and origin not in self._told:
+            if heard.vim:
+                self._told.sending_elsewhere(origin, heard.vim)
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.add(hostname, origin.sender, origin.number, now)
             self._carry_out()
-        if not self._outbox.holds(origin) and self._servers is not None:
-            self._servers.confirm(origin)
+        if self._servers is not None:
+            if not self._outbox.holds(origin):
+                self._servers.confirm(origin)
+            elif self._told.under_way(origin) != heard.vim:
+                self._servers.mark(origin, self._told.under_way(origin))
 
     def _vim_replied(self, item: events.Item, reply: Any) -> None:
         if item.what == "state":
@@ -198,14 +212,15 @@ class Agent(program.Service[AgentSettings]):
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
         with self._lock:
+            box = self._outbox
             beating = sum(one.heartbeating for one in self._inventory.instances.values())
             lines = [
                 "hosts %d instances %d heartbeating %d"
                 % (len(self._inventory.hosts), len(self._inventory.instances), beating),
                 "vim %s %s"
                 % (self._settings.vim_base, "reachable" if self._vim.reachable else "UNREACHABLE"),
-                "events told %d waiting %d withdrawn %d given up %d"
-                % (self._outbox.told, len(self._outbox), self._outbox.withdrawn, self._outbox.given_up),
+                "events told %d waiting %d withdrawn %d given up %d expired %d"
+                % (box.told, len(box), box.withdrawn, box.given_up, box.expired),
             ]
             waiting = self._servers.waiting if self._servers is not None else 0
         if self._commands is not None:
@@ -238,6 +253,32 @@ class Agent(program.Service[AgentSettings]):
             return lines
 
 
+class _Journal(NamedTuple):
+    """Where the next agent finds what is under way: in this controller's file, and at the guestServer."""
+
+    told: Told
+    mark: Callable[[Origin, int], None]
+
+    def add(self, origin: Origin) -> None:
+        """The VIM has it."""
+        self.told.add(origin)
+
+    def sending(self, origin: Origin, vim: int) -> None:
+        """An alarm is about to be sent to this VIM.
+
+        Who is killed between the note and the sending loses the alarm: the file's note comes last.
+        """
+        self.mark(origin, vim)
+        self.told.sending(origin, vim)
+
+    def unsent(self, origin: Origin) -> None:
+        """The VIM does not have it after all."""
+        marked = self.told.under_way(origin)
+        self.told.unsent(origin)
+        if marked:
+            self.mark(origin, 0)
+
+
 _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {
     datagram.MONITOR_READY: lambda inventory, event, _: inventory.server_ready(event),
     datagram.RUNNING: Inventory.server_state,
@@ -245,7 +286,9 @@ _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {
     datagram.QRY_INST: Inventory.server_answer,
     datagram.ILLHEALTH: Inventory.server_ill,
     datagram.LOSS: Inventory.server_loss,
-    datagram.VOTE_NOTIFY: Inventory.server_vote,
+    datagram.VOTE_NOTIFY: lambda inventory, event, origin: inventory.server_vote(
+        event, time.monotonic(), origin
+    ),
 }
 
 

@@ -54,11 +54,12 @@ class TellAlarm(NamedTuple):
 
 
 class TellAction(NamedTuple):
-    """The VIM must hear the outcome of this vote or notice."""
+    """The VIM must hear the outcome of this vote or notice; after `until` (s, monotonic) it waits no more."""
 
     uuid: str
     body: Dict[str, Any]
     origin: Optional[Origin] = None
+    until: float = float("inf")
 
 
 class Withdraw(NamedTuple):
@@ -137,6 +138,7 @@ class Instance:
 
     __slots__ = (
         "adopted", "heard", "heartbeating", "host", "hostname", "known", "lost", "lost_in", "missed",
+        "outcome_until",
         "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
         "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
     )  # fmt: skip
@@ -154,6 +156,8 @@ class Instance:
         self.known = False  # its server has told what follows
         self.lost = False  # a loss waits until that is known
         self.lost_in: Optional[Origin] = None
+        # Type and event of a question of the VIM → when it waits for its outcome no more, s, monotonic.
+        self.outcome_until: Dict[Tuple[str, str], float] = {}
         self.heard: Dict[str, Origin] = {}  # the newest datagram that showed a start, a beat, …
         defaults = channel.DEFAULT_INIT
         self.repair_action = defaults.corrective_action

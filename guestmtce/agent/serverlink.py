@@ -29,7 +29,10 @@ STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgen
 
 
 class Heard(NamedTuple):
-    """An event, from where, and what to confirm (None: nothing). `sealed`: the key counts, no address."""
+    """An event, from where, and what to confirm (None: nothing). `sealed`: the key counts, no address.
+
+    `vim`: the VIM to which an agent was telling it, 0: none is known.
+    """
 
     cmd: int
     event: datagram.Event
@@ -37,6 +40,7 @@ class Heard(NamedTuple):
     origin: Optional[Origin]
     wants_ack: bool
     sealed: bool
+    vim: int = 0
 
 
 class _Peer:
@@ -44,6 +48,7 @@ class _Peer:
         self.hostname = hostname
         self.speaker = speaker
         self.outgoing = Outgoing()
+        self.takes_marks = False
 
 
 class ServerLink:
@@ -104,6 +109,13 @@ class ServerLink:
         peer = self._speaker_at(origin.ip)
         tag = extension.ack_tag(Tag(sender=origin.sender, number=origin.number))
         self._dress_and_send(extension.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
+
+    def mark(self, origin: Origin, vim: int) -> None:
+        """The event is under way to this VIM (0: no more), should another agent ask; under the lock."""
+        peer = self._peers.get(origin.ip)
+        if peer is not None and peer.takes_marks:
+            tag = extension.mark_tag(Tag(sender=origin.sender, number=origin.number), vim)
+            self._dress_and_send(extension.build_mark(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
 
     def drop(self, ip: str) -> None:
         """Nothing more is to be said to this server; under the lock."""
@@ -211,7 +223,8 @@ class ServerLink:
             log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, event)
             origin = Origin(address, tag.sender, tag.number) if tag is not None and tag.number else None
             wants_ack = tag is not None and tag.wants_ack
-            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal)))
+            vim = tag.vim if tag is not None else 0
+            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal), vim))
 
     def _believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
         """Note what the datagram says of its sender; whether it is to be listened to."""
@@ -220,6 +233,8 @@ class ServerLink:
                 return True  # it cannot know us yet, and asks for no more than our state
             self._say(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
+        if tag is None or tag.wants_ack:
+            peer.takes_marks = tag is not None and bool(tag.flags & extension.TAKES_MARKS)
         if peer.speaker.heard(tag):
             if tag is None:
                 peer.outgoing.drain()

@@ -70,6 +70,7 @@ class AgentSettings(DaemonSettings):
     resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
     resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
+    vim_alarm_timeout: float = setting(100.0, "timers.vim_alarm_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
     vim_retry_max: float = setting(10.0, "timers.vim_retry_max", SHORTEST, DAY)
 

@@ -1,182 +1,245 @@
-"""The one thread that speaks to the VIM (spec 3, "Events" and "How the real VIM behaves").
+"""The threads that speak to the VIM (spec 3, "Events" and "How the real VIM behaves").
 
-One request at a time, each on a connection of its own. No lock is held while it speaks: the VIM may call
-us back before it answers.
+Each sends one request at a time, on a connection of its own, and then asks the outbox for the next. No lock
+is held while a thread speaks: the VIM may call us back before it answers.
+
+What an answer means:
+
+- 2xx: delivered.
+- 408, 429, 5xx: not now (a proxy, a VIM that starts); 1xx, 3xx: not the VIM. It is told again after a while.
+- Another 4xx: no, for good. Closed without a byte: so the real VIM takes a state or an outcome, and so it
+  refuses. Both end a state and an outcome; an alarm is offered again, at most REFUSALS_MAX times.
+- None in time, and the VIM's kernel has all of the request: an alarm is asked about, an outcome is done, a
+  state is told again.
+- Reset, or no connection: told again, and everything else waits, too. An alarm that was asked about is sent
+  again.
+
+To the question about an alarm every 2xx and 4xx (but 408 and 429) is the VIM's own answer, and proves that
+the alarm was processed. A close without a byte is no answer: it is asked again.
 """
 
 from __future__ import annotations
 
-import errno
-import http.client
-import json
+import functools
 import logging
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
-import requests
-
-from guestmtce.agent import events, rows
+from guestmtce.agent import events, rows, vimcall
 from guestmtce.daemon.log import Throttle
-from guestmtce.wire import vim
 
 log = logging.getLogger(__name__)
 
-
-class Refused(Exception):
-    """The VIM closed the connection without a byte, or said no."""
-
-
-class Unreached(Exception):
-    """The VIM does not have the request."""
+NOT_NOW = (408, 429)  # beside 5xx
+LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a note; it takes 0.2 ms
 
 
-class Down(Unreached):
-    """The VIM does not even listen."""
+class Journal(Protocol):
+    """Where the next guestAgent finds what became of what a guestServer told; called without the lock."""
+
+    def add(self, origin: rows.Origin) -> None:
+        """The VIM has it."""
+
+    def sending(self, origin: rows.Origin, vim: int) -> None:
+        """An alarm is about to be sent to this VIM (`vimcall.listener`)."""
+
+    def unsent(self, origin: rows.Origin) -> None:
+        """The VIM does not have it after all."""
+
+
+class Patience(NamedTuple):
+    """How long, in s, an answer is waited for: to an alarm, and to anything else.
+
+    An answer to an alarm that has begun ends after `other`, too.
+    """
+
+    alarm: float
+    other: float
 
 
 class VimLink:
     """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
 
-    `on_settled` is called under the lock, whenever the outbox may have settled something, and before it
-    `on_told`, without the lock, with the origin of what the VIM has now.
+    `on_settled` is called under the lock, whenever the outbox may have settled something; before it the
+    journal has what became of an item.
     """
 
     def __init__(
         self,
         base: str,
-        timeout: float,
+        patience: Patience,
         lock: threading.Lock,
         outbox: events.Outbox,
+        journal: Journal,
         on_reply: Callable[[events.Item, Any], None],
         on_settled: Callable[[], None] = lambda: None,
-        on_told: Callable[[rows.Origin], None] = lambda _: None,
     ) -> None:
         self.reachable = True
         self._base = base
-        self._timeout = timeout
+        self._patience = patience
         self._outbox = outbox
+        self._journal = journal
         self._on_reply = on_reply
         self._on_settled = on_settled
-        self._on_told = on_told
         self._more = threading.Condition(lock)
         self._stopping = False
+        self._wakes_at = events.NEVER  # s, monotonic: when a thread that waits looks again by itself
+        self._looked_at, self._vim = -events.NEVER, 0  # when, and who listened then
         self._throttle = Throttle(log)
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy between us and the VIM
-        self._thread = threading.Thread(target=self._run, name="vim", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name="vim-%d" % number, daemon=True)
+            for number in range(events.CONNECTIONS)
+        ]
 
     def start(self) -> None:
         """Begin to deliver."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def notify(self) -> None:
         """The outbox has something new; to be called under the lock."""
         self._more.notify()
 
     def close(self) -> None:
-        """Stop; a request that is under way is not waited for."""
+        """Stop; requests that are under way are not waited for."""
         with self._more:
             self._stopping = True
-            self._more.notify()
+            self._more.notify_all()
 
     def _run(self) -> None:
+        caller = vimcall.Caller(self._base)
         while True:
             with self._more:
                 item = self._await_item()
             if item is None:
                 return
             try:
-                self._deliver(item)
+                self._deliver(item, caller)
             except Exception:
                 log.exception("a defect in guestmtce: delivering %s failed", item.path)
-                with self._more:
-                    self._outbox.unreached(item, time.monotonic())
+                self._note(self._outbox.unreached, item, time.monotonic())
 
     def _await_item(self) -> Optional[events.Item]:
         while not self._stopping:
             now = time.monotonic()
             item = self._outbox.next(now)
+            self._on_settled()  # an outcome may have come to its end
+            next_at = self._outbox.next_at()
             if item is not None:
+                if next_at < self._wakes_at:
+                    self._more.notify()  # another thread looks after what is next: this one may be away long
                 return item
-            wait = self._outbox.next_at() - now
-            self._more.wait(None if wait == float("inf") else max(0.001, wait))
+            self._wakes_at = min(self._wakes_at, next_at)
+            self._more.wait(None if next_at == events.NEVER else max(0.001, next_at - now))
+            self._wakes_at = events.NEVER
         return None
 
-    def _deliver(self, item: events.Item) -> None:
-        reply = None
+    def _deliver(self, item: events.Item, caller: vimcall.Caller) -> None:
+        """Send it, and note how that went."""
+        if self._is_for_another(item):
+            self._note_gone(item)
+            return
+        body = None
         try:
-            reply = self._call(item)
+            reply = self._call(item, caller)
             self.reachable = True
-            self._remember(item)
-            self._note(self._outbox.delivered, item)
-        except Refused as refusal:
+            body = self._note_reply(item, reply)
+        except vimcall.Silent as error:
             self.reachable = True
-            level = logging.WARNING if item.kind == events.ALARM else logging.DEBUG
-            log.log(level, "%s %s: %s", item.method, item.path, refusal)
-            if item.kind != events.ALARM:
-                self._remember(item)
-            self._note(self._outbox.refused, item, time.monotonic())
-        except Unreached as error:
+            self._note_refusal(item, str(error))
+        except (vimcall.Unanswered, vimcall.Unreached) as error:
             self.reachable = False
-            self._throttle.warning("unreached", "the VIM at %s cannot be reached: %s", self._base, error)
-            self._note(self._outbox.unreached, item, time.monotonic(), isinstance(error, Down))
+            self._looked_at = -events.NEVER  # another one may listen next
+            text = "%s %s: the VIM at %s %s: %s"
+            how = "does not answer" if isinstance(error, vimcall.Unanswered) else "cannot be reached"
+            self._throttle.warning(how, text, item.method, item.path, self._base, how, error)
+            self._note_failure(item, error)
         if item.kind == events.QUESTION:
-            self._on_reply(item, reply)
+            self._on_reply(item, body)
 
-    def _remember(self, item: events.Item) -> None:
-        if item.origin is not None:
-            self._on_told(item.origin)
-
-    def _note(self, outcome: Callable[..., None], *values: Any) -> None:
-        with self._more:
-            outcome(*values)
-            self._on_settled()
-
-    def _call(self, item: events.Item) -> Any:
-        """One request. Raises Refused, Unreached."""
-        headers = {
-            "User-Agent": vim.AGENT_USER_AGENT,
-            "Content-Type": "application/json",
-            "Connection": "close",
-        }
+    def _call(self, item: events.Item, caller: vimcall.Caller) -> vimcall.Reply:
         log.debug("%s %s %r", item.method, item.path, item.body)
-        try:
-            response = self._session.request(
-                item.method,
-                self._base + item.path,
-                data=json.dumps(item.body) if item.body else None,
-                headers=headers,
-                timeout=self._timeout,
-                allow_redirects=False,
-                stream=True,
-            )
-        except requests.RequestException as error:
-            raise _classified(error) from None
-        with response:
-            if not 200 <= response.status_code < 300:
-                raise Refused("HTTP status %d" % response.status_code)
-            return _body(response)
+        wait = vimcall.Wait(self._patience.other, self._patience.other)
+        if item.kind == events.ALARM and not item.asks:
+            wait = vimcall.Wait(self._patience.alarm, self._patience.other)
+            if item.origin is not None:
+                sending = functools.partial(self._note_sending, item.origin)
+                return caller.call(item.method, item.path, item.body, wait, sending)
+        return caller.call(item.method, item.path, item.body, wait)
 
+    def _note_sending(self, origin: rows.Origin) -> None:
+        """The connection is there: whoever listens has it."""
+        now = time.monotonic()
+        if now - self._looked_at > LISTENER_AGE:
+            self._looked_at, self._vim = now, vimcall.listener(self._base)
+        self._journal.sending(origin, self._vim)
 
-def _body(response: requests.Response) -> Any:
-    """The reply's JSON, or None. The VIM has said yes: a body that breaks off must not repeat an alarm."""
-    try:
-        return json.loads(response.content)
-    except (requests.RequestException, ValueError, RecursionError):
+    def _note_reply(self, item: events.Item, reply: vimcall.Reply) -> Any:
+        """Returns the body that a question has brought."""
+        status = reply.status
+        if self._is_for_another(item):  # it may have been replaced before we were connected
+            self._note_gone(item)
+        elif 200 <= status < 300 or (item.asks and 400 <= status < 500 and status not in NOT_NOW):
+            self._note_delivery(item)
+            return reply.body
+        elif 400 <= status < 500 and status not in NOT_NOW:
+            self._note_refusal(item, "HTTP status %d" % status)
+        else:
+            text = "%s %s: the VIM at %s answers %d: again later"
+            self._throttle.warning("status %d" % status, text, item.method, item.path, self._base, status)
+            self._put_off(item)
         return None
 
+    def _is_for_another(self, item: events.Item) -> bool:
+        """Whether an alarm is asked about that another VIM than the one that listens now was told."""
+        if not (item.asks and item.sent_to):
+            return False
+        return vimcall.listener(self._base) not in (0, item.sent_to)
 
-def _classified(error: requests.RequestException) -> Exception:
-    """Whether the VIM closed without a byte, which means that it has the request, or never got it."""
-    cause: Any = error
-    for _ in range(8):
-        if isinstance(cause, http.client.RemoteDisconnected):
-            return Refused("closed without an answer")
-        args = [one for one in getattr(cause, "args", ()) if isinstance(one, BaseException)]
-        cause = args[-1] if args else getattr(cause, "reason", None)
-        if cause is None:
-            break
-    text = " ".join(str(error).split())
-    kind = Down if "[Errno %d]" % errno.ECONNREFUSED in text else Unreached
-    return kind(text[:200])
+    def _note_gone(self, item: events.Item) -> None:
+        log.warning("%s: the VIM that was told of the failure is gone: told again", item.uuid)
+        self._note_unsent(item)
+        self._note(self._outbox.unsent, item)
+
+    def _note_delivery(self, item: events.Item) -> None:
+        if item.origin is not None:
+            self._journal.add(item.origin)
+        self._note(self._outbox.delivered, item)
+
+    def _note_refusal(self, item: events.Item, why: str) -> None:
+        level = logging.WARNING if item.kind == events.ALARM else logging.DEBUG
+        log.log(level, "%s %s: %s", item.method, item.path, why)
+        if item.kind != events.ALARM and item.origin is not None:
+            self._journal.add(item.origin)
+        elif not item.asks:
+            self._note_unsent(item)
+        self._note(self._outbox.refused, item, time.monotonic())
+
+    def _note_failure(self, item: events.Item, error: Exception) -> None:
+        """No answer, or no connection."""
+        now = time.monotonic()
+        if isinstance(error, vimcall.Unanswered) and not error.has_all and not item.asks:
+            self._put_off(item)
+        elif isinstance(error, vimcall.Unanswered) or (item.asks and isinstance(error, vimcall.NoRoom)):
+            if item.kind == events.ACTION and item.origin is not None:
+                self._journal.add(item.origin)
+            # The connection lived until now: whoever listens has it.
+            self._note(self._outbox.unanswered, item, now, vimcall.listener(self._base))
+        else:
+            self._note_unsent(item)
+            self._note(self._outbox.unreached, item, now, isinstance(error, vimcall.Down))
+
+    def _put_off(self, item: events.Item) -> None:
+        if not item.asks:
+            self._note_unsent(item)
+        self._note(self._outbox.put_off, item, time.monotonic())
+
+    def _note_unsent(self, item: events.Item) -> None:
+        if item.kind == events.ALARM and item.origin is not None:
+            self._journal.unsent(item.origin)
+
+    def _note(self, end: Callable[..., None], *values: Any) -> None:
+        with self._more:
+            end(*values)
+            self._on_settled()

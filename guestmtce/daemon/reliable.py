@@ -133,6 +133,10 @@ class Outgoing:
             self._ends.drop(message.number)
         return message
 
+    def find(self, number: int) -> Optional[Message]:
+        """The message of this number, if it is still waited for."""
+        return self._by_number.get(number)
+
     def acked(self, number: int) -> Optional[Message]:
         """The peer has the message of this number, which is returned; None if nobody waits for that."""
         message = self._by_number.get(number)

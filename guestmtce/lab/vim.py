@@ -1,7 +1,8 @@
 """A VIM that behaves like the real one on the wire (spec 3, "How the real VIM behaves"), and its client.
 
-The server is serial and speaks HTTP/1.0: one request at a time, the reply ends with the connection. For
-`service` and `action` events, and for all that it refuses, it closes without a single byte.
+The server is serial and speaks HTTP/1.0: one request at a time, in the order of the connections, and the
+reply ends with the connection. For `service` and `action` events, and for all that it refuses, it closes
+without a single byte. A request whose client has given up is processed all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from guestmtce.wire import vim
 
@@ -21,17 +22,29 @@ Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
 
 
 class Vim:
-    """The stand-in. `record` holds every request; the switches may be thrown while it runs.
+    """The stand-in. `arrived` holds every request that it has read, `record` those that it processed.
 
-    Switches: `delay` s before a request is looked at; `hang`: never answer; `reset`: answer with a reset;
-    `known`: the instances it knows (None: all); `hosts`: uuid → reporting, `instances`: host uuid → list.
+    Switches, to be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
+    `hang_at`: hang from the next event of this type on;
+    `reset`: answer with a reset; `status`: answer with it and process nothing (0: not so; `turned_down` has
+    these requests); `drip`: s between two bytes of the answer to an alarm, which holds up nobody else (0.0:
+    at once); `drips`: what drips, "body", "head" or "status"; `known`: the instances it knows (None: all);
+    `hosts`: uuid → reporting; `instances`: host uuid → list.
     """
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, record_file: str = "") -> None:
+        self.arrived: List[Dict[str, Any]] = []
         self.record: List[Dict[str, Any]] = []
         self.delay = 0.0
         self.hang = False
+        self.hang_at = ""
         self.reset = False
+        self.status = 0
+        self.turned_down: List[Dict[str, Any]] = []
+        self.drip = 0.0
+        self.drips = "body"
+        self.dead = False
+        self.stalled_until = 0.0  # s, monotonic
         self.known: Optional[List[str]] = None
         self.hosts: Dict[str, bool] = {}
         self.instances: Dict[str, Listing] = {}
@@ -54,6 +67,7 @@ class Vim:
         class Handler(_Handler):
             vim = stand_in
 
+        self.dead = False
         self._server = _Server((self._address, self.port), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -63,13 +77,33 @@ class Vim:
         """Go down: connections are refused."""
         if self._server is not None and self._thread is not None:
             self.hang = False
+            self.stalled_until = 0.0
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
             self._server = None
 
+    def stall(self, seconds: float) -> None:
+        """Stand still, then go on with all that has come, in its order."""
+        self.stalled_until = time.monotonic() + seconds
+
+    def die(self) -> None:
+        """Go down at once: what has come and was not processed is reset."""
+        self.dead = True
+        self.stop()
+
+    def serves(self, server: http.server.HTTPServer) -> bool:
+        """Whether it is still up, and has not been started anew."""
+        return self._server is server and not self.dead
+
+    def wait_while_stalled(self) -> None:
+        """Until it goes on, or dies."""
+        while not self.dead and (self.hang or time.monotonic() < self.stalled_until):
+            time.sleep(0.01)
+
     def note(self, entry: Dict[str, Any]) -> None:
-        """A request has come."""
+        """A request is processed."""
+        entry["processed"] = time.monotonic()
         with self.changed:
             self.record.append(entry)
             self.changed.notify_all()
@@ -78,7 +112,10 @@ class Vim:
                 file.write(json.dumps(entry) + "\n")
 
     def events(self, event_type: str = "", uuid: str = "") -> List[Dict[str, Any]]:
-        """The events recorded so far, of this type and instance; `at` is the arrival (s, monotonic)."""
+        """The events processed so far, of this type and instance.
+
+        `at` is when it was looked at, `processed` when its work was done (s, monotonic).
+        """
         with self.changed:
             record = list(self.record)
         return [
@@ -96,13 +133,21 @@ class Vim:
                 return None
             return {"uuid": body.get("uuid"), "services": []} if body.get("event-type") == "alarm" else None
         host = path.rpartition("=")[2] if "host_uuid=" in path else path.rpartition("/")[2]
-        if path.startswith(vim.EVENT_PATH + "instances"):
+        if path.startswith(vim.EVENT_PATH + "instances/?"):
             if host not in self.instances:
                 return None
             return {"instances": [_listed(*entry) for entry in self.instances[host]]}
+        if path.startswith(vim.EVENT_PATH + "instances"):
+            return self._answer_instance(host)
         if host not in self.hosts or "hostname" not in body:  # it takes the name from the body
             return None
         return vim.host_reply(host, body["hostname"], self.hosts[host])
+
+    def _answer_instance(self, uuid: str) -> Optional[Dict[str, Any]]:
+        if self.known is not None and uuid not in self.known:
+            return None
+        entries = [entry for listing in self.instances.values() for entry in listing if entry[0] == uuid]
+        return _listed(*(entries[0] if entries else (uuid, "", True)))
 
 
 def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
@@ -113,12 +158,30 @@ def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
 class _Server(http.server.HTTPServer):
     allow_reuse_address = True
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.dripping: Set[Any] = set()  # connections that a thread of their own answers
+
+    def shutdown_request(self, request: Any) -> None:
+        """The request is served, unless its answer drips."""
+        if request not in self.dripping:
+            super().shutdown_request(request)
+
     def handle_error(self, *_: Any) -> None:
         """A client that gave up waiting is no event."""
 
 
+# What a dripping answer begins with, and goes on with for ever.
+_DRIPS = {
+    "body": (b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    "head": (b"HTTP/1.0 200 OK\r\n", b"X-More: 1\r\n"),
+    "status": (b"HTTP/1.0 ", b" "),
+}
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     vim: Vim
+    server: _Server
 
     def _serve(self) -> None:
         stand_in = self.vim
@@ -126,22 +189,45 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(data) if data else {}
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
+        stand_in.arrived.append(entry)
+        if stand_in.hang_at and body.get("event-type") == stand_in.hang_at:
+            stand_in.hang_at, stand_in.hang = "", True
         if stand_in.delay:
             time.sleep(stand_in.delay)
-        while stand_in.hang:
-            time.sleep(0.01)
-        if stand_in.reset:
+        stand_in.wait_while_stalled()
+        if stand_in.status:
+            stand_in.turned_down.append(entry)
+            self.send_error(stand_in.status)
+            return
+        if stand_in.reset or stand_in.dead:
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
             return
         stand_in.note(entry)
         reply = stand_in.answer(self.command, self.path, body)
-        if reply is not None:
+        if reply is not None and stand_in.drip and self.command == "PATCH":
+            self.server.dripping.add(self.connection)
+            threading.Thread(target=self._drip, daemon=True).start()
+        elif reply is not None:
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(json.dumps(reply).encode())
+
+    def _drip(self) -> None:
+        """Answer a byte at a time, until the client has had enough."""
+        begun, drop = _DRIPS[self.vim.drips]
+        seconds = self.vim.drip
+        try:
+            self.connection.sendall(begun)
+            while self.vim.serves(self.server):
+                self.connection.sendall(drop)
+                time.sleep(seconds)
+        except OSError:
+            pass
+        self.connection.close()
+        self.server.dripping.discard(self.connection)
 
     do_GET = do_PATCH = _serve
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 OTHERS_MAX = 16  # addresses of agents that are not followed, remembered
 UNCONFIRMED_PERIOD = 300.0  # s between two complaints about the same agent
+REPEATED = extension.WANTS_ACK | extension.TAKES_MARKS  # flags of an event
 
 
 class Handlers(NamedTuple):
@@ -43,11 +44,17 @@ class Handlers(NamedTuple):
     info: Callable[[str], Optional[datagram.InstanceInfo]]
 
 
-class _Said(NamedTuple):
-    """`address`: where it was said first; nowhere if nobody was there."""
+class _Said:
+    """`address`: where it was said first; nowhere if nobody was there. `vim`: the VIM to which an agent is
+    telling it; 0: none.
+    """
 
-    tell: Tell
-    address: str
+    __slots__ = ("address", "tell", "vim")
+
+    def __init__(self, tell: Tell, address: str) -> None:
+        self.tell = tell
+        self.address = address
+        self.vim = 0
 
 
 class AgentLink:
@@ -114,7 +121,7 @@ class AgentLink:
             self._tell_old(tell)
             return
         if not old:
-            self._say(tell, extension.WANTS_ACK)
+            self._say(tell, REPEATED)
         nobody = old or self._following.said_goodbye
         said = _Said(tell, "" if nobody else self.agent)
         self._outgoing.add(tell.key, tell.number, said, time.monotonic(), tell.until)
@@ -153,13 +160,13 @@ class AgentLink:
 
     # --- out ---------------------------------------------------------------------------------------
 
-    def _say(self, tell: Tell, flags: int) -> None:
+    def _say(self, tell: Tell, flags: int, vim: int = 0) -> None:
         event = tell.event
         full = not self._speaker.spoken
         if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
         data = datagram.build_event(tell.cmd, event, full=full)
-        self._send(data, Tag(flags, number=tell.number), self._speaker, self.agent)
+        self._send(data, Tag(flags, number=tell.number, vim=vim), self._speaker, self.agent)
 
     def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
@@ -223,7 +230,7 @@ class AgentLink:
             self._handlers.told(key)
         if self._repeats:
             for message in self._outgoing.due(now):
-                self._say(message.content.tell, extension.WANTS_ACK)
+                self._say(message.content.tell, REPEATED, message.content.vim)
         self._schedule()
 
     def _check_unconfirmed(self) -> None:
@@ -285,9 +292,10 @@ class AgentLink:
             text = "it is no address of --controller %s or of [security] agents, as far as they are known"
             raise datagram.BadDatagram(text % self._settings.controller)
         tag = extension.read(frame)
-        if tag is None and frame.cmd == extension.ACK:
+        of_event = frame.cmd in (extension.ACK, extension.MARK)
+        if tag is None and of_event:
             raise datagram.BadDatagram("a confirmation of nothing")
-        command = None if frame.cmd == extension.ACK else datagram.parse_command(frame)
+        command = None if of_event else datagram.parse_command(frame)
         return Heard(frame.cmd, command, tag, address)
 
     def _admits(self, identity: Identity) -> bool:
@@ -361,6 +369,8 @@ class AgentLink:
         if tag is not None and tag.is_goodbye:
             log.info("guestAgent at %s stops", heard.address)
             self._following.goodbye()
+        elif heard.cmd == extension.MARK:
+            self._note_mark(tag)
         elif command is None:
             self._note_confirmation(tag)
         elif self._order.admit(command, tag):
@@ -392,6 +402,13 @@ class AgentLink:
         if isinstance(heard.command, datagram.Query):
             self._asker = address
             self._handlers.command(heard.command)
+
+    def _note_mark(self, tag: Optional[Tag]) -> None:
+        """The next agent must know to which VIM this one is telling an event."""
+        if tag is not None and tag.acked_sender == self._speaker.sender:
+            message = self._outgoing.find(tag.number)
+            if message is not None:
+                message.content.vim = tag.vim
 
     def _note_confirmation(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:

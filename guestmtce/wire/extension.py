@@ -20,9 +20,13 @@ SPOKEN = 1  # in `ver`: I speak this
 WANTS_ACK = 1  # flags, in `rev`
 IS_ACK = 2
 GOODBYE = 4  # on a LOOPBACK, which old servers ignore: this guestAgent stops, another may be followed at once
+TAKES_MARKS = 8  # its sender knows MARK
 
 # An acknowledgement is a datagram of its own, sent only to who has shown that he speaks this.
 ACK = 0x11110ACC
+# "The event that you repeat is under way to this VIM": sent only to who takes marks, who shows it to the next
+# agent with the event.
+MARK = 0x11110ACD
 
 _FIELDS = struct.Struct("<HHI")  # ver, rev, res at 64
 _NUMBER = struct.Struct("<I5I")  # num, parm at 76
@@ -47,7 +51,8 @@ class Tag(NamedTuple):
 
     `sender` stays the same over what the sender still has to tell; `number` grows with every message that
     wants an acknowledgement, and names, in an acknowledgement, the message of `acked_sender` that is meant.
-    `nonce` is the sender's process, `echo` the receiver's nonce as the sender knows it.
+    `nonce` is the sender's process, `echo` the receiver's nonce as the sender knows it. `vim` is the VIM to
+    which an agent was telling the message, as that agent names it.
     """
 
     flags: int = 0
@@ -56,6 +61,7 @@ class Tag(NamedTuple):
     acked_sender: int = 0
     nonce: int = 0
     echo: int = 0
+    vim: int = 0
 
     @property
     def wants_ack(self) -> bool:
@@ -72,7 +78,7 @@ def stamp(data: bytes, tag: Tag) -> bytes:
     """`data`, a packed datagram, with the tag in it."""
     changed = bytearray(data)
     _FIELDS.pack_into(changed, _FIELDS_AT, SPOKEN, tag.flags, tag.sender)
-    _NUMBER.pack_into(changed, _NUMBER_AT, tag.number, tag.acked_sender, tag.nonce, tag.echo, 0, 0)
+    _NUMBER.pack_into(changed, _NUMBER_AT, tag.number, tag.acked_sender, tag.nonce, tag.echo, tag.vim, 0)
     return bytes(changed)
 
 
@@ -80,7 +86,7 @@ def read(frame: datagram.Datagram) -> Optional[Tag]:
     """The tag of a datagram; None when its sender does not speak this."""
     if frame.ver == 0:
         return None
-    return Tag(frame.rev, frame.res, frame.num, *frame.parm[:3])
+    return Tag(frame.rev, frame.res, frame.num, *frame.parm[:4])
 
 
 def build_ack(signature: bytes) -> bytes:
@@ -91,6 +97,16 @@ def build_ack(signature: bytes) -> bytes:
 def ack_tag(tag: Tag) -> Tag:
     """The tag of the acknowledgement of the message that bore `tag`."""
     return Tag(IS_ACK, number=tag.number, acked_sender=tag.sender)
+
+
+def build_mark(signature: bytes) -> bytes:
+    """A mark of an event; `mark_tag` is the tag that goes with it."""
+    return datagram.pack(MARK, {}, signature)
+
+
+def mark_tag(tag: Tag, vim: int) -> Tag:
+    """The tag of a mark of the event that bore `tag`; `vim` is 0 when it is under way no more."""
+    return Tag(number=tag.number, acked_sender=tag.sender, vim=vim)
 
 
 def newer(one: int, other: int) -> bool:

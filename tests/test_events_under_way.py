@@ -1,0 +1,318 @@
+"""The outbox with several requests under way: what may go beside what, and how each may end."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guestmtce.agent import events
+from guestmtce.agent.events import ACTION, ALARM, NEVER, QUESTION, SERVICE, Outbox
+from guestmtce.agent.rows import AskVim, Drop, Origin, TellAction, TellAlarm, TellService, Withdraw
+
+FIRST, MOST = 0.5, 10.0
+NOW = 1000.0
+LIST = AskVim("h-uuid", "h", True)
+
+
+def origin(number):
+    return Origin("10.0.0.1", 7, number)
+
+
+def failed(uuid="U", number=0):
+    return TellAlarm(uuid, "failed", {"failed": number}, origin(number) if number else None)
+
+
+def service(uuid="U"):
+    return TellService(uuid, {"service": 0})
+
+
+def action(uuid="U", until=NEVER, number=0):
+    return TellAction(uuid, {"action": number}, origin(number) if number else None, until)
+
+
+def outbox(*effects):
+    made = Outbox(FIRST, MOST)
+    for effect in effects:
+        made.take(effect)
+    return made
+
+
+def start_all(made, now=NOW):
+    """All that may be under way at once, each when the one before has not been answered for a while."""
+    items = []
+    while True:
+        item = made.next(now)
+        if item is not None:
+            items.append(item)
+        elif now < made.next_at() < now + 1:
+            now = made.next_at()
+        else:
+            return items
+
+
+# --- beside each other ---
+
+
+def test_four_alarms_at_once_and_the_next_when_one_has_ended():
+    made = outbox(*(failed("U%d" % number) for number in range(6)))
+    items = start_all(made)
+    assert [item.uuid for item in items] == ["U0", "U1", "U2", "U3"] and made.next_at() == NEVER
+    made.delivered(items[2])
+    assert [item.uuid for item in start_all(made)] == ["U4"]
+
+
+def test_one_place_is_for_what_is_no_alarm():
+    made = outbox(service("U"), action("V"), LIST, service("W"))
+    (item,) = start_all(made)
+    assert item.kind == ACTION
+    for number in range(6):
+        made.take(failed("U%d" % number))
+    assert [one.uuid for one in start_all(made)] == ["U0", "U1", "U2"]
+    made.delivered(item)
+    assert [one.uuid for one in start_all(made)] == ["U3"]  # an alarm takes that place, too
+
+
+def test_a_question_is_under_way_beside_alarms_and_asked_once():
+    made = outbox(LIST)
+    (item,) = start_all(made)
+    assert item.kind == QUESTION
+    made.take(LIST)
+    made.take(failed())
+    assert [one.kind for one in start_all(made)] == [ALARM]
+    made.refused(item, NOW)
+    assert made.next(NOW + 1) is None
+    made.take(LIST)
+    assert made.next(NOW + 1).kind == QUESTION
+
+
+def test_a_question_bears_its_latest_serial_until_it_is_under_way():
+    made = outbox(LIST, LIST._replace(hostname="i"), LIST._replace(serial=7))
+    first = made.next(NOW)
+    assert first.serial == 7
+    made.take(LIST._replace(serial=8))
+    made.take(LIST._replace(hostname="i", serial=9))
+    made.delivered(first)
+    second = made.next(NOW)
+    assert (second.uuid, second.serial) == ("i", 9)
+    made.delivered(second)
+    assert made.next(NOW) is None
+
+
+def test_nothing_else_of_an_instance_while_one_is_under_way():
+    made = outbox(action("U"), failed("U"), service("U"), service("V"))
+    items = start_all(made)
+    assert [(item.uuid, item.kind) for item in items] == [("U", ACTION), ("V", SERVICE)]
+    made.take(failed("U", 2))
+    assert start_all(made) == []
+    made.delivered(items[0])
+    (alarm,) = start_all(made)
+    assert alarm.body == {"failed": 2}
+    made.take(Drop("U"))
+    made.take(failed("U", 3))  # made anew while the old one's alarm is under way
+    assert start_all(made) == [] and made.holds(origin(3))
+    made.delivered(alarm)
+    assert [item.body for item in start_all(made)] == [{"failed": 3}]
+
+
+def test_the_outcome_before_an_alarm_takes_an_alarms_place():
+    made = outbox(service("V"))
+    start_all(made)
+    made.take(action("U"))
+    made.take(failed("U"))
+    assert [item.kind for item in start_all(made)] == [ACTION]
+
+
+def test_the_same_failure_again_does_not_take_the_place_of_the_one_under_way():
+    made = outbox(failed("U", 1))
+    (item,) = start_all(made)
+    made.take(failed("U", 1))
+    made.unanswered(item, NOW, 5)
+    made.take(failed("U", 1))
+    (asks,) = start_all(made, NOW + MOST)
+    assert asks.asks and len(made) == 1
+    made.delivered(asks)
+    assert made.take_settled() == [origin(1)]
+
+
+def test_another_is_begun_at_once_when_one_ends_and_else_after_a_while():
+    made = outbox(*map(failed, "ABCDEF"))
+    first = made.next(NOW)
+    assert made.next(NOW) is None and made.next_at() == NOW + events.BESIDE_AFTER
+    made.delivered(first)
+    second = made.next(NOW)
+    assert second.uuid == "B"
+    late = NOW + events.BESIDE_AFTER
+    assert made.next(late).uuid == "C" and made.next(late) is None
+    made.delivered(second)  # the younger one is still awaited
+    assert made.next(late) is None and made.next_at() == late + events.BESIDE_AFTER
+
+
+# --- how it may end ---
+
+
+def test_an_unanswered_alarm_is_asked_about_until_there_is_an_answer():
+    made, now = outbox(failed("U", 1)), NOW
+    made.unanswered(made.next(now), now, 5)
+    waits = []
+    for end in (Outbox.unanswered, Outbox.refused, Outbox.put_off) * 3:
+        assert made.next(now) is None
+        waits.append(made.next_at() - now)
+        now = made.next_at()
+        item = made.next(now)
+        assert item[4:7] == ("GET", "/nfvi-plugins/v1/instances/U", {})
+        assert (item.asks, item.sent_to, item.origin) == (True, 5, origin(1))
+        end(made, item, now)
+    assert max(waits) <= MOST and waits[0] == FIRST
+    made.delivered(made.next(made.next_at()))
+    assert made.told == 1 and made.take_settled() == [origin(1)] and made.next_at() == NEVER
+
+
+@pytest.mark.parametrize("end", [Outbox.unreached, lambda made, item, _: made.unsent(item)])
+def test_one_that_was_asked_about_is_sent_to_a_vim_that_has_it_not(end):
+    made = outbox(failed("U", 1))
+    made.unanswered(made.next(NOW), NOW, 5)
+    end(made, made.next(NOW + FIRST), NOW + FIRST)
+    item = made.next(NOW + MOST)
+    assert (item.method, item.body, item.asks) == ("PATCH", {"failed": 1}, False)
+
+
+@pytest.mark.parametrize("effect", [failed(), service(), action()])
+def test_what_is_put_off_comes_again_and_holds_up_nobody(effect):
+    made, now, waits = outbox(effect._replace(uuid="U")), NOW, []
+    for _ in range(7):
+        made.put_off(made.next(now), now)
+        made.take(service("V"))
+        item = made.next(now)
+        assert item.uuid == "V"
+        made.delivered(item)
+        waits.append(made.next_at() - now)
+        now = made.next_at()
+    assert waits == [0.5, 1, 2, 4, 8, 10, 10]
+    made.delivered(made.next(now))
+    assert len(made) == 0
+
+
+def test_a_put_off_alarm_is_never_given_up():
+    made, now = outbox(failed()), NOW
+    for _ in range(2 * events.REFUSALS_MAX):
+        made.put_off(made.next(now), now)
+        now = made.next_at()
+    assert made.given_up == 0 and made.next(now) is not None
+
+
+def test_several_that_find_the_vim_away_at_once_count_as_one():
+    made = outbox(*map(failed, "ABCD"))
+    for item in start_all(made):
+        made.unreached(item, NOW)
+    assert made.next_at() == NOW + FIRST
+    assert len(start_all(made, NOW + FIRST)) == 4
+
+
+@pytest.mark.parametrize(("effect", "left"), [(service(), 1), (action(), 0)])
+def test_an_unanswered_state_is_told_again_and_an_outcome_is_not(effect, left):
+    made = outbox(effect)
+    made.unanswered(made.next(NOW), NOW)
+    assert len(made) == left and made.told == 1 - left
+
+
+# --- outcomes and their end ---
+
+
+def test_an_outcome_is_dropped_at_its_end_and_its_server_hears():
+    made = outbox(action(until=NOW + 11, number=1), action(until=NOW + 20, number=2))
+    made.unreached(made.next(NOW), NOW)
+    now = NOW
+    while now < NOW + 11:
+        assert made.take_settled() == []
+        item = made.next(now)
+        if item is not None:
+            made.unreached(item, now)
+        now = made.next_at()
+    assert now == NOW + 11 and made.next(now) is None
+    assert made.take_settled() == [origin(1)] and (made.expired, len(made)) == (1, 1)
+    assert made.next(NOW + 18).body == {"action": 2}
+
+
+def test_an_outcome_that_comes_too_late_is_not_told():
+    made = outbox(action(until=NOW - 1, number=1))
+    assert made.next_at() <= NOW and made.next(NOW) is None
+    assert made.take_settled() == [origin(1)] and made.expired == 1
+
+
+# --- what it costs ---
+
+
+def test_the_heap_does_not_grow_with_what_is_replaced():
+    made = outbox()
+    for number in range(10_000):
+        made.take(service("U%d" % (number % 10)))
+        made.take(failed("U%d" % (number % 10)))
+    assert len(made) == 20 and len(made._ready) <= events.STALE_MAX + 2 * 10 + 1
+
+
+def test_a_hundred_thousand_that_wait_cost_no_more_than_their_delivery():
+    """Places are looked up, not searched: every lane is looked at a constant number of times."""
+    made = outbox(*(failed("U%d" % number) for number in range(1000)))
+    looked, place = [0], made._place
+
+    def counted(*arguments):
+        looked[0] += 1
+        return place(*arguments)
+
+    made._place = counted
+    for _ in range(100):
+        made.delivered(made.next(NOW))
+    assert looked[0] <= 300
+
+
+# --- whatever happens ---
+
+UUIDS = "UVW"
+ENDS = ["delivered", "refused", "put_off", "unanswered", "unreached", "unsent"]
+NEWS = st.one_of(
+    st.builds(failed, st.sampled_from(UUIDS), st.integers(0, 99)),
+    st.builds(service, st.sampled_from(UUIDS)),
+    st.builds(action, st.sampled_from(UUIDS), st.sampled_from([NEVER, NOW + 2])),
+    st.builds(Drop, st.sampled_from(UUIDS)),
+    st.sampled_from(UUIDS).map(lambda uuid: Withdraw(uuid, "why")),
+    st.just(LIST),
+)
+STEP = st.one_of(NEWS, st.just("next"), st.tuples(st.sampled_from(ENDS), st.integers(0, 3)), st.floats(0, 3))
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEP, max_size=60))
+def test_the_rules_hold_whatever_happens(steps):
+    made, now, out = outbox(), NOW, []
+    for step in steps:
+        if step == "next":
+            item = made.next(now)
+            if item is not None:
+                assert item.uuid not in [
+                    one.uuid for one in out if one.kind != QUESTION or item.kind == QUESTION
+                ]
+                out.append(item)
+                assert len(out) <= events.CONNECTIONS
+        elif isinstance(step, float):
+            now += step
+        elif isinstance(step, tuple) and step[0] in ENDS:
+            if out:
+                item = out.pop(step[1] % len(out))
+                end = getattr(made, step[0])
+                end(item) if step[0] in ("delivered", "unsent") else end(item, now)
+        else:
+            made.take(step)
+        assert made._waiting == sum(len(lane.pending) for lane in made._lanes.values())
+        assert made._alarms_out + made._others_out == len(out)
+        assert all(lane.pending or lane.out is not None for lane in made._lanes.values())
+    for item in out:
+        made.unsent(item)
+    # Whatever is left is delivered in the end.
+    for _ in range(200):
+        item = made.next(now)
+        if item is None:
+            if made.next_at() == NEVER:
+                break
+            now = max(now, made.next_at())
+        else:
+            made.delivered(item)
+    assert len(made) == 0 and made._alarms_out == made._others_out == 0
