@@ -16,7 +16,7 @@ import time
 from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.lab.measure import Histogram
+from guestmtce.lab.guestoptions import Options, Record
 from guestmtce.wire import channel, regular
 
 INIT_PERIOD = 5.0  # s
@@ -34,39 +34,10 @@ def uuid_of(number: int) -> str:
     return "00000000-0000-4000-8000-%012d" % number
 
 
-class Options:
-    """What all guests of a process have in common."""
-
-    def __init__(self, folder: str, interval_ms: int, action: str, secs: int, scale: float = 1.0) -> None:
-        self.folder = folder
-        self.interval_ms = interval_ms
-        self.action = action
-        self.secs = secs
-        self.scale = scale  # of the guest's own timers, to run faster than life
-
-
 def _answer_format(action: str) -> bytes:
     """A healthy answer, with its sequence and its number to be put in."""
     text = channel.build(channel.ChallengeResponse(0, channel.HEALTHY, action, ""), 0).replace(b"%", b"%%")
     return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
-
-
-class Record:
-    """What the guests of a process saw together since `reset`.
-
-    `late` is how much more than the interval lay between the reading of a challenge and of the one before
-    it on the same connection. guestServer makes a challenge due one interval after it *sent* the last one,
-    whenever that was, so nothing adds up: this is how late the guest saw its challenge, less the time that
-    the challenge before was on its way.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget."""
-        self.answers = 0
-        self.late = Histogram()
 
 
 class Guest:
@@ -87,12 +58,15 @@ class Guest:
         self._invocation = FIRST_INVOCATION - 1
         self._answer = (channel.HEALTHY, options.action, "")
         self._vote: Dict[str, Any] = {"result": "accept", "reason": "", "delay": 0.0}
+        self._votes_each = 1
         self._plain_answer = _answer_format(options.action)
         self._new_link(0.0)
         self._conn: Optional[socket.socket] = None
         self._listener: Optional[socket.socket] = None
         self._init_timer: Optional[Timer] = None
         self._patience_timer: Optional[Timer] = None
+        self._boot_timer: Optional[Timer] = None
+        self._loop_period = 0.0
         self._patient_until = 0.0
         self._flood_left = 0
 
@@ -100,17 +74,21 @@ class Guest:
 
     def power_on(self) -> None:
         """Make the socket, as QEMU does, and boot."""
+        self._listen()
+        self.boot()
+
+    def _listen(self) -> None:
         temporary = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         temporary.bind(self.path)
         temporary.listen(1)
         temporary.setblocking(False)
         self._listener = temporary
         self._loop.watch(temporary, self._accept)
-        self.boot()
 
     def power_off(self, unlink: bool = True) -> None:
         """The end of QEMU; without `unlink` the stale file stays, as after a kill -9 without libvirt."""
         self._cancel_init()
+        self._cancel_boot()
         self._hang_up()
         if self._listener is not None:
             self._loop.unwatch(self._listener)
@@ -249,6 +227,8 @@ class Guest:
             if message.invocation_id in (self._invocation, self._invocation - 1):
                 self.facts["state"] = "enabled"
                 self._expect_challenge()
+                if self.facts["mode"] == "introducing":
+                    self._loop.after(self._loop_period, self._introduce_again)
         elif isinstance(message, channel.Challenge):
             self._challenged()
             if self.facts["state"] == "enabled":
@@ -272,7 +252,7 @@ class Guest:
 
     def _beat(self, number: int) -> None:
         answer = channel.ChallengeResponse(number, *self._answer)
-        if self.facts["mode"] == "mute":
+        if self.facts["mode"] in ("mute", "introducing"):
             self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
             return
         self._sequence += 1
@@ -281,6 +261,19 @@ class Guest:
             self._write(text[: len(text) // 2])
         else:
             self._answered(text)
+            if self.facts["mode"] == "leaving":
+                self._leave()
+
+    def _leave(self) -> None:
+        """The answer was the last of this client; the next one starts after the loop's period."""
+        self._send(channel.Exit("Exiting..."))
+        self._cancel_init()
+        self.facts["state"] = "ended"
+        self._loop.after(self._loop_period, self._introduce_again)
+
+    def _introduce_again(self) -> None:
+        if self.facts["mode"] in ("introducing", "leaving"):
+            self._send_init()
 
     def _answered(self, text: bytes) -> None:
         self._write(text)
@@ -290,7 +283,7 @@ class Guest:
         self.facts["first_beat"] = self.facts["first_beat"] or self.facts["last_beat"]
 
     def _send_vote(self, question: channel.ActionNotify) -> None:
-        if self.facts["mode"] != "hanging":
+        for _ in range(0 if self.facts["mode"] == "hanging" else self._votes_each):
             self._send(channel.ActionResponse(question.invocation_id, question.event_type,
                                               question.notification_type, self._vote["result"],
                                               self._vote["reason"]))  # fmt: skip
@@ -317,6 +310,7 @@ class Guest:
         """Do nothing at all, like a stopped virtual machine."""
         self.facts["mode"] = "hanging"
         self._cancel_init()
+        self._cancel_boot()
         if self._conn is not None:
             self._loop.unwatch(self._conn)
             self._watch_hang_up()
@@ -341,14 +335,45 @@ class Guest:
         """Answer questions with `result` after `delay` s; `mute` answers none. The words are the reason."""
         self._vote = {"result": result, "delay": float(delay), "reason": " ".join(words)}
 
+    def votes_each(self, times: str) -> None:
+        """Answer every question so often."""
+        self._votes_each = int(times)
+
     def restart(self) -> None:
         """The client ends gracefully and starts again."""
         self._send(channel.Exit("Exiting..."))
         self.boot()
 
-    def reset(self) -> None:
-        """The client starts again without a word."""
+    def reset(self, seconds: str = "0") -> None:
+        """The machine starts again without a word, its socket kept; its client starts after so many s."""
+        if float(seconds):
+            self.hang()
+            self._boot_timer = self._loop.after(float(seconds), self._booted)
+        else:
+            self.boot()
+
+    def _booted(self) -> None:
+        self.facts["state"] = "booting"  # what has piled up is read, and answered by nobody
+        self.healthy()
         self.boot()
+
+    def _cancel_boot(self) -> None:
+        if self._boot_timer is not None:
+            self._boot_timer.cancel()
+            self._boot_timer = None
+
+    def introduce(self, period: str = "0") -> None:
+        """Say `init` so many s after every acknowledgement, and answer no challenge."""
+        self.healthy()
+        self.facts["mode"] = "introducing"
+        self._loop_period = float(period)
+        self._send_init()
+
+    def leave(self, period: str = "0") -> None:
+        """Answer one challenge, exit, and introduce itself so many s later: again and again."""
+        self.healthy()
+        self.facts["mode"] = "leaving"
+        self._loop_period = float(period)
 
     def bye(self) -> None:
         """The client ends gracefully."""
@@ -378,13 +403,24 @@ class Guest:
         """QEMU ends and leaves its socket behind."""
         self.power_off(unlink=False)
 
-    def on(self) -> None:
-        """QEMU starts (again)."""
+    def on(self, seconds: str = "0") -> None:
+        """QEMU starts (again); the client in it after so many s."""
         if self._listener is None:
-            if os.path.exists(self.path):
-                os.unlink(self.path)
+            self._remove_stale()
             self.facts["mode"] = "healthy"
-            self.power_on()
+            self._listen()
+            self.reset(seconds)
+
+    def restored(self) -> None:
+        """QEMU starts with the machine as it was when it ended: paused until `healthy`."""
+        if self._listener is None:
+            self._remove_stale()
+            self.facts.update(mode="hanging", state="enabled")
+            self._listen()
+
+    def _remove_stale(self) -> None:
+        if os.path.exists(self.path):
+            os.unlink(self.path)
 
     def _flood(self) -> None:
         chunk = (os.urandom(FLOOD_CHUNK // 64) + b"}{\n") * 64
