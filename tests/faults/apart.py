@@ -49,7 +49,8 @@ class SilentNameServer:
         }
         for name, text in files.items():
             (folder / name).write_text(text)
-        self.before = mounted(*(bind(folder / name, "/etc/" + name) for name in files))
+        self.commands = [bind(folder / name, "/etc/" + name) for name in files]
+        self.before = mounted(*self.commands)
 
     def __enter__(self) -> SilentNameServer:
         self._thread = threading.Thread(target=self._hear, daemon=True)

@@ -12,11 +12,18 @@ UNSCALED = {
 }  # fmt: skip
 
 
-def words(settings: Any, scale: float) -> List[str]:
-    """`SECTION.KEY=VALUE` for each period of the settings class, times `scale`."""
+def words(settings: Any, scale: float, **others: float) -> List[str]:
+    """`SECTION.KEY=VALUE` for each period of the settings class, times `scale`; `others` have their own."""
     found = []
     for field in dataclasses.fields(settings):
         place = field.metadata["place"]
-        if place is not None and place.section == "timers" and field.name not in UNSCALED:
-            found.append("%s.%s=%g" % (place.section, place.key, max(0.001, field.default * scale)))
+        if place is None or (field.name not in others and place.section != "timers"):
+            continue
+        if field.name in others:
+            value = others[field.name]
+        elif field.name in UNSCALED:
+            continue
+        else:
+            value = max(0.001, field.default * scale)
+        found.append("%s.%s=%g" % (place.section, place.key, value))
     return found
