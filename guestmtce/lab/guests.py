@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import socket
 import time
 from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.lab.guestoptions import Options, Record
+from guestmtce.lab.qemu import Qemu
 from guestmtce.wire import channel, regular
 
 INIT_PERIOD = 5.0  # s
 PATIENCE = 5.0  # s without a challenge, at least
 FLOOD_CHUNK = 64 * 1024  # bytes
-HANG_UP_POLL = 0.02  # s
 FIRST_INVOCATION = 1804289383  # every real guest starts with this one
-READ_SIZE = 65536  # bytes
 # How a challenge of guestServer begins. One that comes alone is taken apart without the JSON parser.
 PLAIN_CHALLENGE = regular.build_challenge(0, 0).partition(b"0,")[0]
 
@@ -61,8 +58,7 @@ class Guest:
         self._votes_each = 1
         self._plain_answer = _answer_format(options.action)
         self._new_link(0.0)
-        self._conn: Optional[socket.socket] = None
-        self._listener: Optional[socket.socket] = None
+        self._qemu = Qemu(loop, self.path, self._connected, self._read)
         self._init_timer: Optional[Timer] = None
         self._patience_timer: Optional[Timer] = None
         self._boot_timer: Optional[Timer] = None
@@ -70,50 +66,23 @@ class Guest:
         self._patient_until = 0.0
         self._flood_left = 0
 
-    # --- QEMU's part -------------------------------------------------------------------------------
+    # --- the machine -------------------------------------------------------------------------------
 
     def power_on(self) -> None:
-        """Make the socket, as QEMU does, and boot."""
-        self._listen()
+        """Start QEMU, and boot."""
+        self._qemu.start()
         self.boot()
 
-    def _listen(self) -> None:
-        temporary = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        temporary.bind(self.path)
-        temporary.listen(1)
-        temporary.setblocking(False)
-        self._listener = temporary
-        self._loop.watch(temporary, self._accept)
-
     def power_off(self, unlink: bool = True) -> None:
-        """The end of QEMU; without `unlink` the stale file stays, as after a kill -9 without libvirt."""
+        """The end of QEMU, with its socket or without."""
         self._cancel_init()
         self._cancel_boot()
-        self._hang_up()
-        if self._listener is not None:
-            self._loop.unwatch(self._listener)
-            self._listener.close()
-            self._listener = None
-            if unlink:
-                os.unlink(self.path)
+        self._qemu.end(unlink)
         self.facts["state"] = "off"
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        if self._conn is not None:
-            return  # one client at a time; the next waits in the backlog
-        try:
-            self._conn, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        self._conn.setblocking(False)
-        self._loop.unwatch(self._listener)
+    def _connected(self) -> None:
         self.facts["links"] += 1
         self._new_link(time.monotonic())
-        if self.facts["mode"] != "hanging":
-            self._loop.watch(self._conn, self._read)
-        else:
-            self._watch_hang_up()
         if self.facts["state"] == "enabling":
             self._send_init()
 
@@ -124,25 +93,8 @@ class Guest:
         self._challenged_at = 0.0
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
-    def _hang_up(self) -> None:
-        if self._conn is not None:
-            self._loop.unwatch(self._conn)
-            self._conn.close()
-            self._conn = None
-            if self._listener is not None:
-                self._loop.watch(self._listener, self._accept)
-
-    def _read(self) -> None:
-        assert self._conn is not None
-        try:
-            data = self._conn.recv(READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._hang_up()
-        elif not self._take_plain_challenge(data):
+    def _read(self, data: bytes) -> None:
+        if not self._take_plain_challenge(data):
             self._between_lines = data.endswith(b"\n")
             self._take_lines(data)
 
@@ -165,15 +117,6 @@ class Guest:
         self._answered(self._plain_answer % (self._sequence, int(data[data.rindex(b":") + 1 : -2])))
         return True
 
-    def _write(self, data: bytes) -> int:
-        try:
-            return self._conn.send(data) if self._conn is not None else 0
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._hang_up()
-            return 0
-
     # --- the guest's part --------------------------------------------------------------------------
 
     def boot(self) -> None:
@@ -184,7 +127,7 @@ class Guest:
 
     def _send(self, message: channel.Message) -> None:
         self._sequence += 1
-        self._write(channel.build(message, self._sequence))
+        self._qemu.write(channel.build(message, self._sequence))
 
     def _send_init(self) -> None:
         self._cancel_init()
@@ -193,7 +136,7 @@ class Guest:
         self.facts["state"] = "enabling"
         self._invocation += 1
         self.facts["invocation"] = self._invocation
-        if self._conn is not None:
+        if self._qemu.has_client:
             self.facts["inits"] += 1
             self.facts["first_init"] = self.facts["first_init"] or time.monotonic()
         secs = self._options.secs
@@ -258,7 +201,7 @@ class Guest:
         self._sequence += 1
         text = channel.build(answer, self._sequence)
         if self.facts["mode"] == "half":
-            self._write(text[: len(text) // 2])
+            self._qemu.write(text[: len(text) // 2])
         else:
             self._answered(text)
             if self.facts["mode"] == "leaving":
@@ -276,7 +219,7 @@ class Guest:
             self._send_init()
 
     def _answered(self, text: bytes) -> None:
-        self._write(text)
+        self._qemu.write(text)
         self._record.answers += 1
         self.facts["answers"] += 1
         self.facts["last_beat"] = time.monotonic()
@@ -295,8 +238,7 @@ class Guest:
         hung = self.facts["mode"] == "hanging"
         self._answer = (channel.HEALTHY, self._options.action, "")
         self.facts.update(mode="healthy", unanswered_since=0.0)
-        if hung and self._conn is not None:
-            self._loop.watch(self._conn, self._read)
+        self._qemu.go_on()
         if hung and self.facts["state"] == "enabling":
             self._send_init()
         elif hung and self.facts["state"] == "enabled":
@@ -311,19 +253,7 @@ class Guest:
         self.facts["mode"] = "hanging"
         self._cancel_init()
         self._cancel_boot()
-        if self._conn is not None:
-            self._loop.unwatch(self._conn)
-            self._watch_hang_up()
-
-    def _watch_hang_up(self) -> None:
-        """QEMU notices the end of a connection even if its guest does not."""
-        if self.facts["mode"] == "hanging" and self._conn is not None:
-            watched = select.poll()
-            watched.register(self._conn, select.POLLRDHUP)
-            if watched.poll(0):
-                self._hang_up()
-            else:
-                self._loop.after(HANG_UP_POLL, self._watch_hang_up)
+        self._qemu.pause()
 
     def ill(self, action: str = "reboot", *words: str) -> None:
         """Answer `unhealthy` with this corrective action and log_msg."""
@@ -393,7 +323,7 @@ class Guest:
 
     def send(self, *words: str) -> None:
         """Write the words, which are a JSON string, as they are."""
-        self._write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
+        self._qemu.write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
 
     def off(self) -> None:
         """QEMU ends and its socket goes."""
@@ -405,26 +335,20 @@ class Guest:
 
     def on(self, seconds: str = "0") -> None:
         """QEMU starts (again); the client in it after so many s."""
-        if self._listener is None:
-            self._remove_stale()
+        if not self._qemu.runs:
             self.facts["mode"] = "healthy"
-            self._listen()
+            self._qemu.start()
             self.reset(seconds)
 
     def restored(self) -> None:
         """QEMU starts with the machine as it was when it ended: paused until `healthy`."""
-        if self._listener is None:
-            self._remove_stale()
+        if not self._qemu.runs:
             self.facts.update(mode="hanging", state="enabled")
-            self._listen()
-
-    def _remove_stale(self) -> None:
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+            self._qemu.start(paused=True)
 
     def _flood(self) -> None:
         chunk = (os.urandom(FLOOD_CHUNK // 64) + b"}{\n") * 64
-        taken = self._write(chunk[: max(1, self._flood_left)])
+        taken = self._qemu.write(chunk[: max(1, self._flood_left)])
         self._flood_left -= taken
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":
