@@ -19,7 +19,9 @@ _run = loop.Loop.run
 
 def before(module: str) -> List[str]:
     """The words before the command line of `slowed`."""
-    return ["env", "PYTHONPATH=" + os.path.dirname(os.path.abspath(__file__)), "SLOWED=" + module]
+    here, inherited = os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")
+    path = here + os.pathsep + inherited if inherited else here
+    return ["env", "PYTHONPATH=" + path, "SLOWED=" + module]
 
 
 def slow(run_dir: str, seconds: float) -> None:
