@@ -29,7 +29,10 @@ REFUSAL = 13.0  # s until the VIM enables after an API that refused
 ABANDONED = 80.0  # s until the VIM enables after a migration that never happens
 UNPAUSE_LEAD, RESUME_LEAD = 1.6, 20.0  # s between PATCH enabled and the machine's running
 LOADED = 0.5  # s, real: what a loaded machine may add to anything
-SECONDS = 10.0  # s within which the VIM must read `disabled` of a machine that is silent
+SECONDS = (
+    10.0  # s, and three intervals: the VIM must read `disabled` of a machine that was silent for so long
+)
+STAGGER = 15.0  # s over which the rows begin: a VIM does not command all its guests at the same moment
 LATENCY_MAX = 0.25  # s, real: the shortest patience of a guest is 0.5
 
 REFUSES, NEVER = "refuses", "never"
@@ -61,9 +64,11 @@ class Player(threading.Thread):
         self.again: Optional[float] = None
         self.expected = 0  # alarms
         self._chance = chance
+        self._seconds = max(SECONDS, 5 * stage.interval)
         self._silent_at = 0.0  # real; a machine that is silent from then on for SECONDS at least
 
     def run(self) -> None:
+        self._sleep(STAGGER * self._chance.random())
         try:
             runs = self._play()
             self._check_before()
@@ -147,7 +152,7 @@ class Player(threading.Thread):
             self._silence("hang")
             self._sleep(wait - 3)
             self._report("enabled")
-            self._sleep(SECONDS)
+            self._sleep(self._seconds)
             self._say("healthy")
         else:
             self._sleep(wait)
@@ -159,12 +164,12 @@ class Player(threading.Thread):
         self._silence("hang")
         self._sleep(takes - acts)
         self._report("enabled")
-        self._sleep(SECONDS + self._chance.random())
+        self._sleep(self._seconds + self._chance.random())
         return self._goes_on()
 
     def _nova_unpause(self, takes: float, acts: float) -> bool:
         self._silence("hang")
-        self._sleep(SECONDS + takes)
+        self._sleep(self._seconds + takes)
         self._report("enabled")
         assert not self._ask("unpause"), "a paused guest is asked nothing"
         self._sleep(UNPAUSE_LEAD)
@@ -191,7 +196,7 @@ class Player(threading.Thread):
     def _nova_late_enable(self, takes: float, acts: float) -> bool:
         """The machine runs before reporting is enabled."""
         self._silence("hang")
-        self._sleep(takes - acts + SECONDS)
+        self._sleep(takes - acts + self._seconds)
         runs_at = time.monotonic()
         self._say("healthy")
         self._sleep(1)
@@ -212,7 +217,7 @@ class Player(threading.Thread):
         self._say("off")
         self._sleep(takes - acts - 1)
         self._report("enabled")
-        self._sleep(SECONDS)
+        self._sleep(self._seconds)
         return False
 
     def _nova_reboot(self, takes: float, acts: float) -> bool:
@@ -228,7 +233,7 @@ class Player(threading.Thread):
         self._silence("hang")
         self._sleep(takes - acts)
         self._report("enabled")
-        self._sleep(SECONDS + BOOT)
+        self._sleep(self._seconds + BOOT)
         return False
 
     def _nova_live_migrate(self, takes: float, acts: float) -> bool:
@@ -280,7 +285,7 @@ class Player(threading.Thread):
     def _whole_rebuild(self) -> bool:
         """Reporting stays enabled; the socket goes with its QEMU."""
         self._silence("off")
-        self._sleep(float(self.row.nova) + SECONDS)
+        self._sleep(float(self.row.nova) + self._seconds)
         self._say("on", BOOT * SCALE)
         self._sleep(BOOT)
         return True
@@ -338,8 +343,8 @@ class Player(threading.Thread):
         alarms = ear.alarms(self.uuid)
         assert len(alarms) == self.expected, "%d alarms, %d expected" % (len(alarms), self.expected)
         if self._silent_at:
-            read = ear.status(self.uuid, self._silent_at + SECONDS * SCALE)
-            assert read == "disabled", "silent for %g s, and the VIM reads %s" % (SECONDS, read)
+            read = ear.status(self.uuid, self._silent_at + self._seconds * SCALE)
+            assert read == "disabled", "silent for %g s, and the VIM reads %s" % (self._seconds, read)
         if self.again is not None:
             assert self.again < LATENCY_MAX, "seen again after %.0f ms" % (1000 * self.again)
 
