@@ -64,7 +64,7 @@ class Player(threading.Thread):
         self.again: Optional[float] = None
         self.expected = 0  # alarms
         self._chance = chance
-        self._seconds = max(SECONDS, 5 * stage.interval)
+        self._seconds = max(SECONDS, 4 * stage.interval + 2)
         self._silent_at = 0.0  # real; a machine that is silent from then on for SECONDS at least
 
     def run(self) -> None:
