@@ -82,11 +82,11 @@ class Troubles:
             self.world.start(self._vim_troubled(self.world.vim_trouble))
 
     def _vim_troubled(self, trouble: str) -> Course:
-        """Down or resetting for up to 8 s of life, standing still for up to 8, or for 25 … 65."""
+        """Down for up to 40 s of life, resetting or standing still for up to 8, or still for 25 … 65."""
         vim, began = self.cluster.vim, time.monotonic()
         if trouble == "down":
             vim.stop()
-            yield self.random.choice((0.4, 0.8, 2.5)) * self.random.random()
+            yield self.random.choice((0.4, 0.8, 4.0)) * self.random.random()
             vim.start()
         elif trouble == "slow":
             vim.delay = 0.05
