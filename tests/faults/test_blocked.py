@@ -337,7 +337,8 @@ def test_a_syslog_that_accepts_nobody_costs_lines_and_nothing_else(deaf_syslog, 
         beat_together(host, time.monotonic())
         for _ in range(20):
             os.kill(pid, signal.SIGHUP)  # a line each
-            beat_together(host, time.monotonic())
+            time.sleep(0.01)
+        beat_together(host, time.monotonic())
     finally:
         end(pid or started_in(str(run)))
         cluster.stop()
