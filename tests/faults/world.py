@@ -54,19 +54,18 @@ class World:
         self.host_of(uuid).guests.say(uuid, *words)
 
     def start(self, course: Course) -> None:
-        """Have it go on from now on."""
-        heapq.heappush(self._courses, (time.monotonic(), next(self._order), course))
+        """Take its next step now, and have it go on."""
+        try:
+            wait = next(course)
+        except StopIteration:
+            return
+        heapq.heappush(self._courses, (time.monotonic() + wait, next(self._order), course))
 
     def _turn(self) -> None:
         for act in self.each_turn:
             act()
         while self._courses and self._courses[0][0] <= time.monotonic():
-            _, _, course = heapq.heappop(self._courses)
-            try:
-                wait = next(course)
-            except StopIteration:
-                continue
-            heapq.heappush(self._courses, (time.monotonic() + wait, next(self._order), course))
+            self.start(heapq.heappop(self._courses)[2])
 
     def go_on(self, seconds: float, faults: Sequence[Callable[[], None]] = ()) -> None:
         """All courses for so long, and faults at random."""
