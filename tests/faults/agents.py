@@ -16,6 +16,7 @@ SETTLING = 0.6  # s for all that is on its way to arrive, on a line without loss
 SECOND_AGENT = "127.0.0.201"
 NOBODY = "127.0.0.202"
 OLD_AUDIT = 1.0  # s
+REPAIRED_WITHIN = 5.0  # s; a failure that lasts is told to the next agent, and would be told twice
 
 
 class Agents:
@@ -45,15 +46,17 @@ class Agents:
         listed = cluster.vim.instances
         hosts = [(host.seen_at, [one[0] for one in listed[host.uuid]]) for host in cluster.hosts]
         address = (AGENT_ADDRESS, cluster.agent_port)
-        with OldAgent(address, cluster.server_port, cluster.vim.port, hosts, OLD_AUDIT):
+        with OldAgent(address, cluster.server_port, cluster.vim.port, hosts, OLD_AUDIT) as agent:
+            self.world.old_agent = agent
             self.world.go_on(SETTLING)
             faults = [guests.hang, guests.hang, guests.recover, guests.restart_guest, guests.fall_ill]
             self.world.go_on(1.0, faults)
             self.world.go_on(SETTLING)
+            self.world.end_commands(REPAIRED_WITHIN)
         self.truth.note("our agent again")
+        self.world.agents = OURS
         cluster.start_agent()
         self.world.go_on(SETTLING)
-        self.world.agents = OURS
 
     def split_brain(self) -> None:
         """A second agent of ours, whose VIM wants no reporting: it is answered, and changes nothing."""

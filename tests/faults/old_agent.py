@@ -46,10 +46,16 @@ class OldAgent:
         self._thread.join()
         self._socket.close()
 
-    def _live(self) -> None:
+    def report(self, uuid: str, reporting: bool, cmd: int = datagram.MOD_INST) -> None:
+        """The VIM sets the reporting of an instance."""
         for address, instances in self._hosts:
+            if uuid in instances:
+                self._send(address, cmd, datagram.SetInstance(uuid, reporting))
+
+    def _live(self) -> None:
+        for _, instances in self._hosts:
             for uuid in instances:
-                self._send(address, datagram.ADD_INST, datagram.SetInstance(uuid, True))
+                self.report(uuid, True, datagram.ADD_INST)
         next_audit = time.monotonic()
         while not self._ended:
             if time.monotonic() >= next_audit:

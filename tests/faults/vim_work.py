@@ -6,7 +6,7 @@ import time
 
 from guest_faults import GuestFaults
 from truth import Asked, lasts
-from world import AWAY, OURS, Course, World
+from world import AWAY, OLD, Course, World
 
 SECS = 1  # s, each timeout of the guests
 VIM_WAITS = SECS + 0.11  # s: then the VIM goes on without an outcome
@@ -102,27 +102,31 @@ class VimWork:
         self.cluster.vim.instances[host.uuid] = [
             (one, name, state == "enabled" if one == uuid else on) for one, name, on in listed
         ]
-        while True:
-            try:
-                if self.cluster.client.set(uuid, host.name, state)[0] == 200:
-                    self.truth.note("%s %s" % (state, uuid[-2:]))
-                    return
-            except OSError:
-                pass
+        while not self._is_set(uuid, host.name, state):
             yield 0.05
+        self.truth.note("%s %s" % (state, uuid[-2:]))
+
+    def _is_set(self, uuid: str, hostname: str, state: str) -> bool:
+        if self.world.agents == OLD and self.world.old_agent is not None:
+            self.world.old_agent.report(uuid, state == "enabled")
+            return True
+        try:
+            return self.cluster.client.set(uuid, hostname, state)[0] == 200
+        except OSError:
+            return False
 
     def _while_vim_is_away(self) -> Course:
         while self.world.vim_trouble in AWAY:
             yield 0.02
 
     def _hear(self) -> None:
-        """The VIM repairs what is alarmed: the ill always, the failed as often as not."""
+        """The VIM repairs what is alarmed: the ill always, others as often as not, and all for an old agent."""
         events = self.cluster.vim.events("alarm")
         for event in events[self._heard :]:
             uuid = event["body"]["uuid"]
             self.truth.note("alarm of " + uuid[-2:])
-            wanted = lasts(self.truth.ill, uuid) or self.random.random() < 0.5
-            if wanted and self.world.agents == OURS and uuid not in self.world.busy | self.truth.gone:
+            wanted = lasts(self.truth.ill, uuid) or self.world.agents == OLD or self.random.random() < 0.5
+            if wanted and uuid not in self.world.busy | self.truth.gone:
                 self.world.start(self._counted(uuid, self._repair(uuid)))
         self._heard = len(events)
 

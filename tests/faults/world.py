@@ -11,8 +11,9 @@ import heapq
 import itertools
 import random
 import time
-from typing import Any, Callable, Generator, List, Sequence, Set, Tuple
+from typing import Any, Callable, Generator, List, Optional, Sequence, Set, Tuple
 
+from old_agent import OldAgent
 from truth import Truth, lasts
 
 from guestmtce.lab.cluster import Cluster, Host
@@ -36,6 +37,7 @@ class World:
         self.commanding = 0  # courses that give the agent commands
         self.vim_trouble = ""
         self.agents = OURS
+        self.old_agent: Optional[OldAgent] = None
         self.each_turn: List[Callable[[], None]] = []
         self._courses: List[Tuple[float, int, Course]] = []
         self._order = itertools.count()
@@ -76,6 +78,12 @@ class World:
                 self.random.choice(faults)()
                 next_fault = time.monotonic() + self.random.random() * 0.15
             time.sleep(0.005)
+
+    def end_commands(self, seconds: float) -> None:
+        """Until nobody commands the agent, but no longer than this."""
+        ends = time.monotonic() + seconds
+        while self.commanding and time.monotonic() < ends:
+            self.go_on(0.05)
 
     def end_courses(self, seconds: float) -> None:
         """Until each course has come to its end, but no longer than this."""
