@@ -120,7 +120,7 @@ class VimWork:
             yield 0.02
 
     def _hear(self) -> None:
-        """The VIM repairs what is alarmed: the ill always, others as often as not, and all for an old agent."""
+        """The VIM repairs what is alarmed: the ill always, others as often as not, all of an old agent."""
         events = self.cluster.vim.events("alarm")
         for event in events[self._heard :]:
             uuid = event["body"]["uuid"]
