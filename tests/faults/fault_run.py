@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -175,6 +176,14 @@ def run(seed: int, own_world: bool) -> None:
             _report(seed, world, _judge(world))
     finally:
         proxy.stop()
+        if own_world:
+            _unmake_world(cluster)
+
+
+def _unmake_world(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        subprocess.run(["umount", os.path.join(cluster.folder, host.name)], check=False)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def _make_world(cluster: Cluster, seed: int) -> None:
@@ -185,7 +194,7 @@ def _make_world(cluster: Cluster, seed: int) -> None:
         size = "size=%dm" % RUN_FOLDER_SIZE
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "run", folder], check=True)
     if seed % UNRESOLVED_EVERY == UNRESOLVED_EVERY - 1:
-        silent = apart.SilentNameServer(Path(tempfile.mkdtemp(prefix="guestmtce-names-")))
+        silent = apart.SilentNameServer(Path(cluster.folder, "names"))
         silent.__enter__()
         for command in silent.commands:
             subprocess.run(command, shell=True, check=True)
