@@ -242,9 +242,10 @@ def _one_line(seed: int) -> collections.Counter[str]:
     status, output = live_apart(seed)
     counts = collections.Counter(line.split(":")[0] for line in output.splitlines())
     found = collections.Counter({kind: counts[kind] for kind in KINDS if counts[kind]})
+    said = ", ".join("%s %d" % pair for pair in found.items()) or "right"
     if status and not found:
         found["OTHER"] = 1
-    said = ", ".join("%s %d" % pair for pair in found.items()) or "right"
+        said = "OTHER: " + output.strip().rpartition("\n")[2]
     print("seed %d: %s (%.1f s)" % (seed, said, time.monotonic() - began), flush=True)
     return found
 
