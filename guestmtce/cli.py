@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from guestmtce.lab import bench, crowd, demo, guests, mtcagent, vim
+from guestmtce.lab import bench, crowd, demo, guestoptions, mtcagent, vim
 from guestmtce.wire.datagram import HostRecord
 
 
@@ -70,7 +70,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     given = _parser().parse_args(arguments)
     if given.word == "guests":
-        options = guests.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
+        options = guestoptions.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
         return crowd.run(options, given.count, given.first)
     if given.word == "bench":
         return _bench(given)

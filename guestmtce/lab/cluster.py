@@ -71,15 +71,23 @@ def _die_with_us() -> None:
 
 
 class Process:
-    """A process of the lab (Python, unless `program` says else): in its own session, its output in a file."""
+    """A process of the lab (Python, unless `program` says else): in its own session, its output in a file.
+
+    `before` are the words of a command that becomes the program: `env`, `unshare`, `setpriv`.
+    """
 
     def __init__(
-        self, arguments: List[str], output: str, program: str = sys.executable, **options: Any
+        self,
+        arguments: List[str],
+        output: str,
+        program: str = sys.executable,
+        before: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         self.output = output
         with open(output, "ab") as file:
             self.popen = subprocess.Popen(
-                [program, *arguments],
+                [*before, program, *arguments],
                 stderr=file,
                 start_new_session=True,
                 preexec_fn=_die_with_us,
@@ -153,12 +161,15 @@ class GuestsProcess(Process):
 class Daemon(Process):
     """guestServer or guestAgent, in the foreground."""
 
-    def __init__(self, name: str, module: str, folder: str, arguments: List[str]) -> None:
+    def __init__(
+        self, name: str, module: str, folder: str, arguments: List[str], before: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.folder = folder
         os.makedirs(folder, exist_ok=True)
         options = ["--foreground", "--run-dir", folder, "--log-dir", folder]
-        super().__init__(["-m", module, *options, *arguments], os.path.join(folder, name + ".log"))
+        output = os.path.join(folder, name + ".log")
+        super().__init__(["-m", module, *options, *arguments], output, before=before)
 
     def _report(self, number: int, path: str) -> List[str]:
         full = os.path.join(self.folder, path)
@@ -210,7 +221,11 @@ class Cluster:
     """See the module's text. A context manager; `settings` are `SECTION.KEY=VALUE` words for both daemons."""
 
     server_module = "guestmtce.server.master"  # a test may have its own, and more on its command line
+    agent_module = "guestmtce.agent.main"
     server_words: Sequence[str] = ()
+    server_before: Sequence[str] = ()  # see Process
+    agent_before: Sequence[str] = ()
+    mtc_address = AGENT_ADDRESS
 
     def __init__(
         self,
@@ -267,11 +282,11 @@ class Cluster:
         self.mtc = MtcAgent(records, AGENT_ADDRESS, self.mtc_event_port, self.mtc_command_port)
         self.mtc.start()
 
-    def start_guests(self, host: Host) -> None:
-        """Start the guests of a host; returns when all their sockets are there."""
-        first = host.number * self.guest_count + 1
+    def start_guests(self, host: Host, folder: str = "", first: int = 0) -> None:
+        """Start the guests of a host, in its folder or another; returns when all their sockets are there."""
+        first = first or host.number * self.guest_count + 1
         options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
-        folder = os.path.join(self.folder, "qemu-%d" % host.number)
+        folder = folder or os.path.join(self.folder, "qemu-%d" % host.number)
         output = os.path.join(self.folder, "guests-%d.log" % host.number)
         host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
         self._processes.append(host.guests)
@@ -284,7 +299,7 @@ class Cluster:
         arguments += [word for setting in self._server_settings for word in ("--set", setting)]
         arguments += self.server_words
         folder = os.path.join(self.folder, host.name)
-        host.server = Daemon("guestServer", self.server_module, folder, arguments)
+        host.server = Daemon("guestServer", self.server_module, folder, arguments, self.server_before)
         self._processes.append(host.server)
         self._await_info(host.server)
         return host.server
@@ -293,11 +308,11 @@ class Cluster:
         """Start (again) the guestAgent, with an empty memory."""
         arguments = ["--bind", AGENT_ADDRESS, "--http-port", str(self.http_port), "--vim-url", self.vim.url]
         arguments += ["--rx-port", str(self.agent_port), "--server-port", str(self.server_port)]
-        arguments += ["--mtc-address", AGENT_ADDRESS, "--mtc-cmd-port", str(self.mtc_command_port)]
+        arguments += ["--mtc-address", self.mtc_address, "--mtc-cmd-port", str(self.mtc_command_port)]
         arguments += ["--mtc-event-port", str(self.mtc_event_port)]
         arguments += [word for setting in self._agent_settings for word in ("--set", setting)]
         folder = os.path.join(self.folder, "controller")
-        self.agent = Daemon("guestAgent", "guestmtce.agent.main", folder, arguments)
+        self.agent = Daemon("guestAgent", self.agent_module, folder, arguments, self.agent_before)
         self._processes.append(self.agent)
         self._await_info(self.agent)
         wait_for(lambda: self._agent_serves() or not self.agent.alive(), "guestAgent serves", START_WAIT)

@@ -15,11 +15,12 @@ import time
 from typing import Any, Callable, Dict, List
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.guests import Guest, Options, Record
+from guestmtce.lab.guestoptions import Options, Record
+from guestmtce.lab.guests import Guest
 
 COMMANDS = (
-    "healthy", "mute", "hang", "ill", "vote", "restart", "reset", "bye", "flood", "half", "send", "off",
-    "crash", "on",
+    "healthy", "mute", "hang", "ill", "vote", "votes_each", "restart", "reset", "introduce", "leave", "bye",
+    "flood", "half", "send", "off", "crash", "on", "restored",
 )  # fmt: skip
 
 

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import socket
 import time
 from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.lab.measure import Histogram
+from guestmtce.lab.guestoptions import Options, Record
+from guestmtce.lab.qemu import Qemu
 from guestmtce.wire import channel, regular
 
 INIT_PERIOD = 5.0  # s
 PATIENCE = 5.0  # s without a challenge, at least
 FLOOD_CHUNK = 64 * 1024  # bytes
-HANG_UP_POLL = 0.02  # s
 FIRST_INVOCATION = 1804289383  # every real guest starts with this one
-READ_SIZE = 65536  # bytes
 # How a challenge of guestServer begins. One that comes alone is taken apart without the JSON parser.
 PLAIN_CHALLENGE = regular.build_challenge(0, 0).partition(b"0,")[0]
 
@@ -34,39 +31,10 @@ def uuid_of(number: int) -> str:
     return "00000000-0000-4000-8000-%012d" % number
 
 
-class Options:
-    """What all guests of a process have in common."""
-
-    def __init__(self, folder: str, interval_ms: int, action: str, secs: int, scale: float = 1.0) -> None:
-        self.folder = folder
-        self.interval_ms = interval_ms
-        self.action = action
-        self.secs = secs
-        self.scale = scale  # of the guest's own timers, to run faster than life
-
-
 def _answer_format(action: str) -> bytes:
     """A healthy answer, with its sequence and its number to be put in."""
     text = channel.build(channel.ChallengeResponse(0, channel.HEALTHY, action, ""), 0).replace(b"%", b"%%")
     return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
-
-
-class Record:
-    """What the guests of a process saw together since `reset`.
-
-    `late` is how much more than the interval lay between the reading of a challenge and of the one before
-    it on the same connection. guestServer makes a challenge due one interval after it *sent* the last one,
-    whenever that was, so nothing adds up: this is how late the guest saw its challenge, less the time that
-    the challenge before was on its way.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget."""
-        self.answers = 0
-        self.late = Histogram()
 
 
 class Guest:
@@ -87,55 +55,34 @@ class Guest:
         self._invocation = FIRST_INVOCATION - 1
         self._answer = (channel.HEALTHY, options.action, "")
         self._vote: Dict[str, Any] = {"result": "accept", "reason": "", "delay": 0.0}
+        self._votes_each = 1
         self._plain_answer = _answer_format(options.action)
         self._new_link(0.0)
-        self._conn: Optional[socket.socket] = None
-        self._listener: Optional[socket.socket] = None
+        self._qemu = Qemu(loop, self.path, self._connected, self._read)
         self._init_timer: Optional[Timer] = None
         self._patience_timer: Optional[Timer] = None
+        self._boot_timer: Optional[Timer] = None
+        self._loop_period = 0.0
         self._patient_until = 0.0
         self._flood_left = 0
 
-    # --- QEMU's part -------------------------------------------------------------------------------
+    # --- the machine -------------------------------------------------------------------------------
 
     def power_on(self) -> None:
-        """Make the socket, as QEMU does, and boot."""
-        temporary = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        temporary.bind(self.path)
-        temporary.listen(1)
-        temporary.setblocking(False)
-        self._listener = temporary
-        self._loop.watch(temporary, self._accept)
+        """Start QEMU, and boot."""
+        self._qemu.start()
         self.boot()
 
     def power_off(self, unlink: bool = True) -> None:
-        """The end of QEMU; without `unlink` the stale file stays, as after a kill -9 without libvirt."""
+        """The end of QEMU, with its socket or without."""
         self._cancel_init()
-        self._hang_up()
-        if self._listener is not None:
-            self._loop.unwatch(self._listener)
-            self._listener.close()
-            self._listener = None
-            if unlink:
-                os.unlink(self.path)
+        self._cancel_boot()
+        self._qemu.end(unlink)
         self.facts["state"] = "off"
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        if self._conn is not None:
-            return  # one client at a time; the next waits in the backlog
-        try:
-            self._conn, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        self._conn.setblocking(False)
-        self._loop.unwatch(self._listener)
+    def _connected(self) -> None:
         self.facts["links"] += 1
         self._new_link(time.monotonic())
-        if self.facts["mode"] != "hanging":
-            self._loop.watch(self._conn, self._read)
-        else:
-            self._watch_hang_up()
         if self.facts["state"] == "enabling":
             self._send_init()
 
@@ -146,25 +93,8 @@ class Guest:
         self._challenged_at = 0.0
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
-    def _hang_up(self) -> None:
-        if self._conn is not None:
-            self._loop.unwatch(self._conn)
-            self._conn.close()
-            self._conn = None
-            if self._listener is not None:
-                self._loop.watch(self._listener, self._accept)
-
-    def _read(self) -> None:
-        assert self._conn is not None
-        try:
-            data = self._conn.recv(READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._hang_up()
-        elif not self._take_plain_challenge(data):
+    def _read(self, data: bytes) -> None:
+        if not self._take_plain_challenge(data):
             self._between_lines = data.endswith(b"\n")
             self._take_lines(data)
 
@@ -187,15 +117,6 @@ class Guest:
         self._answered(self._plain_answer % (self._sequence, int(data[data.rindex(b":") + 1 : -2])))
         return True
 
-    def _write(self, data: bytes) -> int:
-        try:
-            return self._conn.send(data) if self._conn is not None else 0
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._hang_up()
-            return 0
-
     # --- the guest's part --------------------------------------------------------------------------
 
     def boot(self) -> None:
@@ -206,7 +127,7 @@ class Guest:
 
     def _send(self, message: channel.Message) -> None:
         self._sequence += 1
-        self._write(channel.build(message, self._sequence))
+        self._qemu.write(channel.build(message, self._sequence))
 
     def _send_init(self) -> None:
         self._cancel_init()
@@ -215,7 +136,7 @@ class Guest:
         self.facts["state"] = "enabling"
         self._invocation += 1
         self.facts["invocation"] = self._invocation
-        if self._conn is not None:
+        if self._qemu.has_client:
             self.facts["inits"] += 1
             self.facts["first_init"] = self.facts["first_init"] or time.monotonic()
         secs = self._options.secs
@@ -249,6 +170,8 @@ class Guest:
             if message.invocation_id in (self._invocation, self._invocation - 1):
                 self.facts["state"] = "enabled"
                 self._expect_challenge()
+                if self.facts["mode"] == "introducing":
+                    self._loop.after(self._loop_period, self._introduce_again)
         elif isinstance(message, channel.Challenge):
             self._challenged()
             if self.facts["state"] == "enabled":
@@ -272,25 +195,38 @@ class Guest:
 
     def _beat(self, number: int) -> None:
         answer = channel.ChallengeResponse(number, *self._answer)
-        if self.facts["mode"] == "mute":
+        if self.facts["mode"] in ("mute", "introducing"):
             self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
             return
         self._sequence += 1
         text = channel.build(answer, self._sequence)
         if self.facts["mode"] == "half":
-            self._write(text[: len(text) // 2])
+            self._qemu.write(text[: len(text) // 2])
         else:
             self._answered(text)
+            if self.facts["mode"] == "leaving":
+                self._leave()
+
+    def _leave(self) -> None:
+        """The answer was the last of this client; the next one starts after the loop's period."""
+        self._send(channel.Exit("Exiting..."))
+        self._cancel_init()
+        self.facts["state"] = "ended"
+        self._loop.after(self._loop_period, self._introduce_again)
+
+    def _introduce_again(self) -> None:
+        if self.facts["mode"] in ("introducing", "leaving"):
+            self._send_init()
 
     def _answered(self, text: bytes) -> None:
-        self._write(text)
+        self._qemu.write(text)
         self._record.answers += 1
         self.facts["answers"] += 1
         self.facts["last_beat"] = time.monotonic()
         self.facts["first_beat"] = self.facts["first_beat"] or self.facts["last_beat"]
 
     def _send_vote(self, question: channel.ActionNotify) -> None:
-        if self.facts["mode"] != "hanging":
+        for _ in range(0 if self.facts["mode"] == "hanging" else self._votes_each):
             self._send(channel.ActionResponse(question.invocation_id, question.event_type,
                                               question.notification_type, self._vote["result"],
                                               self._vote["reason"]))  # fmt: skip
@@ -302,8 +238,7 @@ class Guest:
         hung = self.facts["mode"] == "hanging"
         self._answer = (channel.HEALTHY, self._options.action, "")
         self.facts.update(mode="healthy", unanswered_since=0.0)
-        if hung and self._conn is not None:
-            self._loop.watch(self._conn, self._read)
+        self._qemu.go_on()
         if hung and self.facts["state"] == "enabling":
             self._send_init()
         elif hung and self.facts["state"] == "enabled":
@@ -317,19 +252,8 @@ class Guest:
         """Do nothing at all, like a stopped virtual machine."""
         self.facts["mode"] = "hanging"
         self._cancel_init()
-        if self._conn is not None:
-            self._loop.unwatch(self._conn)
-            self._watch_hang_up()
-
-    def _watch_hang_up(self) -> None:
-        """QEMU notices the end of a connection even if its guest does not."""
-        if self.facts["mode"] == "hanging" and self._conn is not None:
-            watched = select.poll()
-            watched.register(self._conn, select.POLLRDHUP)
-            if watched.poll(0):
-                self._hang_up()
-            else:
-                self._loop.after(HANG_UP_POLL, self._watch_hang_up)
+        self._cancel_boot()
+        self._qemu.pause()
 
     def ill(self, action: str = "reboot", *words: str) -> None:
         """Answer `unhealthy` with this corrective action and log_msg."""
@@ -341,14 +265,45 @@ class Guest:
         """Answer questions with `result` after `delay` s; `mute` answers none. The words are the reason."""
         self._vote = {"result": result, "delay": float(delay), "reason": " ".join(words)}
 
+    def votes_each(self, times: str) -> None:
+        """Answer every question so often."""
+        self._votes_each = int(times)
+
     def restart(self) -> None:
         """The client ends gracefully and starts again."""
         self._send(channel.Exit("Exiting..."))
         self.boot()
 
-    def reset(self) -> None:
-        """The client starts again without a word."""
+    def reset(self, seconds: str = "0") -> None:
+        """The machine starts again without a word, its socket kept; its client starts after so many s."""
+        if float(seconds):
+            self.hang()
+            self._boot_timer = self._loop.after(float(seconds), self._booted)
+        else:
+            self.boot()
+
+    def _booted(self) -> None:
+        self.facts["state"] = "booting"  # what has piled up is read, and answered by nobody
+        self.healthy()
         self.boot()
+
+    def _cancel_boot(self) -> None:
+        if self._boot_timer is not None:
+            self._boot_timer.cancel()
+            self._boot_timer = None
+
+    def introduce(self, period: str = "0") -> None:
+        """Say `init` so many s after every acknowledgement, and answer no challenge."""
+        self.healthy()
+        self.facts["mode"] = "introducing"
+        self._loop_period = float(period)
+        self._send_init()
+
+    def leave(self, period: str = "0") -> None:
+        """Answer one challenge, exit, and introduce itself so many s later: again and again."""
+        self.healthy()
+        self.facts["mode"] = "leaving"
+        self._loop_period = float(period)
 
     def bye(self) -> None:
         """The client ends gracefully."""
@@ -368,7 +323,7 @@ class Guest:
 
     def send(self, *words: str) -> None:
         """Write the words, which are a JSON string, as they are."""
-        self._write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
+        self._qemu.write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
 
     def off(self) -> None:
         """QEMU ends and its socket goes."""
@@ -378,17 +333,22 @@ class Guest:
         """QEMU ends and leaves its socket behind."""
         self.power_off(unlink=False)
 
-    def on(self) -> None:
-        """QEMU starts (again)."""
-        if self._listener is None:
-            if os.path.exists(self.path):
-                os.unlink(self.path)
+    def on(self, seconds: str = "0") -> None:
+        """QEMU starts (again); the client in it after so many s."""
+        if not self._qemu.runs:
             self.facts["mode"] = "healthy"
-            self.power_on()
+            self._qemu.start()
+            self.reset(seconds)
+
+    def restored(self) -> None:
+        """QEMU starts with the machine as it was when it ended: paused until `healthy`."""
+        if not self._qemu.runs:
+            self.facts.update(mode="hanging", state="enabled")
+            self._qemu.start(paused=True)
 
     def _flood(self) -> None:
         chunk = (os.urandom(FLOOD_CHUNK // 64) + b"}{\n") * 64
-        taken = self._write(chunk[: max(1, self._flood_left)])
+        taken = self._qemu.write(chunk[: max(1, self._flood_left)])
         self._flood_left -= taken
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":

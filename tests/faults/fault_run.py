@@ -1,230 +1,81 @@
 """One seeded life among faults, and the check of what the VIM was told against what really happened.
 
 Two hosts, twenty guests, everything tenfold faster than life. A lossy line between guestServers and
-guestAgent; guests hang, recover, restart, go and come back, and are deleted and made anew; the VIM is down,
-slow, resets or hangs; processes are killed or stopped. Then the faults end (guests that hang go on hanging),
-and when all has been quiet for a while the record is compared with the truth.
+guestAgent; guests hang, fall ill, recover, restart, loop, go and come back, are deleted and made anew; the
+VIM acts on them, repairs them, and is down, slow, resets or stands still; processes are killed, stopped or
+slowed; agents are exchanged, or there are two; run folders are full or cleaned; names are not resolved. Then
+the faults end (guests that hang go on hanging), and when all has been quiet for a while the record is
+compared with the truth.
 
-By hand: python tests/faults/fault_run.py SEED …
+By hand: python tests/faults/fault_run.py [--jobs N] SEED … FIRST-LAST …
+As root each life has mounts and a network of its own.
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
 import os
-import random
-import signal
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import List, Tuple
 
-from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, Host, TimedOut, wait_for
+import apart
+import scaled
+import slowed
+from agents import SECOND_AGENT, Agents
+from guest_faults import GuestFaults
+from troubles import Troubles
+from vim_work import SECS, VimWork
+from world import World
+
+from guestmtce.agent.settings import AgentSettings
+from guestmtce.daemon import reliable
+from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, TimedOut, wait_for
 from guestmtce.lab.proxy import Proxy
+from guestmtce.server.settings import ServerSettings
 
 GUESTS, HOSTS = 10, 2
 INTERVAL = 0.1  # s
-FAULTS_FOR = 4.0  # s
+FAULTS_FOR = 5.0  # s
+COURSES_END = 15.0  # s for what was begun to end
 QUIET_WAIT = 25.0  # s for everything to be told and agree
-# A failure that began this long before the faults ended, and went on, must have been told; one that
-# was over may be told no later than this after its end (what was on its way when it ended).
-ON_ITS_WAY = 0.6  # s
-VIM_TIMEOUT = 0.5  # s
 QUIET_FOR = 1.5  # s; a guest that hung while nobody watched it is lost after its patience
-# A guest needs its time to be seen again: one that hangs anew within it has had one failure, not two.
-RECOVERY = 1.5  # s
+SCALE = 0.1
+RUN_FOLDER_SIZE = 4  # MB
+UNRESOLVED_EVERY = 4  # each so many-th seed has a name server that is silent
+KINDS = ("LOST", "FALSE", "TWICE", "SECOND", "STALE", "ACTION", "UNQUIET")
 
-SERVER = [
-    "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
-    "timers.settled=0.05",
-    "timers.state_period=0.02", "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.ready_repeat=0.5",
-    "timers.ill_repeat=30",
-]  # fmt: skip
-AGENT = [
-    "timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3",
-    "timers.vim_timeout=%g" % VIM_TIMEOUT, "timers.vim_retry_first=0.05", "timers.vim_retry_max=0.5",
-]  # fmt: skip
-GUEST = ["--scale", "0.1", "--secs", "1"]
-
-
-class Truth:
-    """When each guest hung: pairs of begin and end (None: for good)."""
-
-    def __init__(self) -> None:
-        self.hung: Dict[str, List[Tuple[float, Optional[float]]]] = {}
-        self.back: Dict[str, List[float]] = {}  # when each was switched on, or restarted
-        self.gone: Set[str] = set()
-        self.made: Dict[str, float] = {}  # when the VIM had deleted it, to make it anew
-        self.troubled: List[Tuple[float, float]] = []  # when the VIM may have heard what it did not confirm
-        self.kills: List[float] = []  # of the agent
-        self.log: List[str] = []
-
-    def note(self, text: str) -> None:
-        self.log.append("%.3f %s" % (time.monotonic(), text))
+SERVER = scaled.words(
+    ServerSettings, SCALE, pulse_period_ms=50, stopped_grace=0.4, settled=0.05, reconnect_max=0.2, rescan=0.5,
+    ill_repeat=30,
+)  # fmt: skip
+# An alarm is given up while the VIM stands still, so that it must be asked about.
+AGENT = scaled.words(
+    AgentSettings, SCALE, mtc_ask_period=0.3, vim_timeout=0.5, vim_alarm_timeout=2, vim_retry_max=0.5
+)
+GUEST = ["--scale", str(SCALE), "--secs", str(SECS)]
 
 
-class Life:
-    """The faults of one seed."""
+class SlowedCluster(Cluster):
+    """Its daemons can be slowed."""
 
-    def __init__(self, seed: int, cluster: Cluster, proxy: Proxy) -> None:
-        self.random = random.Random(seed)
-        self.cluster = cluster
-        self.proxy = proxy
-        self.truth = Truth()
-        self.vim_up = True
-
-    def host_of(self, uuid: str) -> Host:
-        return self.cluster.hosts[self.cluster.uuids.index(uuid) // GUESTS]
-
-    def hanging(self, uuid: str) -> bool:
-        """It does, or did when it was switched off."""
-        return bool(self.truth.hung.get(uuid)) and self.truth.hung[uuid][-1][1] is None
-
-    def beats(self, uuid: str) -> bool:
-        """It would, if it were let."""
-        return not self.hanging(uuid) and uuid not in self.truth.gone
-
-    def _over(self, uuid: str) -> None:
-        if self.hanging(uuid):
-            begin, _ = self.truth.hung[uuid].pop()
-            self.truth.hung[uuid].append((begin, time.monotonic()))
-
-    # --- the faults ---
-
-    def hang(self) -> None:
-        uuid = self.random.choice(self.cluster.uuids)
-        if self.beats(uuid):
-            self.truth.note("hang " + uuid[-2:])
-            self.truth.hung.setdefault(uuid, []).append((time.monotonic(), None))
-            self.host_of(uuid).guests.say(uuid, "hang")
-
-    def recover(self) -> None:
-        gone = self.truth.gone
-        hanging = [uuid for uuid in self.cluster.uuids if self.hanging(uuid) and uuid not in gone]
-        if hanging:
-            uuid = self.random.choice(hanging)
-            self.truth.note("recover " + uuid[-2:])
-            self.host_of(uuid).guests.say(uuid, "healthy")
-            self._over(uuid)
-
-    def restart_guest(self) -> None:
-        uuid = self.random.choice(self.cluster.uuids)
-        if self.beats(uuid):
-            self.truth.note("restart " + uuid[-2:])
-            self.host_of(uuid).guests.say(uuid, "restart")
-            self.truth.back.setdefault(uuid, []).append(time.monotonic())
-
-    def go(self) -> None:
-        """A machine ends, with or without its socket. If it hung, that may be told, and need not be."""
-        uuid = self.random.choice(self.cluster.uuids)
-        if uuid not in self.truth.gone:
-            word = self.random.choice(("off", "crash"))
-            self.truth.note("%s %s" % (word, uuid[-2:]))
-            self.host_of(uuid).guests.say(uuid, word)
-            self.truth.gone.add(uuid)
-
-    def come(self) -> None:
-        """A machine that ended starts again."""
-        if self.truth.gone:
-            self._switch_on(self.random.choice(sorted(self.truth.gone)))
-
-    def make_anew(self) -> None:
-        """The VIM deletes an instance, and makes it again."""
-        uuid = self.random.choice(self.cluster.uuids)
-        host, cluster = self.host_of(uuid), self.cluster
-        self.truth.note("make anew " + uuid[-2:])
-        if uuid not in self.truth.gone:
-            host.guests.say(uuid, "off")
-        listed = cluster.vim.instances[host.uuid]
-        cluster.vim.instances[host.uuid] = [entry for entry in listed if entry[0] != uuid]
-        self._order(lambda: cluster.client.delete(uuid)[0])
-        self.truth.made[uuid] = time.monotonic()
-        self._over(uuid)
-        time.sleep(self.random.random() * 0.2)
-        self._switch_on(uuid)
-        time.sleep(self.random.random() * 0.2)
-        cluster.vim.instances[host.uuid] = listed
-        self._order(lambda: cluster.client.create(uuid, host.name)[0])
-        self._order(lambda: cluster.client.set(uuid, host.name, "enabled")[0])
-
-    def _switch_on(self, uuid: str) -> None:
-        self.truth.note("on " + uuid[-2:])
-        self.host_of(uuid).guests.say(uuid, "on")
-        self._over(uuid)
-        self.truth.gone.discard(uuid)
-        self.truth.back.setdefault(uuid, []).append(time.monotonic())
-
-    def _order(self, command: Callable[[], int]) -> None:
-        """The VIM repeats what an agent that has just started does not understand yet."""
-        wait_for(lambda: command() in (200, 204), "the agent obeys", step=0.05)
-
-    def kill_child(self) -> None:
-        children = self.cluster.children(self.random.choice(self.cluster.hosts))
-        if children:
-            uuid = self.random.choice(sorted(children))
-            self.truth.note("kill child " + uuid[-2:])
-            children[uuid].kill()
-
-    def kill_server(self) -> None:
-        host = self.random.choice(self.cluster.hosts)
-        self.truth.note("kill server " + host.name)
-        host.server.kill()
-        time.sleep(self.random.random() * 0.3)
-        self.cluster.start_server(host)
-
-    def kill_agent(self) -> None:
-        self.truth.note("kill agent")
-        self.truth.kills.append(time.monotonic())
-        self.cluster.agent.kill()
-        time.sleep(self.random.random() * 0.3)
-        self.cluster.start_agent()
-
-    def stop_something(self) -> None:
-        host = self.random.choice(self.cluster.hosts)
-        pids = [host.server.popen.pid, self.cluster.agent.popen.pid]
-        pids += [child.pid for child in self.cluster.children(host).values()][:3]
-        pid = self.random.choice(pids)
-        self.truth.note("stop %d" % pid)
-        try:
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(self.random.random() * 0.5)
-            os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            pass
-
-    def trouble_vim(self) -> None:
-        vim, began = self.cluster.vim, time.monotonic()
-        trouble = self.random.choice(("down", "slow", "reset", "hang"))
-        self.truth.note("vim " + trouble)
-        if trouble == "down":
-            vim.stop()
-            time.sleep(self.random.random() * 0.8)
-            vim.start()
-        elif trouble == "slow":
-            vim.delay = 0.05
-            time.sleep(0.4)
-            vim.delay = 0.0
-        else:
-            setattr(vim, trouble, True)
-            time.sleep(self.random.random() * 0.8)
-            setattr(vim, trouble, False)
-        self.truth.troubled.append((began - VIM_TIMEOUT, time.monotonic() + 3 * VIM_TIMEOUT))
-
-    def live(self) -> None:
-        """Faults for a while."""
-        faults = [self.hang] * 6 + [self.recover] * 4 + [self.restart_guest] * 2 + [self.kill_child] * 2
-        faults += [self.go, self.go, self.come, self.come, self.make_anew]
-        faults += [self.kill_server, self.kill_agent, self.stop_something, self.trouble_vim, self.trouble_vim]
-        until = time.monotonic() + FAULTS_FOR
-        while time.monotonic() < until:
-            self.random.choice(faults)()
-            time.sleep(self.random.random() * 0.15)
+    server_module = agent_module = "slowed"
+    server_before = slowed.before(Cluster.server_module, SCALE * reliable.REPEAT_FIRST)
+    agent_before = slowed.before(Cluster.agent_module, SCALE * reliable.REPEAT_FIRST)
 
 
 # --- the check -------------------------------------------------------------------------------------
 
 
-def disagreements(life: Life) -> List[str]:
+def disagreements(world: World) -> List[str]:
     """What is still to be told, or told differently: nothing, when all is quiet."""
-    cluster, found = life.cluster, []
+    cluster, found = world.cluster, []
     told = cluster.agent.dump("instance")
     if "waiting 0" not in cluster.agent.health()["events"]:
         found.append("the agent has something to tell")
@@ -233,13 +84,13 @@ def disagreements(life: Life) -> List[str]:
         if len(rows) != GUESTS:
             found.append("%s knows %d guests" % (host.name, len(rows)))
         for uuid, row in rows.items():
-            wanted = "enabled" if life.beats(uuid) else "disabled"
+            wanted = "enabled" if world.beats(uuid) else "disabled"
             if (row["heartbeating"], row["untold"], row["reporting"]) != (wanted, "nothing", "enabled"):
                 found.append("server %s %r, wanted %s" % (uuid[-2:], row, wanted))
             agent = told.get(uuid, {})
             if agent.get("heartbeating") != wanted or agent.get("host") != host.name:
                 found.append("agent %s %r, wanted %s" % (uuid[-2:], agent, wanted))
-            last = _last_state(life, uuid)
+            last = _last_state(world, uuid)
             if last != wanted:
                 found.append("vim %s %s, wanted %s" % (uuid[-2:], last, wanted))
     if len(told) != GUESTS * HOSTS:
@@ -247,55 +98,58 @@ def disagreements(life: Life) -> List[str]:
     return found
 
 
-def _last_state(life: Life, uuid: str) -> str:
+def _last_state(world: World, uuid: str) -> str:
     """What the VIM heard last of the instance; of a new one it knows that it does not heartbeat yet."""
-    made = life.truth.made.get(uuid, 0.0)
-    services = [event for event in life.cluster.vim.events("service", uuid) if event["at"] > made]
+    made = world.truth.made.get(uuid, 0.0)
+    services = [event for event in world.cluster.vim.events("service", uuid) if event["at"] > made]
     return services[-1]["body"]["event-data"]["services"][0]["status"] if services else "disabled"
 
 
 class Quiet:
     """Whether nothing has been open for longer than anything takes its time."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._since = time.monotonic()
 
     def __call__(self) -> bool:
-        if disagreements(self._life):
+        if disagreements(self._world):
             self._since = time.monotonic()
         return time.monotonic() - self._since > QUIET_FOR
 
 
-def complaints(life: Life, ended: float) -> List[str]:
-    """Failures that were lost, told twice, or not true."""
-    found, truth = [], life.truth
-    for uuid in life.cluster.uuids:
-        alarms = [event["at"] for event in life.cluster.vim.events("alarm", uuid)]
-        seen_from = truth.back.get(uuid, [])
-        for begin, end in truth.hung.get(uuid, []):
-            mine = [at for at in alarms if begin < at <= (end or ended) + ON_ITS_WAY]
-            alarms = [at for at in alarms if at not in mine]
-            was_seen = not any(0 <= begin - since < RECOVERY for since in seen_from)
-            if end is None and not mine and was_seen and uuid not in truth.gone:
-                found.append("LOST: %s hung at %.3f and was never told" % (uuid[-2:], begin))
-            seen_from = [*seen_from, end or ended]
-            if any(not _unconfirmed(truth, at) for at in mine[:-1]):
-                found.append("TWICE: %s hung at %.3f, told at %r" % (uuid[-2:], begin, mine))
-        if alarms:
-            found.append("FALSE: %s told at %r, hung %r" % (uuid[-2:], alarms, truth.hung.get(uuid)))
-    return found
+def _judge(world: World) -> List[str]:
+    trouble: List[str] = []
+    try:
+        wait_for(Quiet(world), "quiet", QUIET_WAIT, step=0.2)
+    except TimedOut:
+        trouble = ["UNQUIET: " + text for text in disagreements(world)]
+    ended = time.monotonic()
+    for uuid in world.cluster.uuids:
+        trouble += world.truth.complaints(uuid, world.cluster.vim.events(uuid=uuid), ended)
+    return trouble
 
 
-def _unconfirmed(truth: Truth, at: float) -> bool:
-    """Whether the agent may not know that the VIM heard this: no answer came, or it was killed too soon."""
-    troubled = any(begin <= at <= end for begin, end in truth.troubled)
-    return troubled or any(at <= kill <= at + VIM_TIMEOUT for kill in truth.kills)
+# --- one life --------------------------------------------------------------------------------------
 
 
-def run(seed: int) -> None:
+def live(world: World, seconds: float, patience: float) -> None:
+    """Faults for so long; then every course comes to its end, within `patience` s."""
+    guests, troubles = GuestFaults(world), Troubles(world)
+    vim, agents = VimWork(world, guests), Agents(world, guests)
+    faults = [guests.hang] * 5 + [guests.recover] * 3 + [guests.restart_guest] * 2 + [vim.act] * 5
+    faults += [guests.fall_ill, guests.loop, guests.go, guests.go, guests.come, guests.come, guests.make_anew]
+    faults += [troubles.kill_child] * 2 + [troubles.kill_server, troubles.kill_agent]
+    faults += [troubles.stop_something, troubles.slow_something, troubles.trouble_vim, troubles.trouble_vim]
+    faults += [troubles.fill_run_folder, troubles.clean_run_folder]
+    faults += world.random.choice(([agents.exchange_agents], [agents.split_brain], []))
+    world.go_on(seconds, faults)
+    world.end_courses(patience)
+
+
+def run(seed: int, own_world: bool) -> None:
     """Live and check. Raises AssertionError with the whole story."""
-    cluster = Cluster(GUESTS, HOSTS, int(INTERVAL * 1000), SERVER, AGENT, GUEST)
+    cluster = SlowedCluster(GUESTS, HOSTS, int(INTERVAL * 1000), SERVER[:], AGENT[:], GUEST)
     routes = []
     for host in cluster.hosts:
         host.seen_at = "127.0.1.%d" % (10 + host.number)
@@ -303,21 +157,50 @@ def run(seed: int) -> None:
         theirs = (host.controller, cluster.agent_port), (host.seen_at, cluster.server_port)
         routes.append((theirs[0], theirs[1], (AGENT_ADDRESS, cluster.agent_port)))
         routes.append((theirs[1], theirs[0], (host.address, cluster.server_port)))
+    agents = [SECOND_AGENT, *(host.controller for host in cluster.hosts)]
+    cluster._server_settings.append("security.agents=" + ", ".join(agents))
     proxy = Proxy(seed, routes, loss=0.3, twice=0.1, delay_max=0.05)
     proxy.quiet = True
     proxy.start()
+    if own_world:
+        _make_world(cluster, seed)
     try:
         with cluster:
             cluster.provision()
             cluster.await_heartbeats()
             vim_list(cluster)
             proxy.quiet = False
-            life = Life(seed, cluster, proxy)
-            life.live()
+            world = World(seed, cluster, proxy, own_world)
+            live(world, FAULTS_FOR, COURSES_END)
             proxy.quiet = True
-            _judge(seed, life)
+            _report(seed, world, _judge(world))
     finally:
         proxy.stop()
+        if own_world:
+            _unmake_world(cluster)
+
+
+def _unmake_world(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        subprocess.run(["umount", os.path.join(cluster.folder, host.name)], check=False)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+def _make_world(cluster: Cluster, seed: int) -> None:
+    """Run folders that can be full, and sometimes a name server that says nothing."""
+    for host in cluster.hosts:
+        folder = os.path.join(cluster.folder, host.name)
+        os.makedirs(folder)
+        size = "size=%dm" % RUN_FOLDER_SIZE
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "run", folder], check=True)
+    if seed % UNRESOLVED_EVERY == UNRESOLVED_EVERY - 1:
+        silent = apart.SilentNameServer(Path(cluster.folder, "names"))
+        silent.__enter__()
+        for command in silent.commands:
+            subprocess.run(command, shell=True, check=True)
+        cluster.mtc_address = "controller"
+        known = ["%s %s %s" % (host.name, host.uuid, host.seen_at) for host in cluster.hosts]
+        cluster._agent_settings.append("agent.hosts=" + ", ".join(known))
 
 
 def vim_list(cluster: Cluster) -> None:
@@ -329,25 +212,72 @@ def vim_list(cluster: Cluster) -> None:
         cluster.vim.hosts[host.uuid] = True
 
 
-def _judge(seed: int, life: Life) -> None:
-    trouble: List[str] = []
-    try:
-        wait_for(Quiet(life), "quiet", QUIET_WAIT, step=0.2)
-    except TimedOut:
-        trouble = disagreements(life)
-    trouble += complaints(life, time.monotonic())
+def _report(seed: int, world: World, trouble: List[str]) -> None:
     if trouble:
-        logs = [host.server.log() for host in life.cluster.hosts] + [life.cluster.agent.log()]
-        with open("/tmp/fault-%d.log" % seed, "w", encoding="utf-8") as file:
-            file.write("\n".join([*trouble, *life.truth.log, *logs]))
-        raise AssertionError("seed %d:\n%s\n%s" % (seed, "\n".join(trouble), "\n".join(life.truth.log)))
+        logs = [host.server.log() for host in world.cluster.hosts] + [world.cluster.agent.log()]
+        path = os.path.join(tempfile.gettempdir(), "fault-%d.log" % seed)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("\n".join([*trouble, *world.truth.log, *logs]))
+        raise AssertionError("\n".join([*trouble, "the story is in " + path]))
+
+
+# --- many lives ------------------------------------------------------------------------------------
+
+
+def live_apart(seed: int) -> Tuple[int, str]:
+    """One life in a process of its own: exit status and output."""
+    words = [sys.executable, os.path.abspath(__file__), "--here", str(seed)]
+    if os.geteuid() == 0:
+        up = ["sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
+        own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        words = ["unshare", *own, *up, *words]
+    with tempfile.TemporaryFile("w+") as output:  # a pipe would be held by whoever outlives it
+        done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
+        output.seek(0)
+        return done.returncode, output.read()
+
+
+def _one_line(seed: int) -> collections.Counter[str]:
+    began = time.monotonic()
+    status, output = live_apart(seed)
+    counts = collections.Counter(line.split(":")[0] for line in output.splitlines())
+    found = collections.Counter({kind: counts[kind] for kind in KINDS if counts[kind]})
+    said = ", ".join("%s %d" % pair for pair in found.items()) or "right"
+    if status and not found:
+        found["OTHER"] = 1
+        said = "OTHER: " + output.strip().rpartition("\n")[2]
+    print("seed %d: %s (%.1f s)" % (seed, said, time.monotonic() - began), flush=True)
+    return found
+
+
+def _seeds(word: str) -> List[int]:
+    first, _, last = word.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def main() -> int:
+    """See the module's text. 1 if any life went wrong."""
+    parser = argparse.ArgumentParser(description="Lives among faults, a seed each.")
+    parser.add_argument("seeds", nargs="+", help="SEED or FIRST-LAST")
+    parser.add_argument("--jobs", type=int, default=1, help="lives beside each other")
+    parser.add_argument("--here", action="store_true", help="in this process, whose world is its own")
+    given = parser.parse_args()
+    seeds = [seed for word in given.seeds for seed in _seeds(word)]
+    if given.here:
+        try:
+            for seed in seeds:
+                run(seed, os.geteuid() == 0)
+        except AssertionError as error:
+            print(error)
+            return 1
+        return 0
+    with ThreadPoolExecutor(given.jobs) as pool:
+        lives = list(pool.map(_one_line, seeds))
+    total = sum(lives, collections.Counter())
+    counts = ", ".join("%s %d" % (kind, total[kind]) for kind in [*KINDS, "OTHER"])
+    print("%d lives, %d right; %s" % (len(lives), sum(not one for one in lives), counts))
+    return int(bool(total))
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        started = time.monotonic()
-        run(int(argument))
-        print(
-            "seed %s: nothing lost, nothing false (%.1f s)" % (argument, time.monotonic() - started),
-            flush=True,
-        )
+    sys.exit(main())

@@ -25,4 +25,5 @@ FULL = range(1000, 1180)
     ],
 )
 def test_nothing_is_lost_and_nothing_false(seed):
-    fault_run.run(seed)
+    status, output = fault_run.live_apart(seed)
+    assert status == 0, output

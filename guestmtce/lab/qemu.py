@@ -1,0 +1,134 @@
+"""QEMU's end of a lab guest's channel: what it makes, accepts and notices (spec 1, "QEMU and libvirt")."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Callable, Optional
+
+from guestmtce.daemon.loop import Loop
+
+HANG_UP_POLL = 0.02  # s
+READ_SIZE = 65536  # bytes
+
+
+class Qemu:
+    """A socket at `path` that serves one client at a time; the next one waits in the backlog.
+
+    `connected` is called for each client, `received` with what it sends. While the machine is paused nothing
+    is read, and what is sent piles up; that the client hangs up is noticed all the same.
+    """
+
+    def __init__(
+        self, loop: Loop, path: str, connected: Callable[[], None], received: Callable[[bytes], None]
+    ) -> None:
+        self.paused = False
+        self._loop = loop
+        self._path = path
+        self._connected = connected
+        self._received = received
+        self._conn: Optional[socket.socket] = None
+        self._listener: Optional[socket.socket] = None
+
+    @property
+    def has_client(self) -> bool:
+        """Whether there is somebody to write to."""
+        return self._conn is not None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, paused or not."""
+        return self._listener is not None
+
+    def start(self, paused: bool = False) -> None:
+        """Make the socket, in the place of a stale one."""
+        if os.path.exists(self._path):
+            os.unlink(self._path)
+        self.paused = paused
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self._path)
+        self._listener.listen(1)
+        self._listener.setblocking(False)
+        self._loop.watch(self._listener, self._accept)
+
+    def end(self, unlink: bool = True) -> None:
+        """Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
+        self._hang_up()
+        if self._listener is not None:
+            self._loop.unwatch(self._listener)
+            self._listener.close()
+            self._listener = None
+            if unlink and os.path.exists(self._path):  # its folder may have been removed
+                os.unlink(self._path)
+
+    def pause(self) -> None:
+        """As `stop` does."""
+        if not self.paused:
+            self.paused = True
+            if self._conn is not None:
+                self._loop.unwatch(self._conn)
+                self._watch_hang_up()
+
+    def go_on(self) -> None:
+        """As `cont` does: what has piled up is read."""
+        if self.paused:
+            self.paused = False
+            if self._conn is not None:
+                self._loop.watch(self._conn, self._read)
+
+    def write(self, data: bytes) -> int:
+        """How many bytes the client's side took."""
+        try:
+            return self._conn.send(data) if self._conn is not None else 0
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._hang_up()
+            return 0
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        if self._conn is not None:
+            return
+        try:
+            self._conn, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        self._conn.setblocking(False)
+        self._loop.unwatch(self._listener)
+        if self.paused:
+            self._watch_hang_up()
+        else:
+            self._loop.watch(self._conn, self._read)
+        self._connected()
+
+    def _read(self) -> None:
+        assert self._conn is not None
+        try:
+            data = self._conn.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._received(data)
+        else:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._conn is not None:
+            self._loop.unwatch(self._conn)
+            self._conn.close()
+            self._conn = None
+            if self._listener is not None:
+                self._loop.watch(self._listener, self._accept)
+
+    def _watch_hang_up(self) -> None:
+        if self.paused and self._conn is not None:
+            watched = select.poll()
+            watched.register(self._conn, select.POLLRDHUP)
+            if watched.poll(0):
+                self._hang_up()
+            else:
+                self._loop.after(HANG_UP_POLL, self._watch_hang_up)

@@ -1,0 +1,68 @@
+"""The judge of the fault suite: what it must find, and what it must let pass."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from truth import Asked, Truth
+
+UUID = "00000000-0000-4000-8000-000000000007"
+ENDED = 200.0
+
+
+def alarm(at, state="failed", action="reboot"):
+    data = {"services": [{"service": "heartbeat", "state": state, "repair-action": action}]}
+    return {"at": at, "body": {"uuid": UUID, "event-type": "alarm", "event-data": data}}
+
+
+def outcome(at):
+    data = {"action": "pause", "guest-response": "reject", "reason": ""}
+    return {"at": at, "body": {"uuid": UUID, "event-type": "action", "event-data": data}}
+
+
+def kinds(truth, *events):
+    return [text.split(":")[0] for text in truth.complaints(UUID, list(events), ENDED)]
+
+
+def hung(*periods, **others):
+    truth = Truth()
+    truth.hung[UUID] = list(periods)
+    for name, value in others.items():
+        setattr(truth, name, value)
+    return truth
+
+
+FOR_GOOD = (100.0, None)
+
+
+@pytest.mark.parametrize(
+    ("truth", "events", "found"),
+    [
+        (hung(FOR_GOOD), [alarm(100.3)], []),
+        (hung(FOR_GOOD), [], ["LOST"]),
+        (hung(FOR_GOOD, gone={UUID}), [], []),
+        (hung(FOR_GOOD, back={UUID: [99.0]}), [], []),  # it was not seen again yet
+        (hung(FOR_GOOD), [alarm(100.3), alarm(150.0)], ["TWICE"]),
+        (hung((100.0, 101.0)), [], []),
+        (hung((100.0, 101.0)), [alarm(101.5)], []),  # it was on its way
+        (hung((100.0, 101.0)), [alarm(102.0)], ["FALSE"]),
+        (hung((100.0, 101.0), stalls=[(101.2, 107.0)]), [alarm(107.1)], []),  # and stayed there
+        (hung((100.0, 101.0), (103.0, None)), [alarm(100.3), alarm(103.3)], []),
+        (hung((100.0, 101.0), FOR_GOOD, stalls=[(101.2, 104.0)]), [alarm(100.3), alarm(103.0)], []),
+        (hung(), [alarm(100.0)], ["FALSE"]),
+        (hung(FOR_GOOD), [alarm(100.3, "unhealthy")], ["LOST", "FALSE"]),
+        (hung(FOR_GOOD), [alarm(100.3, action="log")], ["ACTION"]),
+        (hung((100.0, 100.5), repairs={UUID: [(100.4, 102.0)]}), [alarm(100.3)], []),
+        (hung((100.0, 100.5), repairs={UUID: [(100.4, 102.0)]}), [alarm(101.0)], ["SECOND"]),
+        (hung(asked=[Asked(100.0, UUID, "pause")]), [outcome(101.0)], []),
+        (hung(asked=[Asked(100.0, UUID, "pause")]), [outcome(103.0)], ["STALE"]),
+        (hung(asked=[Asked(100.0, UUID, "pause")], stalls=[(100.5, 103.0)]), [outcome(103.0)], []),
+    ],
+)
+def test_the_judge(truth, events, found):
+    assert kinds(truth, *events) == found
