@@ -298,3 +298,14 @@ def test_whoever_may_command_is_looked_up_by_name_and_never_because_of_a_strange
         assert bench.asked == ["the.controller", "one.more", "the.other"]
     finally:
         bench.close()
+
+
+def test_what_was_disabled_and_enabled_again_is_both_though_only_the_last_arrives(bench):
+    agent = Process(5)
+    on = datagram.SetInstance(SET.uuid, True)
+    data = agent.dress(
+        old_command(on, datagram.MOD_INST), extension.Tag(extension.WANTS_ACK | extension.ANEW, number=7)
+    )
+    bench.send(agent.query(), data, data)
+    assert bench.commands[-2:] == [on._replace(reporting=False), on]
+    assert bench.commands.count(on) == 1

@@ -129,6 +129,8 @@ def test_a_newer_command_about_the_same_takes_the_place_of_the_older(bench, old,
     one.until(lambda: len(server.listen()) >= 7, "two rounds of repetitions")
     assert [what for _, what, _ in server.got].count(old[1]) == 1
     assert one.link.waiting == 2
+    enables, enabled = (getattr(what[1], "reporting", False) for what in (new, old))
+    assert {tag.is_anew for _, what, tag in server.got if what == new[1]} == {enables and not enabled}
     first, last = server.got[0][2].number, server.numbers(new[0])[-1]
     assert extension.newer(last, first)
     server.confirm(server.got[0][2])  # of the one that was replaced
@@ -136,6 +138,17 @@ def test_a_newer_command_about_the_same_takes_the_place_of_the_older(bench, old,
     for _, _, tag in server.got[1:3]:
         server.confirm(tag)
     assert one.link.waiting == 0
+
+
+def test_what_hides_a_disabling_goes_on_hiding_it_until_it_is_confirmed(bench):
+    one, server = pair(bench)
+    one.send(OFF, ON, ON)
+    one.until(lambda: len(server.listen()) >= 4, "a round of repetitions")
+    assert [tag.is_anew for _, _, tag in server.got[:4]] == [False, True, True, True]
+    server.confirm(server.got[-1][2])
+    one.send(ON)
+    one.until(lambda: len(server.listen()) >= 5, "the next")
+    assert not server.got[-1][2].is_anew
 
 
 def test_questions_are_not_replaced_and_expire(bench):

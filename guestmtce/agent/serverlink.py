@@ -16,7 +16,7 @@ from guestmtce.agent.rows import Origin, Send
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.peers import NO_KEYS, Keys, Speaker, new_nonce
-from guestmtce.daemon.reliable import NEVER, Outgoing
+from guestmtce.daemon.reliable import NEVER, Message, Outgoing
 from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp import Port
 from guestmtce.wire import datagram, extension
@@ -49,6 +49,13 @@ class _Peer:
         self.speaker = speaker
         self.outgoing = Outgoing()
         self.takes_marks = False
+
+
+class _Command(NamedTuple):
+    """One that waits for its confirmation, and the flags that it bears each time."""
+
+    send: Send
+    flags: int
 
 
 class ServerLink:
@@ -99,9 +106,12 @@ class ServerLink:
             return
         number = next(self._numbers)
         now = time.monotonic()
-        if self._say(send, peer, Tag(extension.WANTS_ACK, number=number)):
+        flags = extension.WANTS_ACK
+        if _enables(send.command) and _hides_disabling(peer.outgoing.pending(key)):
+            flags |= extension.ANEW
+        if self._say(send, peer, Tag(flags, number=number)):
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
-            peer.outgoing.add(key, number, send, now, until)
+            peer.outgoing.add(key, number, _Command(send, flags), now, until)
             self._schedule_soon()
 
     def confirm(self, origin: Origin) -> None:
@@ -199,7 +209,9 @@ class ServerLink:
             for peer in self._peers.values():
                 for message in peer.outgoing.due(now):
                     if peer.speaker.spoken:
-                        self._say(message.content, peer, Tag(extension.WANTS_ACK, number=message.number))
+                        self._say(
+                            message.content.send, peer, Tag(message.content.flags, number=message.number)
+                        )
         self._schedule()
 
     # --- in ----------------------------------------------------------------------------------------
@@ -244,6 +256,21 @@ class ServerLink:
         if cmd == extension.ACK and tag is not None and tag.acked_sender == self._sender:
             peer.outgoing.acked(tag.number)
         return True
+
+
+def _enables(command: datagram.Command) -> bool:
+    return isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting
+
+
+def _hides_disabling(replaced: Optional[Message]) -> bool:
+    """Whether what is replaced before it was confirmed has disabled reporting, or hides that itself.
+
+    A server that never hears that reporting was off would take the silence of a guest that restarted in that
+    time for a loss.
+    """
+    if replaced is None:
+        return False
+    return not _enables(replaced.content.send.command) or bool(replaced.content.flags & extension.ANEW)
 
 
 def _key(command: datagram.Command, number: int) -> Optional[Hashable]:

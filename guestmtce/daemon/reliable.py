@@ -133,6 +133,10 @@ class Outgoing:
             self._ends.drop(message.number)
         return message
 
+    def pending(self, key: Hashable) -> Optional[Message]:
+        """The message of this key, if it is still waited for."""
+        return self._by_key.get(key)
+
     def find(self, number: int) -> Optional[Message]:
         """The message of this number, if it is still waited for."""
         return self._by_number.get(number)

@@ -382,6 +382,8 @@ class AgentLink:
             self._send(ack, extension.ack_tag(tag), self._speaker, self.agent)
 
     def _carry_out(self, heard: Heard, command: datagram.Command) -> None:
+        if heard.tag is not None and heard.tag.is_anew:
+            self._disable_first(command)
         if heard.tag is not None or not isinstance(command, datagram.SetInstance):
             self._handlers.command(command)
             return
@@ -390,6 +392,11 @@ class AgentLink:
         if known and heard.cmd == datagram.ADD_INST:
             self._old_agent.introduce(command.uuid)
         self._tell_waiting(command.uuid)
+
+    def _disable_first(self, command: datagram.Command) -> None:
+        """That reporting was disabled before this has not come, or later than this."""
+        if isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting:
+            self._handlers.command(command._replace(reporting=False))
 
     def _answer_other(self, heard: Heard) -> None:
         """Another agent than the one that is followed: it may ask, and changes nothing."""

@@ -21,6 +21,7 @@ WANTS_ACK = 1  # flags, in `rev`
 IS_ACK = 2
 GOODBYE = 4  # on a LOOPBACK, which old servers ignore: this guestAgent stops, another may be followed at once
 TAKES_MARKS = 8  # its sender knows MARK
+ANEW = 16  # on a command that enables reporting: it was disabled before, which was not confirmed
 
 # An acknowledgement is a datagram of its own, sent only to who has shown that he speaks this.
 ACK = 0x11110ACC
@@ -67,6 +68,11 @@ class Tag(NamedTuple):
     def wants_ack(self) -> bool:
         """Whether the sender repeats the message until it is acknowledged."""
         return bool(self.flags & WANTS_ACK)
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether the receiver may have missed that what this enables was disabled before."""
+        return bool(self.flags & ANEW)
 
     @property
     def is_goodbye(self) -> bool:
