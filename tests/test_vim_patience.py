@@ -11,7 +11,7 @@ import pytest
 from vimlink_bench import NAME, H, U, V, closing, loss, outcome, service, uuid_number
 
 from guestmtce.agent import events, vimcall
-from guestmtce.agent.rows import AskVim, Origin
+from guestmtce.agent.rows import AskVim, Origin, Withdraw
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.vim import Vim
 
@@ -255,6 +255,30 @@ def test_a_vim_that_takes_no_connection_has_nothing(bench):
             one.tell(loss(origin=origin(1)))
             wait_for(lambda: len(one.journal.lines) >= 2, "it was tried twice")
             assert set(one.journal.lines) == {(1, "unsent")} and not any(p.asks for p in _pending(one))
+
+
+def test_what_is_withdrawn_while_its_connection_is_made_is_not_sent(bench):
+    """The VIM takes a connection late; what came to the connection meanwhile is not true any more."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        filler = socket.create_connection(full.getsockname())
+        one = bench("http://127.0.0.1:%d" % full.getsockname()[1], 5.0, 5.0)
+        one.tell(loss(origin=origin(1)))
+        wait_for(lambda: one.outbox._begun, "the connection is being made")
+        one.tell(Withdraw(U, "it is over"))
+        full.settimeout(5)
+        full.accept()[0].close()
+        filler.close()
+        late, _ = full.accept()
+        late.settimeout(5)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += late.recv(65536)
+        assert data.endswith(b"\r\n\r\n") and late.recv(65536) == b""
+        assert one.journal.lines == []
+        late.close()
+        wait_for(lambda: not one.outbox._begun, "it has ended")
 
 
 @pytest.mark.parametrize("size", [100, 200_000])

@@ -102,9 +102,8 @@ class Outbox:
         self._retry_max = retry_max
         self._lanes: Dict[str, _Lane] = {}
         self._waiting = 0  # items
-        self._ready: List[
-            Tuple[int, int, str]
-        ] = []  # heap: kind, order, uuid; valid if it is the lane's place
+        # Heap of kind, order, uuid; an entry is valid if it is the lane's place.
+        self._ready: List[Tuple[int, int, str]] = []
         self._timed: List[Tuple[float, str]] = []  # heap: when a lane is to be looked at again
         self._questions: Dict[Tuple[str, str], Item] = {}
         self._asking: Optional[Item] = None  # the question that is under way
@@ -307,6 +306,14 @@ class Outbox:
                     self.expired += 1
                     log.info("%s: an outcome came too late for the VIM: dropped", uuid)
             self._place(uuid, lane)
+
+    def wants(self, item: Item, now: float) -> bool:
+        """Whether it is still to be told: while its connection was made it may have been withdrawn."""
+        if item.kind == QUESTION:
+            return True
+        lane = self._lanes.get(item.uuid)
+        pending = lane.pending.get((item.kind, item.what)) if lane is not None else None
+        return pending is not None and pending.item.order == item.order and now < pending.until
 
     # --- how a delivery ended ----------------------------------------------------------------------
 

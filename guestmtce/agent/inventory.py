@@ -330,7 +330,7 @@ class Inventory:
         if not host.answered:
             host.misses += 1
             text = "guestServer on %s does not answer (%d audits)"
-            self._throttle.warning(host.name, text, host.name, host.misses)
+            self._throttle.warning("silent", text, host.name, host.misses)
         for instance in host.instances.values():
             if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it
                 self._ledger.send_state(datagram.ADD_INST, instance)
@@ -390,7 +390,7 @@ name must be one that the controller has, or stand in [agent] hosts"
             return instance
         if instance is not None and instance.adopted:
             return self._ledger.readopt(instance, host, reporting, heartbeating)
-        log.info("%s does not belong to %s: telling it so", uuid, host.name)
+        self._throttle.warning("foreign", "%s does not belong to %s: telling it so", uuid, host.name)
         self._ledger.send(host, datagram.DEL_INST, datagram.DeleteInstance(uuid))
         return None
 

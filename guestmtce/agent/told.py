@@ -35,9 +35,8 @@ class Told:
         self._throttle = Throttle(log)
         self._lock = threading.Lock()
         self._lines = 0  # in the file
-        self._file = (
-            -1
-        )  # descriptor, open from the first note on: nothing may come between a note and what it notes
+        # A descriptor, open from the first note on: nothing may come between a note and what it notes.
+        self._file = -1
         self._fates: Dict[Named, str] = {}  # the rest of the last line of an event
         self._read()
         self._before = {named: fate for named, fate in self._fates.items() if fate != UNSENT}

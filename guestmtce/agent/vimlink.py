@@ -58,6 +58,10 @@ class Patience(NamedTuple):
     other: float
 
 
+class Unwanted(Exception):
+    """What was to be sent is no longer true, or nobody waits for it."""
+
+
 class VimLink:
     """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
 
@@ -148,6 +152,8 @@ class VimLink:
         except vimcall.Silent as error:
             self.reachable = True
             self._note_refusal(item, str(error))
+        except Unwanted:
+            self._note(self._outbox.unsent, item)
         except (vimcall.Unanswered, vimcall.Unreached) as error:
             self.reachable = False
             self._looked_at = -events.NEVER  # another one may listen next
@@ -160,13 +166,18 @@ class VimLink:
 
     def _call(self, item: events.Item, caller: vimcall.Caller) -> vimcall.Reply:
         log.debug("%s %s %r", item.method, item.path, item.body)
-        wait = vimcall.Wait(self._patience.other, self._patience.other)
-        if item.kind == events.ALARM and not item.asks:
-            wait = vimcall.Wait(self._patience.alarm, self._patience.other)
-            if item.origin is not None:
-                sending = functools.partial(self._note_sending, item.origin)
-                return caller.call(item.method, item.path, item.body, wait, sending)
-        return caller.call(item.method, item.path, item.body, wait)
+        first = self._patience.alarm if item.kind == events.ALARM and not item.asks else self._patience.other
+        wait = vimcall.Wait(first, self._patience.other)
+        begin = functools.partial(self._begin_body, item)
+        return caller.call(item.method, item.path, item.body, wait, begin)
+
+    def _begin_body(self, item: events.Item) -> None:
+        """The last moment in which it can be called back. Raises Unwanted."""
+        with self._more:
+            if not self._outbox.wants(item, time.monotonic()):
+                raise Unwanted
+        if item.kind == events.ALARM and item.origin is not None:
+            self._note_sending(item.origin)
 
     def _note_sending(self, origin: rows.Origin) -> None:
         """The connection is there: whoever listens has it."""

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 CLOSE_WAIT = 1.0  # s for killed children to be gone
 CLOSE_POLL = 0.005
-# Reports read from one child before the others get their turn.
-REPORTS_A_TURN = 16
 # Twice what an honest child sends, whatever its guest makes it say (`child.PACE`).
 REPORTS_PER_SECOND = 2 * child.PACE
 REPORTS_BURST = 2 * child.PACE_BURST
@@ -265,7 +263,8 @@ class Children:
 
     def _read(self, speaker: Child) -> None:
         """Reports of one child; at the pipe's end the child has ended or soon will."""
-        for _ in range(REPORTS_A_TURN):
+        # All that an honest child may have said while this process stood still: what is unread is not judged.
+        for _ in range(REPORTS_BURST):
             try:
                 packet = speaker.pipe.recv(pipe.PACKET_MAX + 1)
             except BlockingIOError:

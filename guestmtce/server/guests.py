@@ -237,7 +237,7 @@ class Guests(Links):
         if error.errno == errno.ENOENT:
             self._unlink(guest, now)
         else:
-            self._throttle.warning(uuid, "%s: cannot connect: %s", uuid, error.strerror or error)
+            self._throttle.warning("connect", "%s: cannot connect: %s", uuid, error.strerror or error)
             if error.errno == errno.EAGAIN and guest.owes_answer:
                 self._turned_away(guest, now)
             self._back_off(guest, now)
