@@ -77,6 +77,20 @@ class Wait(NamedTuple):
     rest: float
 
 
+def _nothing() -> None:
+    pass
+
+
+class Steps(NamedTuple):
+    """What is called once the connection is there: before the first byte is sent, and before the body is."""
+
+    before_head: Callable[[], None] = _nothing
+    before_body: Callable[[], None] = _nothing
+
+
+NO_STEPS = Steps()
+
+
 class Reply(NamedTuple):
     """An HTTP answer; `body` is its JSON, None if there is none that can be read."""
 
@@ -87,10 +101,10 @@ class Reply(NamedTuple):
 class _Exchange:
     """What is known of the request that is under way in this thread."""
 
-    def __init__(self, wait: Wait, before_body: Callable[[], None]) -> None:
+    def __init__(self, wait: Wait, steps: Steps) -> None:
         self.deadline = time.monotonic() + wait.first
         self.rest = wait.rest
-        self.before_body = before_body
+        self.steps = steps
         self.handed_over = False  # to the kernel, in full
         self.has_all = False  # the VIM's kernel
         self.ended = False
@@ -120,8 +134,8 @@ class _Socket(socket.socket):
     exchange: _Exchange
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        if not data.endswith(END_OF_HEAD):
-            self.exchange.before_body()
+        steps = self.exchange.steps
+        steps.before_head() if data.endswith(END_OF_HEAD) else steps.before_body()
         super().sendall(data, flags)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -182,13 +196,14 @@ class Caller:
         path: str,
         body: Dict[str, Any],
         wait: Wait,
-        before_body: Callable[[], None] = lambda: None,
+        steps: Steps = NO_STEPS,
     ) -> Reply:
-        """One request, on a connection of its own. `before_body` is called just before its body is sent.
+        """One request, on a connection of its own.
 
-        Raises Silent, Unanswered, Unreached, Down, NoRoom.
+        Raises Silent, Unanswered, Unreached, Down, NoRoom, and what `steps` raise, before which nothing more
+        was sent.
         """
-        exchange = _current.exchange = _Exchange(wait, before_body)
+        exchange = _current.exchange = _Exchange(wait, steps)
         try:
             with self._request(method, path, body, wait.first) as response:
                 return Reply(response.status_code, _read_json(response))

@@ -168,16 +168,16 @@ class VimLink:
         log.debug("%s %s %r", item.method, item.path, item.body)
         first = self._patience.alarm if item.kind == events.ALARM and not item.asks else self._patience.other
         wait = vimcall.Wait(first, self._patience.other)
-        begin = functools.partial(self._begin_body, item)
-        return caller.call(item.method, item.path, item.body, wait, begin)
+        steps = vimcall.Steps(functools.partial(self._check_wanted, item))
+        if item.kind == events.ALARM and item.origin is not None:
+            steps = steps._replace(before_body=functools.partial(self._note_sending, item.origin))
+        return caller.call(item.method, item.path, item.body, wait, steps)
 
-    def _begin_body(self, item: events.Item) -> None:
+    def _check_wanted(self, item: events.Item) -> None:
         """The last moment in which it can be called back. Raises Unwanted."""
         with self._more:
             if not self._outbox.wants(item, time.monotonic()):
                 raise Unwanted
-        if item.kind == events.ALARM and item.origin is not None:
-            self._note_sending(item.origin)
 
     def _note_sending(self, origin: rows.Origin) -> None:
         """The connection is there: whoever listens has it."""

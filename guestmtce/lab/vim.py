@@ -185,7 +185,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         stand_in = self.vim
-        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        data = self.rfile.read(length)
+        if len(data) < length:
+            return  # the client has gone
         body = json.loads(data) if data else {}
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
