@@ -367,7 +367,9 @@ def test_no_connection_is_used_twice_though_the_other_side_keeps_it():
         bodies = []
         for number in range(3):
             wait = vimcall.Wait(1.0, 1.0)
-            reply = caller.call("PATCH", "/", {"a": 1}, wait, lambda: bodies.append(1))
+            reply = caller.call(
+                "PATCH", "/", {"a": 1}, wait, vimcall.Steps(before_body=lambda: bodies.append(1))
+            )
             assert reply == (200, {}) and len(bodies) == number + 1
         thread.join(5)
         assert not thread.is_alive()
