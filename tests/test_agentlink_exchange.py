@@ -460,3 +460,24 @@ def test_the_stopped_of_the_table_is_not_said_a_second_time(bench):
     bench.until(lambda: len(bench.first.hear()) == 2)
     assert events(bench.first) == [INFO, STOP_INFO]
     assert bench.told == [loss().key, *[running().key] * 3]
+
+
+def test_who_was_followed_before_our_restart_is_waited_for():
+    before, other = Identity("10.0.0.1", 5), Identity("10.0.0.2", 6)
+    following = Following(20.0, before.address, 1000.0)
+    assert not following.admit(other, 1001.0)
+    assert following.admit(before._replace(nonce=7), 1002.0)
+    assert not following.admit(other, 1003.0)
+    following = Following(20.0, before.address, 1000.0)
+    assert following.admit(other, 1020.0), "it is gone"
+
+
+def test_the_followed_address_is_told_once_and_a_goodbye_takes_it_back(make):
+    bench, followed = make(), []
+    bench.link._handlers = bench.link._handlers._replace(followed=followed.append)
+    agent = Process(5)
+    for _ in range(3):
+        bench.send(agent.query())
+    assert followed == ["127.0.0.1"]
+    bench.send(goodbye(agent))
+    assert followed == ["127.0.0.1", ""]

@@ -458,3 +458,10 @@ def test_without_a_boot_id_the_time_of_the_boot_tells_one_from_another(tmp_path,
     assert Store(str(tmp_path), "guestServer").load() == []
     monkeypatch.setattr(store_module, "STATISTICS_FILE", str(tmp_path / "none"))
     assert store_module.boot_id() != store_module.boot_id()
+
+
+def test_the_followed_agent_is_remembered(tmp_path):
+    one = Store(str(tmp_path), "guestServer")
+    assert one.agent() == ""
+    one.save_agent("10.0.0.1")
+    assert Store(str(tmp_path), "guestServer").agent() == "10.0.0.1"

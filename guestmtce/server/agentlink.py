@@ -37,11 +37,14 @@ REPEATED = extension.WANTS_ACK | extension.TAKES_MARKS  # flags of an event
 
 
 class Handlers(NamedTuple):
-    """Whom to call: with a command, with the key of what was confirmed, and for a guest's present state."""
+    """Whom to call: with a command, with the key of what was confirmed, for a guest's present state, and with
+    the address of the agent that is followed from now on, empty if none is.
+    """
 
     command: Callable[[datagram.Command], None]
     told: Callable[[Key], None]
     info: Callable[[str], Optional[datagram.InstanceInfo]]
+    followed: Callable[[str], None] = lambda _: None
 
 
 class _Said:
@@ -59,6 +62,7 @@ class _Said:
 
 class AgentLink:
     """The socket. `sender` names this guestServer, over restarts too; `number` makes numbers.
+    `followed_before` is what `Handlers.followed` was called with at last before a restart.
 
     Raises OSError from the constructor.
     """
@@ -71,6 +75,7 @@ class AgentLink:
         number: Callable[[], int],
         handlers: Handlers,
         ask_names: LookUp = look_up,
+        followed_before: str = "",
     ) -> None:
         self.refused = self.not_followed = 0
         self.agent = ""
@@ -87,7 +92,8 @@ class AgentLink:
         self._asker = ""  # whose query was served last
         self._throttle = Throttle(log)
         self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
-        self._following = Following(settings.agent_silence)
+        self._followed = followed_before
+        self._following = Following(settings.agent_silence, followed_before, time.monotonic())
         self._stalls = loop.stalls
         self._others: Dict[str, Speaker] = {}  # by address: those that are not followed
         self._named: Dict[str, None] = {}  # of these, in the log
@@ -325,10 +331,16 @@ class AgentLink:
             self._others.pop(heard.address, None)
             self._named.pop(heard.address, None)
         self._speaker, self.agent = speaker, heard.address
+        self._note_followed(heard.address)
         if another and heard.tag is None:
             self._meet_old(spoke)
         elif another:
             self._meet_ours()
+
+    def _note_followed(self, address: str) -> None:
+        if address != self._followed:
+            self._followed = address
+            self._handlers.followed(address)
 
     def _meet_ours(self) -> None:
         """One that confirms: it hears all that nobody confirmed, at once."""
@@ -369,6 +381,7 @@ class AgentLink:
         if tag is not None and tag.is_goodbye:
             log.info("guestAgent at %s stops", heard.address)
             self._following.goodbye()
+            self._note_followed("")
         elif heard.cmd == extension.MARK:
             self._note_mark(tag)
         elif command is None:
@@ -402,10 +415,11 @@ class AgentLink:
         """Another agent than the one that is followed: it may ask, and changes nothing."""
         self.not_followed += 1
         address, current = heard.address, self._following.current
-        if address not in self._named and len(self._named) < OTHERS_MAX and current is not None:
+        if address not in self._named and len(self._named) < OTHERS_MAX:
             self._named[address] = None
+            followed = current.address if current is not None else "the one of before our restart"
             text = "another guestAgent at %s is not obeyed: %s is, until it stops or is silent for %g s"
-            log.warning(text, address, current.address, self._settings.agent_silence)
+            log.warning(text, address, followed, self._settings.agent_silence)
         if isinstance(heard.command, datagram.Query):
             self._asker = address
             self._handlers.command(heard.command)

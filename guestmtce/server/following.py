@@ -3,6 +3,7 @@
 Two agents that both believe to be the active one would turn every guest's reporting on and off in turn. So
 one is followed, and stays so until it says goodbye or has been silent for a while. A new process at the
 address of the followed one is its successor and is followed at once; the process before it is not any more.
+Our own restart changes nothing of that: whom we followed before it is waited for as long.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ class Heard(NamedTuple):
 
 
 class Following:
-    """See the module's text. `silence`: s after which the followed agent is given up."""
+    """See the module's text. `silence`: s after which the followed agent is given up.
 
-    def __init__(self, silence: float) -> None:
+    `before` is the address of the one that was followed before our restart, if any; `now` that of our start.
+    """
+
+    def __init__(self, silence: float, before: str = "", now: float = 0.0) -> None:
         self.current: Optional[Identity] = None
         self.said_goodbye = False
+        self._before = before
         self._silence = silence
-        self._heard_at = 0.0
+        self._heard_at = now
         self._predecessors: Dict[int, None] = {}
 
     def is_current(self, speaker: Identity) -> bool:
@@ -74,8 +79,10 @@ class Following:
         self._note_predecessor(self.current.nonce)
 
     def _may_follow(self, speaker: Identity, now: float) -> bool:
-        if self.current is None or now - self._heard_at >= self._silence:
+        if now - self._heard_at >= self._silence:
             return True
+        if self.current is None:
+            return self._before in ("", speaker.address)
         if speaker.nonce in self._predecessors:
             return False  # of a process that is gone, late; or it is not gone
         same_place = speaker.address == self.current.address

@@ -120,10 +120,11 @@ class Master(program.Service[ServerSettings]):
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
         self._guests.outbox.number = Numbers(self._store.reserve).take
-        handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of)
+        handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of, self._store.save_agent)
         self._link = AgentLink(
-            self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers
-        )
+            self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers,
+            followed_before=self._store.agent(),
+        )  # fmt: skip
         self._children.open()
         self._children.prove()
         self._recall()

@@ -33,6 +33,7 @@ SAVED_A_TURN = 100  # files that `save_again` writes in one turn of the loop
 FILE_MAX = 64 * 1024  # bytes
 ALIVE = "alive"
 HOST = "host"
+AGENT = "agent"
 SENDER = "sender"
 
 
@@ -89,6 +90,7 @@ class Store:
         self._boot = boot_id()
         self._numbers: Optional[Tuple[int, int]] = None  # sender, its next number
         self._host_reporting: Optional[bool] = None  # None: it was never saved
+        self._agent: Optional[str] = None
         self._marked = False  # there is, or was, a mark that we live
         self._cleaned = False  # it was not there any more at the last look
         self._throttle = Throttle(log)
@@ -128,6 +130,8 @@ class Store:
             self.unsaved[SENDER] = self._sender_values()
         if self._host_reporting is not None:
             self.unsaved[HOST] = {"reporting": self._host_reporting}
+        if self._agent is not None:
+            self.unsaved[AGENT] = {"address": self._agent}
 
     def save_again(self) -> bool:
         """Write some of what is not saved; whether more of it can be written. The first failure ends it."""
@@ -156,6 +160,16 @@ class Store:
     def host_reporting(self) -> bool:
         """What is remembered of that; enabled by default."""
         return (self._read(HOST) or {}).get("reporting") is not False
+
+    def save_agent(self, address: str) -> None:
+        """Remember which guestAgent is followed; empty: none."""
+        self._agent = address
+        self._write(AGENT, {"address": address})
+
+    def agent(self) -> str:
+        """What is remembered of that."""
+        address = (self._read(AGENT) or {}).get("address")
+        return address if isinstance(address, str) else ""
 
     def sender(self) -> int:
         """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
