@@ -105,8 +105,9 @@ class World(Bench):
         if not self.child:
             return ()
         if isinstance(report, reports.Running):
-            return FAILURES
-        return [row.ILLNESS] * isinstance(report, (reports.Stopped, reports.Lost, reports.Well))
+            return [row.FAILURE]
+        ends = (reports.Stopped, reports.Lost, reports.Well, reports.Acknowledged)
+        return [row.ILLNESS] * isinstance(report, ends)
 
     def over_set(self, reporting):
         changed = (self.guest.provisioned, self.guest.reporting) != (True, reporting)

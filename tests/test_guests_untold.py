@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from guests_driver import ENDS, INIT, OTHER, UUID, Bench, heartbeating, ill, lost
+from guests_driver import ENDS, INIT, OTHER, UUID, Bench, heartbeating, ill, lost, recalled, resumes
 from guests_world import BEGINNING, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,7 +127,9 @@ def test_a_loss_is_not_forgotten(what):
     assert untells(bench) == []
 
 
-@pytest.mark.parametrize("report", [reports.Well(), reports.Stopped(), reports.Lost(2), reports.Running()])
+@pytest.mark.parametrize(
+    "report", [reports.Well(), reports.Stopped(), reports.Lost(2), reports.Acknowledged(INIT)]
+)
 def test_the_illness_of_a_guest_that_is_well_or_gone_is_over(report):
     bench = ill()
     bench.report(report)
@@ -144,8 +146,7 @@ def test_the_illness_of_a_guest_without_a_channel_is_over(what):
 
 def test_the_illness_of_a_guest_whose_child_died_goes_on():
     bench = ill()
-    bench.end(row.DIED)
-    bench.run(100)
+    assert replaced_child(bench, 5) is False
     assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
 
 
@@ -172,15 +173,38 @@ def replaced_child(bench, seconds):
     return datagram.ILLHEALTH in bench.told()
 
 
-@pytest.mark.parametrize(
-    ("confirmed", "seconds", "again"), [(True, 5, False), (True, 60, True), (False, 5, True)]
-)
-def test_a_new_child_repeats_an_illness_only_if_nobody_knows_of_it(confirmed, seconds, again):
+@pytest.mark.parametrize(("seconds", "again"), [(5, False), (60, True)])
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_new_child_repeats_no_illness_before_its_time(confirmed, seconds, again):
     bench = ill()
     if confirmed:
         bench.confirm()
     assert replaced_child(bench, seconds) is again
-    assert (row.ILLNESS in untold(bench)) is again
+    assert (row.ILLNESS in untold(bench)) is (again or not confirmed)
+
+
+def test_a_new_child_knows_that_its_guest_was_ill_and_says_when_it_is_well():
+    bench = ill()
+    bench.end(row.DIED)
+    bench.run(0.1)
+    assert [resume.ill for resume in resumes(bench.take())] == [True]
+    bench.connect()
+    bench.report(reports.Running(), reports.Well())
+    assert row.ILLNESS not in untold(bench)
+    bench.end(row.DIED)
+    bench.run(0.1)
+    assert [resume.ill for resume in resumes(bench.take())] == [False]
+
+
+def test_an_illness_that_is_known_is_not_told_again_after_a_restart():
+    bench = ill()
+    bench.confirm()
+    again = recalled(bench.saved(), 3.0)
+    again.found()
+    assert [resume.ill for resume in resumes(again.take())] == [True]
+    again.connect()
+    again.report(reports.Running(), reports.Ill("reboot", "disk"))
+    assert datagram.ILLHEALTH not in again.told()
 
 
 def test_an_illness_is_told_again_after_a_healthy_answer():

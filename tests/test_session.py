@@ -275,6 +275,24 @@ def test_a_restarted_guest_s_illness_is_told_at_once():
     assert bench.told(s.Ill) == [s.Ill("reboot", "")] * 2
 
 
+def test_who_was_ill_before_this_connection_is_not_reported_anew_and_its_health_is():
+    bench = Bench(resume=Resume(GUEST, True, 0.0, ill=True))
+    bench.answer("unhealthy")
+    assert bench.kinds() == ["Running"]
+    bench.tick()
+    bench.answer()
+    assert bench.kinds() == ["Running", "Well"]
+
+
+def test_the_init_of_a_guest_is_reported_before_its_illness_however_often_it_says_init():
+    bench = Bench()
+    for _ in range(3):
+        bench.run(0.2, answers=False)
+        bench.init()
+        bench.answer("unhealthy")
+    assert bench.kinds() == ["Acknowledged", "Running", "Ill"] * 3
+
+
 def test_an_unknown_health_word_counts_as_unhealthy_and_is_logged():
     bench = Bench().heartbeat()
     bench.tick()

@@ -187,6 +187,7 @@ class Guest:
             silence_until=self.silence_until,
             answered_since_notice=self.answered_since_notice,
             patience_until=self.patience_until,
+            ill_told_at=self.ill_told_at,
             ident=self.ident,
             untold=tuple(
                 (kind, one.number, one.cmd, datagram.event_body(one.event))

@@ -65,6 +65,7 @@ class Guests(Links):
         guest = self._guest(memory.uuid)
         guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
         guest.ident = memory.ident
+        guest.ill_told_at = min(memory.ill_told_at, now)
         guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
         guest.answered_since_notice = memory.answered_since_notice
         self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
@@ -135,6 +136,7 @@ class Guests(Links):
     def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
         guest.init = report.init
         guest.silence_until = guest.patience_until = guest.ill_told_at = -NEVER
+        self.outbox.untell(guest, ILLNESS, "the guest has restarted")
         self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
                   report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
         self.outbox.save(guest)
@@ -146,7 +148,6 @@ class Guests(Links):
         guest.stopped_due = NEVER
         guest.patience_until = -NEVER
         self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
-        self.outbox.untell(guest, ILLNESS, "the guest heartbeats anew")
         guest.state_due = NEVER
         if guest.told != self._shown(guest):
             self._tell_state(guest, now)
@@ -206,8 +207,10 @@ class Guests(Links):
 
     def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
         self._say(guest, now, INFO, "healthy again")
-        guest.ill_told_at = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
+        if guest.ill_told_at != -NEVER:
+            guest.ill_told_at = -NEVER
+            self.outbox.save(guest)
 
     def _missed(self, guest: Guest, report: reports.Missed, now: float) -> None:
         guest.misses += 1

@@ -219,7 +219,8 @@ class Links:
         silence = self._questions.expected_silence(guest, now)
         answered = guest.answered_since_notice and silence > 0
         patience = max(0.0, guest.patience_until - now)
-        return reports.Resume(guest.init, guest.owes_answer, silence, answered, patience)
+        ill = guest.ill_told_at > -NEVER
+        return reports.Resume(guest.init, guest.owes_answer, silence, answered, patience, ill)
 
     def _retry(self, guest: Guest, when: float, now: float) -> None:
         guest.link, guest.retry_at = RETRYING, when

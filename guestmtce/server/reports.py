@@ -174,7 +174,7 @@ class Resume(NamedTuple):
 
     `silence` is how long silence is still expected, `answered_since_notice` whether the guest has answered
     since the notice that announced it was put to it. `patience` is how long it has to answer or to introduce
-    itself at the least.
+    itself at the least. `ill`: its illness was reported, and nothing has ended it.
     """
 
     init: Init
@@ -182,6 +182,7 @@ class Resume(NamedTuple):
     silence: float
     answered_since_notice: bool = False
     patience: float = 0.0
+    ill: bool = False
 
 
 # What to write to the guest, and what to report. A plain tuple: there is one for everything that happens.

@@ -177,6 +177,8 @@ class Session:
                 self._interval, self._settings.guest_patience, self._settings.failure_threshold
             )
             self._due = self._patience_until = now + max(patience, resume.patience)
+            if resume.ill:
+                self._ill_at = now
         return self._output()
 
     def receive(self, data: bytes, now: float) -> Output:
@@ -384,6 +386,8 @@ class Session:
             self._note("ill", "unhealthy, no corrective action: " + message.log_msg, now)
         elif self._ill_at is None or now - self._ill_at >= self._settings.ill_repeat:
             self._ill_at = now
+            self._told_init_at = -NEVER  # the init before it ends an illness, and this one is newer
+            self._tell_init(now)
             self._reports.append(Ill(message.corrective_action, message.log_msg))
 
     def _missed(self, _message: object, now: float) -> None:

@@ -213,7 +213,7 @@ class _Life:
         far.close()
         far_results.close()
         settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=channel.INT32_MAX)
-        resume = (tuple(self._init), False, 0.0, False, 0.0) if self._odd else None
+        resume = (tuple(self._init), False, 0.0, False, 0.0, False) if self._odd else None
         _live(Child(settings), guest.fileno(), results.fileno(), resume)
         guest.close()
         results.close()

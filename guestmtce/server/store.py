@@ -56,6 +56,7 @@ class Memory(NamedTuple):
     questions: Tuple[Tuple[int, str, str, float], ...] = ()  # number, notification type, event, deadline
     answered_since_notice: bool = False
     patience_until: float = -float("inf")
+    ill_told_at: float = -float("inf")
     outcomes_until: Dict[str, float] = {}
 
 
@@ -243,6 +244,7 @@ class Store:
                 questions=tuple(_question(*entry) for entry in values.get("questions", ())),
                 answered_since_notice=values.get("answered_since_notice") is True,
                 patience_until=float(values.get("patience_until", -float("inf"))),
+                ill_told_at=float(values.get("ill_told_at", -float("inf"))),
                 outcomes_until={
                     str(kind): float(until) for kind, until in values.get("outcomes_until", {}).items()
                 },
