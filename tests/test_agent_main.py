@@ -370,3 +370,19 @@ def test_the_reports_tell_what_waits(world):
     assert health["events"] == "told 1 waiting 1 withdrawn 0 given up 0 expired 0"
     assert health["commands-out"].startswith("unconfirmed ") and health["strangers"] == "0"
     assert [line.split()[0] for line in one.agent.dump()] == ["host", "instance"]
+
+
+def test_a_loss_from_before_reporting_was_disabled_is_no_alarm_when_it_is_enabled_again(world):
+    one, server = started(world)
+    one.client.set(U, NAME, "disabled")  # which does not arrive
+    one.client.set(U, NAME, "enabled")
+    one.until(lambda: any(tag.is_anew for _, _, tag in server.listen()), "it is told that it is anew")
+    told(server, LOSS, 2)
+    one.quiet()
+    assert one.alarms() == [] and 2 not in confirmed(server)
+    for _, _, tag in server.got:
+        if tag.wants_ack:
+            server.confirm(tag)
+    told(server, LOSS, 2)  # it is still true
+    one.until(lambda: 2 in confirmed(server), "it is confirmed")
+    assert one.alarms() == ["stop"]

@@ -33,6 +33,8 @@ from guestmtce.wire import datagram, vim
 
 log = logging.getLogger(__name__)
 
+FAILURES = (datagram.LOSS, datagram.ILLHEALTH)
+
 
 class Agent(program.Service[AgentSettings]):
     """The daemon."""
@@ -187,6 +189,8 @@ class Agent(program.Service[AgentSettings]):
         now = self._loop.now
         seen = self._seen.came_before(hostname, origin.sender, origin.number, now)
         if not seen and origin not in self._told:
+            if heard.cmd in FAILURES and self._is_outdated(heard.event, hostname):
+                return  # if it is still true, the server says it again
             if heard.vim:
                 self._told.sending_elsewhere(origin, heard.vim)
             if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
@@ -198,6 +202,12 @@ class Agent(program.Service[AgentSettings]):
                 self._servers.confirm(origin)
             elif self._told.under_way(origin) != heard.vim:
                 self._servers.mark(origin, self._told.under_way(origin))
+
+    def _is_outdated(self, failure: Any, hostname: str) -> bool:
+        """Whether it may be from before reporting was disabled and enabled again."""
+        host = self._inventory.hosts.find(hostname)
+        servers = self._servers
+        return host is not None and servers is not None and servers.enables_anew(host.ip, failure.uuid)
 
     def _vim_replied(self, item: events.Item, reply: Any) -> None:
         if item.what == "state":

@@ -24,6 +24,7 @@ from guestmtce.wire.extension import GOODBYE, Refused, Seal, Tag
 
 log = logging.getLogger(__name__)
 
+ENABLING_MAX = 10.0  # s
 PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
 
@@ -113,6 +114,20 @@ class ServerLink:
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
             peer.outgoing.add(key, number, _Command(send, flags), now, until)
             self._schedule_soon()
+
+    def enables_anew(self, ip: str, uuid: str) -> bool:
+        """Whether this server may not know yet that reporting was disabled, and is enabled again; locked.
+
+        What it tells of the instance's failures is from before, and it withdraws that when it hears. One that
+        does not confirm for ENABLING_MAX s is heard all the same.
+        """
+        peer = self._peers.get(ip)
+        message = peer.outgoing.pending(("instance", uuid)) if peer is not None else None
+        return (
+            message is not None
+            and bool(message.content.flags & extension.ANEW)
+            and time.monotonic() - message.since < ENABLING_MAX
+        )
 
     def confirm(self, origin: Origin) -> None:
         """The server need not tell us that again; under the lock."""
