@@ -31,8 +31,9 @@ setup(
         "setproctitle",
     ],
     extras_require={
-        # hypothesis finds the inputs that nobody thought of; mypy and ruff keep the working agreement.
-        "test": ["hypothesis", "mypy", "pytest", "ruff", "types-psutil", "types-requests"],
+        # hypothesis finds the inputs that nobody thought of; mypy and ruff keep the working agreement;
+        # pytest-xdist runs tests, which mostly wait, side by side.
+        "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-psutil", "types-requests"],
     },
     entry_points={
         "console_scripts": [
