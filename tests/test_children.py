@@ -149,7 +149,7 @@ def test_last_words_come_before_the_end(bench):
     bench.far[ONE].send(channel.build(channel.Exit("bye"), 4))
     bench.far[ONE].close()
     bench.until(lambda: bench.ends)
-    assert bench.reports[-1] == reports.Stopped()
+    assert bench.reports[-1] == reports.Stopped(1)
     assert bench.ends == [(ONE, PEER_CLOSED, "")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from guests_driver import ENDS, INIT, OTHER, UUID, Bench, heartbeating, ill, lost, recalled, resumes
+from guests_driver import ENDS, INIT, OTHER, SETTINGS, UUID, Bench, heartbeating, ill, lost, recalled, resumes
 from guests_world import BEGINNING, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,6 +210,7 @@ def test_an_illness_that_is_known_is_not_told_again_after_a_restart():
 def test_an_illness_is_told_again_after_a_healthy_answer():
     bench = ill()
     bench.confirm()
+    bench.run(SETTINGS.state_period)
     bench.report(reports.Ill("reboot", "disk"))
     assert bench.told() == []
     bench.report(reports.Well(), reports.Ill("reboot", "disk"))
@@ -236,3 +237,37 @@ def test_what_is_untold_is_what_is_true_and_unconfirmed(steps):
     world = World()
     for step in [("found", "/q/x", 1, True), *BEGINNING[1:], *steps]:
         world.step(*step)
+
+
+def test_a_guest_that_falls_ill_again_and_again_is_told_once_in_two_seconds_and_at_last():
+    bench, told = heartbeating(reporting=True), []
+    for _ in range(100):
+        bench.report(reports.Acknowledged(INIT), reports.Running(), reports.Ill("reboot", "disk"))
+        bench.run(0.1)
+        told += bench.told()
+    bench.run(SETTINGS.state_period)
+    assert 5 <= (told + bench.told()).count(datagram.ILLHEALTH) <= 7
+    assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
+
+
+def test_a_held_illness_that_is_over_is_not_told():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Ill("reboot", ""), reports.Well(), reports.Ill("reboot", ""), reports.Well())
+    bench.take()
+    bench.run(10)
+    assert datagram.ILLHEALTH not in bench.told()
+
+
+@pytest.mark.parametrize(("absence", "held"), [(3.0, 7.0), (200.0, 122.0)])
+def test_after_a_long_absence_a_failure_is_held_until_the_guest_may_have_restarted(absence, held):
+    again = recalled(lost().saved(), absence)
+    again.run(held - 0.1)
+    assert datagram.LOSS not in again.told()
+    again.run(0.2)
+    assert datagram.LOSS in again.told()
+
+
+def test_after_too_long_an_absence_nobody_knows_of_the_failure():
+    again = recalled(lost().saved(), 301.0)
+    again.run(1000)
+    assert datagram.LOSS not in again.told()

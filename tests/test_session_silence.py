@@ -52,7 +52,7 @@ def test_misses_are_judged_and_the_stop_is_told_within_two_intervals(event, resu
     before = len(bench.wrote(Challenge))
     bench.run(5, answers=False)
     assert len(bench.wrote(Challenge)) == before + 5, "challenges go on"
-    assert bench.told((s.Stopped, s.Missed))[2:] == [s.Stopped()]
+    assert bench.told((s.Stopped, s.Missed))[2:] == [s.STOPPED]
 
 
 @pytest.mark.parametrize("event", SILENCING)
@@ -195,7 +195,7 @@ def test_exit_ends_it():
     bench = agreed("stop")
     bench.exit()
     bench.run(110, answers=False)
-    assert bench.told(s.Stopped) == [s.Stopped()]
+    assert bench.told(s.Stopped) == [s.GONE]
     assert bench.told((s.Lost, s.Missed)) == []
 
 
@@ -268,7 +268,7 @@ def test_whoever_is_known_is_challenged_at_once_and_owes_nothing(make):
     assert len(bench.wrote(Challenge)) == 5, "and at its interval"
     bench.run(60, answers=False)
     assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) == [s.Stopped()]
+    assert bench.told(s.Stopped) == [s.GONE]
     assert bench.session.state == WAITING
 
 

@@ -53,7 +53,7 @@ def test_a_resumed_guest_gets_its_patience_and_never_less_than_a_loss_takes(inte
 def test_who_did_not_heartbeat_before_is_not_lost_by_a_resume():
     bench = Bench(resume=Resume(GUEST, False, 0.0))
     bench.run(119, answers=False)
-    assert (bench.session.state, bench.reports) == (WAITING, [s.Stopped()])
+    assert (bench.session.state, bench.reports) == (WAITING, [s.GONE])
     bench.tick()
     assert (bench.now, bench.session.state) == (BEGIN + 120, CLOSED)
 

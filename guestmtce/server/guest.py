@@ -134,11 +134,12 @@ class Guest:
     """One row. Counters are for the health report."""
 
     __slots__ = (
-        "answered_since_notice", "backoff", "deaths", "deaths_at", "enablings", "failing", "heartbeating",
-        "hold_until", "ident", "ill_told_at", "init", "late", "left_out", "lines", "link", "linked_at",
-        "links", "losses", "missed_at", "missed_before", "misses", "owes_answer", "path", "patience_until",
-        "provisioned", "questions", "reporting", "retry_at", "running", "silence_until", "state_changes",
-        "state_due", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
+        "answered_since_notice", "backoff", "deaths", "deaths_at", "enablings", "failing",
+        "heartbeating", "hold_until", "ident", "ill_told_at", "illnesses", "init", "late",
+        "late_illness", "late_illness_due", "left_out", "lines", "link", "linked_at", "links", "losses",
+        "missed_at", "missed_before", "misses", "owes_answer", "path", "patience_until", "provisioned",
+        "questions", "reporting", "retry_at", "running", "silence_until", "state_changes", "state_due",
+        "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float, state_period: float) -> None:
@@ -168,6 +169,9 @@ class Guest:
         self.state_due = NEVER  # a change of state is to be told then, if there still is one
         self.hold_until = NEVER  # failures remembered from before a restart are told then, if still true
         self.ill_told_at = -NEVER
+        self.illnesses = Bucket(1 / state_period, 1, 0.0)
+        self.late_illness: Optional[reports.Ill] = None  # to be told at `late_illness_due`, if it goes on
+        self.late_illness_due = NEVER
         self.told: Optional[datagram.InstanceInfo] = None
         self.untold: Dict[str, Untold] = {}
         self.questions: Dict[int, Question] = {}

@@ -42,7 +42,6 @@ from guestmtce.server.guest import (
     NEVER,
     RETRYING,
     STATE,
-    Drop,
     Guest,
     Key,
     Look,
@@ -75,7 +74,11 @@ class Guests(Links):
         for kind, number, cmd, body in memory.untold:
             until = memory.outcomes_until.get(kind, NEVER)
             event = datagram.event_of(cmd, body)
-            self._recall_untold(guest, kind, Untold(number, cmd, event, until=until), now)
+            one = Untold(number, cmd, event, until=until)
+            if kind in (FAILURE, ILLNESS):
+                self._recall_failure(guest, kind, one, now - alive_at, now)
+            else:
+                self._recall_untold(guest, kind, one, now)
         self._unreport(guest)
         self._schedule_stopped(guest, now)
         self._questions.recall(guest, memory.questions, now)
@@ -92,11 +95,6 @@ class Guests(Links):
             guest.patience_until = restart
 
     def _recall_untold(self, guest: Guest, kind: str, one: Untold, now: float) -> None:
-        if kind in (FAILURE, ILLNESS):
-            guest.untold[kind] = one._replace(held=True)
-            guest.hold_until = now + self._patience(guest) + self._settings.stopped_grace
-            self._schedule(guest, guest.hold_until)
-            return
         if kind == STATE:
             if one.cmd == datagram.STOPPED:
                 guest.heartbeating = False
@@ -111,6 +109,17 @@ class Guests(Links):
                 return
         guest.untold[kind] = one
         self.outbox.tell_again(guest, kind)
+
+    def _recall_failure(self, guest: Guest, kind: str, one: Untold, absence: float, now: float) -> None:
+        """It is told when the guest has had the time to show that it lives; after an absence, to restart."""
+        if not 0 <= absence <= self._settings.memory_valid:
+            return
+        patience = self._patience(guest)
+        if absence > self._settings.short_absence:
+            patience = max(patience, (guest.init or channel.DEFAULT_INIT).restart_secs)
+        guest.untold[kind] = one._replace(held=True)
+        guest.hold_until = now + patience + self._settings.stopped_grace
+        self._schedule(guest, guest.hold_until)
 
     def recall_host(self, reporting: bool) -> None:
         """Take up what was remembered of the host."""
@@ -135,6 +144,9 @@ class Guests(Links):
 
     def _acknowledged(self, guest: Guest, report: reports.Acknowledged, now: float) -> None:
         guest.init = report.init
+        if self._questions.expected_silence(guest, now) > 0:
+            guest.owes_answer = False  # it was told to restart
+        guest.late_illness = None
         guest.silence_until = guest.patience_until = guest.ill_told_at = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest has restarted")
         self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
@@ -156,8 +168,11 @@ class Guests(Links):
 
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
         guest.running = False
+        guest.late_illness = None
         silent = self._questions.expected_silence(guest, now) > 0
-        guest.owes_answer = guest.owes_answer and silent and guest.answered_since_notice
+        guest.owes_answer = guest.owes_answer and silent and guest.answered_since_notice and not report.gone
+        if report.gone:
+            guest.silence_until = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest has stopped")
         self._stop(guest, now)
 
@@ -168,12 +183,15 @@ class Guests(Links):
         if guest.enablings or self._questions.expected_silence(guest, now) > 0:
             # Reporting has become enabled, or a notice was agreed to, and the child has not heard of it yet.
             self._stopped(guest, reports.Stopped(), now)
+            if guest.owes_answer:
+                self._replace_child(guest, now)  # one that knows of the silence, and judges at its end
             return
         if now - guest.missed_before < self._interval(guest) / 2:
             self._ask_again(guest, now)
             return
         guest.losses += 1
         guest.running = guest.owes_answer = False
+        guest.late_illness = None
         # The stop is named before the loss, though told after it: whoever hears of a stop that was named
         # after a loss knows that the guest ran again in between.
         stopped = self.outbox.number()
@@ -191,9 +209,7 @@ class Guests(Links):
         Then it may have had none for the guest either. It gets a new connection, and its patience to answer.
         """
         self._say(guest, now, WARNING, "heartbeat lost on a host that is overloaded: asking once more")
-        self._without_child(guest, now)
-        self.outbox.add(Drop(guest.uuid))
-        self._retry(guest, now, now)
+        self._replace_child(guest, now)
 
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
@@ -201,12 +217,15 @@ class Guests(Links):
         self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
         if not self._wants_failures(guest):
             return
-        guest.ill_told_at = now
-        info = self.info(guest)._replace(repair_action=report.action)
-        self.outbox.tell(guest, ILLNESS, datagram.ILLHEALTH, info)
+        if guest.illnesses.spend(now):
+            self._tell_illness(guest, report, now)
+        else:
+            guest.late_illness, guest.late_illness_due = report, now + guest.illnesses.wait(now)
+            self._schedule(guest, guest.late_illness_due)
 
     def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
         self._say(guest, now, INFO, "healthy again")
+        guest.late_illness = None
         self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
         if guest.ill_told_at != -NEVER:
             guest.ill_told_at = -NEVER
@@ -317,6 +336,7 @@ class Guests(Links):
         """The guest owes nothing until it has answered anew. A child that is being made hears it later."""
         guest.owes_answer = guest.answered_since_notice = False
         guest.silence_until = guest.patience_until = -NEVER
+        guest.ill_told_at = -NEVER  # who is ill now is to be told
         if guest.link in (CONNECTING, CONNECTED):
             guest.enablings += 1
         if guest.link == CONNECTED:
@@ -326,6 +346,7 @@ class Guests(Links):
     def _unreport(self, guest: Guest) -> None:
         """Where reporting is disabled nobody wants to hear of failures, those of before either."""
         if not self._wants_failures(guest):
+            guest.late_illness = None
             for kind in (FAILURE, ILLNESS):
                 self.outbox.untell(guest, kind, "reporting was disabled")
 
@@ -348,8 +369,10 @@ class Guests(Links):
             self._questions.put(guest, number, now)
         elif (question.notification_type, question.event_type) == (channel.NOTICE, "resume") and guest.path:
             guest.failing = False
-            self.outbox.add(Drop(guest.uuid))
-            self._retry(guest, now, now)
+            for older in sorted(guest.questions):
+                if older != number:  # its child, which had it, goes
+                    self._questions.agree(guest, older, "overtaken by a new question", now)
+            self._replace_child(guest, now)
         elif not guest.heartbeating:
             self._questions.agree(guest, number, "the guest is not heartbeating", now)
 

@@ -133,6 +133,12 @@ class Links:
             self._retry(guest, now, now)
         self.outbox.save(guest)
 
+    def _replace_child(self, guest: Guest, now: float) -> None:
+        """Another one, on a new connection, with what we know of the guest now."""
+        self._without_child(guest, now)
+        self.outbox.add(Drop(guest.uuid))
+        self._retry(guest, now, now)
+
     def _without_child(self, guest: Guest, now: float) -> None:
         guest.running = False
         self._questions.take_back(guest)
@@ -171,6 +177,7 @@ class Links:
 
     def _check(self, guest: Guest, now: float) -> None:
         """Whatever of this guest has fallen due."""
+        self._questions.agree_overdue(guest, now)
         if guest.link == RETRYING and guest.retry_at <= now:
             guest.link = CONNECTING
             assert guest.path is not None
@@ -180,13 +187,15 @@ class Links:
             self._stop(guest, now)
         if guest.state_due <= now:
             self._tell_changed_state(guest, now)
+        if guest.late_illness is not None and guest.late_illness_due <= now:
+            guest.illnesses.spend(now)
+            self._tell_illness(guest, guest.late_illness, now)
         if guest.hold_until <= now:
             guest.hold_until = NEVER
             for kind, one in guest.untold.items():
                 if one.held:
                     guest.untold[kind] = one._replace(held=False)
                     self.outbox.tell_again(guest, kind)
-        self._questions.agree_overdue(guest, now)
         self._forget_if_over(guest)
 
     def _forget_if_over(self, guest: Guest) -> None:
@@ -217,7 +226,9 @@ class Links:
         if guest.init is None:
             return None
         silence = self._questions.expected_silence(guest, now)
-        answered = guest.answered_since_notice and silence > 0
+        if silence <= 0 and guest.silence_until > -NEVER and not guest.answered_since_notice:
+            guest.owes_answer = False  # it went quiet as announced, and has not been asked since
+        answered = guest.owes_answer and guest.answered_since_notice and silence > 0
         patience = max(0.0, guest.patience_until - now)
         ill = guest.ill_told_at > -NEVER
         return reports.Resume(guest.init, guest.owes_answer, silence, answered, patience, ill)
@@ -311,6 +322,12 @@ class Links:
             resume_to=init.resume_notice_secs,
             vote_to=init.vote_secs,
         )
+
+    def _tell_illness(self, guest: Guest, report: reports.Ill, now: float) -> None:
+        guest.late_illness = None
+        guest.ill_told_at = now
+        info = self.info(guest)._replace(repair_action=report.action)
+        self.outbox.tell(guest, ILLNESS, datagram.ILLHEALTH, info)
 
     def _part_with(self, uuid: str) -> None:
         """DEL_INST: forget it, but for what a guest behind the same socket would have to tell us again."""

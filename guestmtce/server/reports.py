@@ -97,8 +97,10 @@ class Running(NamedTuple):
 
 class Stopped(NamedTuple):
     """The guest does not heartbeat, and that is no loss: it said goodbye, or a notice announced it, or it has
-    not been heard since its last absence.
+    not been heard since its last absence. `gone`: it owes no answer any more.
     """
+
+    gone: int = 0
 
 
 class Lost(NamedTuple):

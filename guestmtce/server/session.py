@@ -108,6 +108,7 @@ NOTHING: Output = (b"", ())
 NO_CHALLENGE = -(2**40)  # no int32: no guest can answer it
 RUNNING = Running()
 STOPPED = Stopped()
+GONE = Stopped(1)
 # What `_answered` needs of the answer of a guest that is well.
 WELL_ANSWER = ChallengeResponse(0, HEALTHY, "none", "")
 
@@ -234,6 +235,8 @@ class Session:
         """
         self._reports.append(ReportingEnabled())
         self._silence_until = None
+        if self.state in (CHALLENGED, RESTING):
+            self._idle_since = now
         if self._init is not None and self.state != CLOSED:
             self.owes_answer = self._answered_since_notice = self._announced = False
             self._ill_at = None  # who is ill now is to be told
@@ -418,7 +421,7 @@ class Session:
             self._reports.append(Lost(self.misses))
             self._close_challenge()
         else:
-            self._reports.append(STOPPED)
+            self._reports.append(GONE)
         self._absent("the guest stopped answering", now)
 
     def _repeat_challenge(self, _message: object, now: float) -> None:
@@ -440,7 +443,8 @@ class Session:
         self._note("exit", "the guest exits: " + message.log_msg, now)
         self._silence_until = self._next_init = None
         self._close_challenge()
-        self._reports.append(STOPPED)
+        self._end_question("the guest exited", now)
+        self._reports.append(GONE)
         self._absent("the guest exited", now)
 
     def _give_up(self, _message: object, now: float) -> None:
@@ -515,7 +519,7 @@ class Session:
 
     def _go_quiet(self, now: float) -> None:
         self.state = WAITING
-        self._reports.append(STOPPED)
+        self._reports.append(GONE)
         self._absent("the guest went quiet, as announced", now)
 
     def _absent(self, why: str, now: float) -> None:
