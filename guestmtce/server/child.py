@@ -11,7 +11,7 @@ from select import POLLIN, POLLOUT, poll
 from time import monotonic, sleep
 from typing import List, Optional, Sequence
 
-from guestmtce.server.pipe import ENABLE_REPORTING_PACKET, PACKET_MAX, decode_ask, encode
+from guestmtce.server.pipe import ENABLE_REPORTING_PACKET, decode_ask, encode
 from guestmtce.server.reports import Output, Report, Resume, Settings
 from guestmtce.server.session import CLOSED, Session
 
@@ -134,7 +134,7 @@ class Child:
             self._flush_pipe()
         if events & ~POLLOUT:
             try:
-                packet = read(self._pipe, PACKET_MAX)
+                packet = read(self._pipe, FIRST_READ)  # more than any command
             except BlockingIOError:
                 return
             except OSError:

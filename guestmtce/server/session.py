@@ -107,6 +107,7 @@ NEVER = float("inf")
 NOTHING: Output = (b"", ())
 NO_CHALLENGE = -(2**40)  # no int32: no guest can answer it
 RUNNING = Running()
+REPORTING_ENABLED = ReportingEnabled()
 STOPPED = Stopped()
 GONE = Stopped(1)
 # What `_answered` needs of the answer of a guest that is well.
@@ -233,7 +234,7 @@ class Session:
         It may be booting, or be paused until later. `ReportingEnabled` separates what was reported before
         from what is reported under this rule.
         """
-        self._reports.append(ReportingEnabled())
+        self._reports.append(REPORTING_ENABLED)
         self._silence_until = None
         if self.state in (CHALLENGED, RESTING):
             self._idle_since = now

@@ -46,7 +46,7 @@ BORN = struct.Struct("=qi")  # the answer: the request's serial; the child's pid
 
 WARM_UP_LIVES = 12  # CPython 3.11 adapts a function's code to what it works on from its 8th call on
 WARM_UP_ODD = 3  # of them with what seldom happens
-WARM_UP_BEATS = 2
+WARM_UP_BEATS = 3
 WARM_UP_INTERVAL_MS = 1
 _CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 
@@ -227,11 +227,12 @@ class _Life:
             far.send(b"no message\n")
             far_results.send(pipe.encode(pipe.Ask(1, channel.VOTE, "stop", WARM_UP_INTERVAL_MS)))
         far.send(channel.build(self._init, 0))
-        far_results.send(pipe.ENABLE_REPORTING_PACKET)
         for beat in range(WARM_UP_BEATS):
             health = channel.UNHEALTHY if self._odd and beat == 0 else channel.HEALTHY
             for number in _challenges(far):
                 far.send(channel.build(channel.ChallengeResponse(number, health, "none", ""), beat))
+            if beat == 0:  # a guest that heartbeats, as it is in most children's lives
+                far_results.send(pipe.ENABLE_REPORTING_PACKET)
         far.close()
         far_results.close()
 
