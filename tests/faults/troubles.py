@@ -9,7 +9,7 @@ from typing import Dict, Set
 
 import psutil
 import slowed
-from world import Course, World
+from world import OURS, Course, World
 
 from guestmtce.lab.cluster import Daemon, Host
 
@@ -47,9 +47,10 @@ class Troubles:
 
     def kill_agent(self) -> None:
         """Not while the VIM resets what it has read: the real one does that only when it dies itself, and the
-        next agent would take this one, which lives, for one that processed what was under way.
+        next agent would take this one, which lives, for one that processed what was under way. Nor while
+        there are two agents: the second one would be followed in the end, and its VIM wants no reporting.
         """
-        if self.cluster.vim.reset:
+        if self.cluster.vim.reset or self.world.agents != OURS:
             return
         self.truth.note("kill agent")
         self.cluster.agent.kill()
