@@ -152,7 +152,8 @@ def test_an_instance_from_create_to_delete(bench):
 def test_a_set_of_the_unknown_adds_it(bench, state):
     """After our restart the VIM never creates it again."""
     assert bench.vim.set(U, A.hostname, state) == services(state=state)
-    assert bench.sent() == [Send(A.hostname, A.ip, datagram.ADD_INST, SetInstance(U, state == "enabled"))]
+    on = state == "enabled"
+    assert bench.sent() == [Send(A.hostname, A.ip, datagram.ADD_INST, SetInstance(U, on), anew=on)]
 
 
 @pytest.mark.parametrize("word, kind, cmd", [

@@ -280,3 +280,13 @@ def test_a_newer_question_takes_the_place_of_one_that_waits_but_not_of_one_that_
     outbox.delivered(waited)
     assert [(item.what, item.serial) for item in (under_way, waited)] == [("state", 1), ("instances", 5)]
     assert outbox.next(0.0) is None
+
+
+def test_what_the_vim_enables_and_only_a_server_has_named_is_enabled_anew():
+    made = settled()
+    made.server_state(info())
+    made.take_effects()
+    made.set(named(), True)
+    made.set(named(), True)
+    sent = [one for one in of(Send, made.take_effects()) if isinstance(one.command, SetInstance)]
+    assert [one.anew for one in sent] == [True, False]

@@ -108,15 +108,20 @@ class Inventory:
             self._ledger.claim(instance, host, named.hostname)
 
     def set(self, named: Named, reporting: bool) -> Dict[str, Any]:
-        """Instance set; an unknown instance is added. Returns the reply."""
+        """Instance set; an unknown instance is added. Returns the reply.
+
+        One that the VIM enables, and of which this agent has no word of the VIM yet, was disabled by an agent
+        before this one, whose command may not have arrived.
+        """
         host = self._named_host(named, 404)
         instance = self.instances.get(named.uuid.lower())
         if instance is None:
-            self._ledger.add(named.uuid.lower(), host, named.hostname, reporting)
+            self._ledger.add(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
+            anew = instance.adopted
             self._ledger.set_reporting(instance, reporting)
             if not self._ledger.claim(instance, host, named.hostname):
-                self._ledger.send_state(datagram.MOD_INST, instance)
+                self._ledger.send_state(datagram.MOD_INST, instance, anew)
         return self.reply(named.uuid)
 
     def reply(self, uuid: str) -> Dict[str, Any]:

@@ -63,9 +63,11 @@ class Ledger:
         """Send this to the host's guestServer."""
         self.effects.append(Send(host.spoken, host.ip, cmd, command, seconds))
 
-    def send_state(self, cmd: int, instance: Instance) -> None:
+    def send_state(self, cmd: int, instance: Instance, anew: bool = False) -> None:
         """Send ADD_INST or MOD_INST: the server is to know the instance, with this reporting."""
-        self.send(instance.host, cmd, datagram.SetInstance(instance.uuid, instance.reporting))
+        command = datagram.SetInstance(instance.uuid, instance.reporting)
+        host = instance.host
+        self.effects.append(Send(host.spoken, host.ip, cmd, command, anew=anew and instance.reporting))
 
     # --- questions to the VIM ----------------------------------------------------------------------
 
@@ -117,12 +119,12 @@ class Ledger:
 
     # --- where instances are -----------------------------------------------------------------------
 
-    def add(self, uuid: str, host: Host, hostname: str, reporting: bool) -> Instance:
+    def add(self, uuid: str, host: Host, hostname: str, reporting: bool, anew: bool = False) -> Instance:
         """The VIM has this instance on this host."""
         log.info("%s: on %s, reporting %s", uuid, host.name, datagram.state_word(reporting))
         self._deleted.pop(uuid, None)
         instance = self.instances[uuid] = host.instances[uuid] = Instance(uuid, host, hostname, reporting)
-        self.send_state(datagram.ADD_INST, instance)
+        self.send_state(datagram.ADD_INST, instance, anew)
         return instance
 
     def adopt(self, uuid: str, host: Host, reporting: bool) -> Optional[Instance]:

@@ -19,13 +19,17 @@ START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
 
 
 class Send(NamedTuple):
-    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`."""
+    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`.
+
+    `anew`: it enables reporting, and the server may have missed that it was disabled before.
+    """
 
     hostname: str
     ip: str
     cmd: int
     command: datagram.Command
     seconds: float = 0.0
+    anew: bool = False
 
 
 class Origin(NamedTuple):

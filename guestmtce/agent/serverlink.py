@@ -108,7 +108,7 @@ class ServerLink:
         number = next(self._numbers)
         now = time.monotonic()
         flags = extension.WANTS_ACK
-        if _enables(send.command) and _hides_disabling(peer.outgoing.pending(key)):
+        if send.anew or (_enables(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= extension.ANEW
         if self._say(send, peer, Tag(flags, number=number)):
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER

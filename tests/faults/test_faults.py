@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fault_run
 
 QUICK = [2]
-CI = [7, *range(100, 119)]
+CI = [7, *range(100, 106)]
 FULL = range(1000, 1180)
 
 
