@@ -302,7 +302,7 @@ def test_a_goodbye_after_the_grace_does_not_tell_stopped_twice():
     bench.connect()
     bench.run(3)
     assert bench.told() == [datagram.STOPPED]
-    bench.report(reports.Stopped())
+    bench.report(reports.Stopped(1))
     assert bench.told() == []
     assert not bench.guest.owes_answer
 

@@ -468,7 +468,7 @@ def test_whoever_went_quiet_as_announced_while_we_were_away_is_not_lost(age):
 
 def test_a_silence_that_is_over_makes_nobody_owe_an_answer():
     bench = heartbeating(reporting=True)
-    bench.report(reports.Stopped())
+    bench.report(reports.Stopped(1))
     bench.run(5)
     bench.ask("suspend", channel.NOTICE)
     bench.ask("resume", channel.NOTICE)  # a new child

@@ -268,8 +268,39 @@ def test_whoever_is_known_is_challenged_at_once_and_owes_nothing(make):
     assert len(bench.wrote(Challenge)) == 5, "and at its interval"
     bench.run(60, answers=False)
     assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) == [s.GONE]
+    assert bench.told(s.Stopped)[-1] == s.GONE
     assert bench.session.state == WAITING
+
+
+def test_the_patience_that_reporting_gives_does_not_put_off_what_its_misses_say():
+    bench = silent_for(2.5)()
+    assert len(bench.told(s.Missed)) == 1
+    enable(bench)
+    bench.run(1.05, answers=False)
+    assert bench.told(s.Stopped) == [s.STOPPED], "after two misses, the one of before with it"
+    bench.answer()
+    assert s.Running() in bench.reports
+
+
+def test_who_missed_before_its_silence_ended_is_told_as_stopped_after_two_misses():
+    """By an interval of 5 s it would read as heartbeating 10 s longer."""
+    bench = agreed("reboot")
+    bench.run(12.5, answers=True)
+    bench.run(3.6, answers=False)  # the silence ends after 15 s, in the middle of its misses
+    assert bench.told(s.Missed) and bench.told(s.Lost) == []
+    assert bench.told(s.Stopped) == [s.STOPPED]
+    bench.run(10, answers=False)
+    assert len(bench.told(s.Lost)) == 1, "its patience is over, and it owed an answer"
+
+
+def test_time_that_was_ours_makes_nobody_stopped():
+    bench = silent_for(2.5)()
+    enable(bench)
+    bench.now += 3
+    bench._keep(bench.session.tick(bench.now))
+    assert bench.told(s.Stopped) == []
+    bench.answer()
+    assert s.Running() in bench.reports
 
 
 @pytest.mark.parametrize("make", STATES)

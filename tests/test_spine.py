@@ -47,12 +47,13 @@ def test_a_hundred_healthy_guests(seconds):
         let_time_pass(seconds, lambda: totals(cluster)["misses"] > before["misses"])
         after = totals(cluster)
         master, all_children = cpu([server]) - cpu_master, cpu(children) - cpu_children
-        assert after == before
+        late = after["late"] - before["late"]
+        assert after == {**before, "late": after["late"]}, "how late this host was is no guest's fault"
         assert after["links"] == 100
         print(
             "\n100 guests, %d s: 0 misses, 0 reconnects, %d late; CPU master %.2f %%, children %.2f %%, "
             "%.0f us a heartbeat in the child"
-            % (seconds, after["late"], 100 * master / seconds, 100 * all_children / seconds,
+            % (seconds, late, 100 * master / seconds, 100 * all_children / seconds,
                1e6 * all_children / (100 * seconds))
         )  # fmt: skip
         if os.geteuid() == 0:

@@ -169,8 +169,7 @@ class Guests(Links):
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
         guest.running = False
         guest.late_illness = None
-        silent = self._questions.expected_silence(guest, now) > 0
-        guest.owes_answer = guest.owes_answer and silent and guest.answered_since_notice and not report.gone
+        guest.owes_answer = guest.owes_answer and guest.answered_since_notice and not report.gone
         if report.gone:
             guest.silence_until = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest has stopped")

@@ -125,8 +125,8 @@ class Session:
         "_acknowledged_at", "_announced", "_answered_since_notice", "_challenge", "_data", "_due", "_excused",
         "_idle_since", "_ill_at", "_init", "_interval", "_late_told_at", "_lines", "_nacked_at", "_next_init",
         "_noted", "_number", "_past", "_patience_until", "_question", "_reports", "_sent_at", "_sequence",
-        "_settings", "_silence_until", "_told_init", "_told_init_at", "_unanswered_since", "deadline",
-        "misses", "owes_answer", "state",
+        "_settings", "_silence_until", "_stopped_due", "_told_init", "_told_init_at", "_unanswered_since",
+        "deadline", "misses", "owes_answer", "state",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, number: Callable[[], int]) -> None:
@@ -150,7 +150,7 @@ class Session:
         self._sent_at = self._excused = 0.0
         self._idle_since = 0.0
         self._due = self.deadline = NEVER
-        self._patience_until = NEVER
+        self._patience_until = self._stopped_due = NEVER
         self._ill_at: Optional[float] = None
         self._question: Optional[Question] = None
         self._silence_until: Optional[float] = None
@@ -178,7 +178,7 @@ class Session:
             patience = resuming_patience(
                 self._interval, self._settings.guest_patience, self._settings.failure_threshold
             )
-            self._due = self._patience_until = now + max(patience, resume.patience)
+            self._due = self._patience_until = self._stopped_due = now + max(patience, resume.patience)
             if resume.ill:
                 self._ill_at = now
         return self._output()
@@ -413,7 +413,7 @@ class Session:
         self._lose_or_stop(now)
 
     def _not_resumed(self, _message: object, now: float) -> None:
-        self.misses = 1
+        self.misses = max(1, self.misses)
         self._lose_or_stop(now)
 
     def _lose_or_stop(self, now: float) -> None:
@@ -427,18 +427,30 @@ class Session:
 
     def _repeat_challenge(self, _message: object, now: float) -> None:
         """The same one again: whichever of them it answers shows that the guest is there."""
-        if now >= self._patience_until:  # it is silent as announced, and may come back any time
+        late = now - self._due
+        if late > self._settings.wake_slack:  # that time was ours, and it gets as much more
+            self._stopped_due = max(self._stopped_due, now + min(late, self._interval))
+        if now >= self._stopped_due:  # it may come back any time
             self._reports.append(STOPPED)
-            self._patience_until = NEVER
+            self._announced = False
+            self._stopped_due = NEVER
         self._data += build_challenge(self._next_sequence(), self._challenge)
-        self._due = min(now + self._interval, self._patience_until)
+        judged = [at for at in (self._patience_until, self._stopped_due) if at > now]
+        self._due = min(now + self._interval, *judged)
 
     def _ask_whether_there(self, now: float) -> None:
-        """Challenge the guest now and at its interval, for its patience."""
+        """Challenge the guest now and at its interval, for its patience.
+
+        Who has missed before is told as stopped after as many misses as ever: patience delays its loss only.
+        """
+        patience_until = now + max(2 * self._interval, self._settings.guest_patience)
+        more = self._settings.failure_threshold + 1 - self.misses
+        stopped_due = now + max(0, more) * self._interval if self.misses else patience_until
+        self._stopped_due = min(stopped_due, self._stopped_due) if self.state == RESUMING else stopped_due
+        self._patience_until = patience_until
         self.state = RESUMING
-        self.misses = 0
-        self._patience_until = now + max(2 * self._interval, self._settings.guest_patience)
         self._send_challenge(now)
+        self._due = min(self._due, self._stopped_due)
 
     def _exit(self, message: Exit, now: float) -> None:
         self._note("exit", "the guest exits: " + message.log_msg, now)
