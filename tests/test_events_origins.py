@@ -127,10 +127,10 @@ def test_a_datagram_is_known_by_sender_and_number_whatever_its_address():
     assert not made.holds(origin(1, sender=8)) and not made.holds(origin(2))
 
 
-def test_the_end_of_a_delivery_settles_nothing_that_came_meanwhile():
+def test_the_end_of_a_delivery_settles_nothing_else_that_came_meanwhile():
     made = outbox("failed")
     under_way = made.next(NOW)
-    made.take(TELLS["failed"]("U", origin(2)))
+    made.take(TELLS["failed"]("U", origin(2))._replace(body={"another": "repair action"}))
     assert settled(made) == [1]
     made.delivered(under_way)
     assert settled(made) == [] and made.holds(origin(2))

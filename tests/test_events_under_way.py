@@ -175,6 +175,96 @@ def test_one_that_was_asked_about_is_sent_to_a_vim_that_has_it_not(end):
     assert (item.method, item.body, item.asks) == ("PATCH", {"failed": 1}, False)
 
 
+# --- a failure that is over while the VIM may have its alarm ---
+
+OVER = Withdraw("U", "why")
+
+
+def anew(number):
+    """The same words from another datagram: the guest has failed again."""
+    return failed("U", 0)._replace(origin=origin(number))
+
+
+def unanswered_at(made, now):
+    made.unanswered(made.next(now), now, 5)
+
+
+@pytest.mark.parametrize("has_timed_out", [False, True])
+def test_a_new_failure_is_told_by_the_alarm_of_the_one_before_that_the_vim_processes_now(has_timed_out):
+    """A VIM that goes on after a while reads all that has come: a second alarm would restart its repair."""
+    made = outbox(anew(1))
+    item = made.next(NOW)
+    if has_timed_out:
+        made.unanswered(item, NOW, 5)
+    made.take(OVER)
+    assert made.take_settled() == [origin(1)] and made.withdrawn == 1
+    made.take(anew(2))
+    assert made.next(NOW) is None and made.holds(origin(2))
+    if has_timed_out:
+        item = made.next(NOW + FIRST)
+        assert item.asks and item.sent_to == 5
+    made.delivered(item)
+    assert made.take_settled() == [origin(2)] and len(made) == 0
+
+
+@pytest.mark.parametrize("between", [[], [OVER]])
+@pytest.mark.parametrize("end", [Outbox.unreached, lambda made, item, _: made.unsent(item)])
+def test_a_new_failure_is_told_if_the_vim_has_not_the_one_before(between, end):
+    made = outbox(anew(1))
+    item = made.next(NOW)
+    for effect in [*between, anew(2)]:
+        made.take(effect)
+    end(made, item, NOW)
+    item = made.next(NOW + MOST)
+    assert (item.method, item.origin) == ("PATCH", origin(2))
+
+
+def test_a_new_failure_with_another_repair_action_is_told_in_any_case():
+    made = outbox(anew(1))
+    item = made.next(NOW)
+    made.take(OVER)
+    made.take(failed("U", 2))
+    made.delivered(item)
+    assert made.next(NOW).body == {"failed": 2}
+
+
+def test_a_new_failure_after_the_vim_has_acted_is_told():
+    """It disabled reporting: it has read what there was, and enabled it again since."""
+    made = outbox(anew(1))
+    item = made.next(NOW)
+    made.take(OVER._replace(unwanted=True))
+    made.take(anew(2))
+    made.delivered(item)
+    assert made.next(NOW).origin == origin(2)
+
+
+def test_what_is_over_is_asked_about_until_it_is_known_and_never_sent():
+    made = outbox(anew(1))
+    unanswered_at(made, NOW)
+    made.take(OVER)
+    made.take(OVER)
+    assert made.withdrawn == 1
+    now = NOW
+    for end in (Outbox.refused, Outbox.put_off, Outbox.unanswered):
+        now = made.next_at()
+        item = made.next(now)
+        assert item.asks and made.wants(item, now)
+        end(made, item, now)
+    now = made.next_at()
+    made.unsent(made.next(now))
+    assert len(made) == 0 and made.next(now + MOST) is None
+
+
+@pytest.mark.parametrize("end", [Outbox.refused, Outbox.put_off, Outbox.unreached])
+def test_what_is_over_and_was_turned_down_is_done(end):
+    made = outbox(anew(1))
+    item = made.next(NOW)
+    made.take(OVER)
+    assert not made.wants(item, NOW), "if it was not sent yet, it is not to be"
+    end(made, item, NOW)
+    assert len(made) == 0
+
+
 @pytest.mark.parametrize("effect", [failed(), service(), action()])
 def test_what_is_put_off_comes_again_and_holds_up_nobody(effect):
     made, now, waits = outbox(effect._replace(uuid="U")), NOW, []

@@ -281,7 +281,7 @@ LISTS = {
     "enabled": ([Listed(U, A.hostname, True)], [send(A, ADD, SetInstance(U, True))], True),
     "disabled": (
         [Listed(U, A.hostname, False)],
-        [Withdraw(U, "reporting was disabled"), send(A, ADD, SetInstance(U, False))],
+        [Withdraw(U, "reporting was disabled", unwanted=True), send(A, ADD, SetInstance(U, False))],
         False,
     ),
 }

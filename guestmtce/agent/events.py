@@ -14,6 +14,8 @@ alarms. An answer that does not come holds up no other instance's alarm.
 An alarm that the VIM has in full and did not answer may still be processed, and must not be repeated: it
 would restart a repair. The VIM is *asked about* it: it serves its connections in the order in which they were
 made, so any answer to a later GET proves that the alarm was processed (spec 3, "How the real VIM behaves").
+That holds for one whose failure is over, too: a new one that would be told in the same words waits for what
+becomes of it, and is told by it if the VIM processes it now.
 
 With an item goes the datagram that brought it: its guestServer waits for a confirmation (`Origin`).
 """
@@ -69,17 +71,32 @@ class Item(NamedTuple):
 
 
 class _Pending:
-    """An item that waits. `not_before` is 0.0 when it may go, `until` the end of its use (s, monotonic)."""
+    """An item that waits. `not_before` is 0.0 when it may go, `until` the end of its use (s, monotonic).
 
-    __slots__ = ("asks", "failures", "item", "not_before", "refusals", "sent_to", "until")
+    `told_by`: the order of an older alarm's request that is under way and tells this one, too. `withdrawn`:
+    its failure is over, and the VIM may have it all the same.
+    """
+
+    __slots__ = (
+        "asks",
+        "failures",
+        "item",
+        "not_before",
+        "refusals",
+        "sent_to",
+        "told_by",
+        "until",
+        "withdrawn",
+    )
 
     def __init__(self, item: Item, until: float) -> None:
         self.item = item
         self.until = until
         self.not_before = 0.0
         self.failures = self.refusals = 0  # in a row
-        self.asks = False
+        self.asks = self.withdrawn = False
         self.sent_to = 0
+        self.told_by = -1
 
 
 class _Lane:
@@ -134,7 +151,7 @@ class Outbox:
             self._limit_actions(effect.uuid)
         elif isinstance(effect, rows.Withdraw):
             for state in effect.states:
-                if self._remove(effect.uuid, (ALARM, state)):
+                if self._withdraw(effect.uuid, (ALARM, state), effect.unwanted):
                     self.withdrawn += 1
                     log.warning("%s: an untold failure (%s) is over: %s", effect.uuid, state, effect.why)
         elif isinstance(effect, rows.Drop):
@@ -155,15 +172,39 @@ class Outbox:
         item = Item(kind, effect.uuid, what, next(self._order), "PATCH", path, effect.body, effect.origin)
         if item.origin is not None:
             self._held[item.origin[1:]] = self._held.get(item.origin[1:], 0) + 1
+        same = kind == ALARM and before is not None and before.item.body == item.body
+        told_by = self._told_by(lane, before) if same else -1
         self._remove(effect.uuid, (kind, what))  # the newer one takes a new place, and is offered as often
         lane = self._lanes.setdefault(effect.uuid, lane)  # it goes with its last item
         pending = lane.pending[kind, what] = _Pending(item, until)
         self._waiting += 1
+        pending.told_by = told_by
+        if same and before is not None and before.asks:
+            pending.asks, pending.sent_to = True, before.sent_to
+            pending.failures, pending.not_before = before.failures, before.not_before
         if sent_to is not None:
             pending.asks, pending.sent_to = True, sent_to
         if until < NEVER:
             heapq.heappush(self._timed, (until, item.uuid))
         self._place(item.uuid, lane)
+
+    def _told_by(self, lane: _Lane, before: Optional[_Pending]) -> int:
+        """The request under way that tells, or asks about, an alarm: its order; -1: there is none."""
+        mine = () if before is None else (before.item.order, before.told_by)
+        return lane.out[1] if lane.out is not None and lane.out[1] in mine else -1
+
+    def _withdraw(self, uuid: str, key: Key, unwanted: bool) -> bool:
+        """The failure is over. What the VIM may have of it is asked about until that is known."""
+        lane = self._lanes.get(uuid)
+        pending = lane.pending.get(key) if lane is not None else None
+        if lane is None or pending is None:
+            return False
+        if unwanted or not (pending.asks or self._told_by(lane, pending) >= 0):
+            return self._remove(uuid, key) and not pending.withdrawn
+        was_told, pending.withdrawn = pending.withdrawn, True
+        self._settle(pending.item)
+        pending.item = pending.item._replace(origin=None)
+        return not was_told
 
     def _limit_actions(self, uuid: str) -> None:
         keys = [key for key in self._lanes[uuid].pending if key[0] == ACTION]
@@ -313,7 +354,11 @@ class Outbox:
             return True
         lane = self._lanes.get(item.uuid)
         pending = lane.pending.get((item.kind, item.what)) if lane is not None else None
-        return pending is not None and pending.item.order == item.order and now < pending.until
+        if lane is None or pending is None or now >= pending.until:
+            return False
+        if item.asks:
+            return self._told_by(lane, pending) == item.order
+        return pending.item.order == item.order and not pending.withdrawn
 
     # --- how a delivery ended ----------------------------------------------------------------------
 
@@ -335,7 +380,7 @@ class Outbox:
             self.delivered(item)
             return
         self._delay = 0.0
-        pending = self._end(item)
+        pending = self._end(item) if item.asks else self._end_over(item)
         if pending is None:
             return
         pending.refusals += 1
@@ -350,7 +395,7 @@ class Outbox:
     def put_off(self, item: Item, now: float) -> None:
         """The VIM does not have it, but somebody is there: this one again after a while; no other waits."""
         self._delay = 0.0
-        pending = self._end(item)
+        pending = self._end(item) if item.asks else self._end_over(item)
         if pending is not None:
             pending.failures += 1
             self._retry(pending, pending.failures, now)
@@ -386,7 +431,7 @@ class Outbox:
 
     def unsent(self, item: Item) -> None:
         """It was not sent, or to a VIM that is gone: an alarm is to be sent, not asked about."""
-        pending = self._end(item)
+        pending = self._end_over(item)
         if pending is not None:
             pending.asks = False
             self._place(item.uuid, self._lanes[item.uuid])
@@ -411,7 +456,17 @@ class Outbox:
         lane.out = None
         self._place(item.uuid, lane)
         pending = lane.pending.get((item.kind, item.what))
-        return pending if pending is not None and pending.item.order == item.order else None
+        return (
+            pending if pending is not None and item.order in (pending.item.order, pending.told_by) else None
+        )
+
+    def _end_over(self, item: Item) -> Optional[_Pending]:
+        """The same, where the VIM does not have an alarm: one whose failure is over is done with that."""
+        pending = self._end(item)
+        if pending is not None and pending.withdrawn:
+            self._remove(item.uuid, (item.kind, item.what))
+            return None
+        return pending
 
     def _retry(self, pending: _Pending, times: int, now: float) -> None:
         delay = min(self._retry_first * 2.0 ** min(times - 1, REFUSALS_MAX), self._retry_max)

@@ -225,7 +225,7 @@ class Ledger:
     def set_reporting(self, instance: Instance, reporting: bool) -> None:
         """Failures that were not told yet are void when reporting is disabled."""
         if instance.reporting and not reporting:
-            self.withdraw(instance, "reporting was disabled")
+            self.withdraw(instance, "reporting was disabled", unwanted=True)
         instance.reporting = reporting
 
     def set_host_reporting(self, host: Host, reporting: bool) -> None:
@@ -234,15 +234,21 @@ class Ledger:
         self.send(host, datagram.MOD_HOST, datagram.SetHost(host.uuid, reporting))
         if not reporting:
             for instance in host.instances.values():
-                self.withdraw(instance, "the host's reporting was disabled")
+                self.withdraw(instance, "the host's reporting was disabled", unwanted=True)
 
     # --- what the VIM is told ----------------------------------------------------------------------
 
-    def withdraw(self, instance: Instance, why: str, states: Tuple[str, ...] = (FAILED, UNHEALTHY)) -> None:
-        """Failures of the instance are over."""
+    def withdraw(
+        self,
+        instance: Instance,
+        why: str,
+        states: Tuple[str, ...] = (FAILED, UNHEALTHY),
+        unwanted: bool = False,
+    ) -> None:
+        """Failures of the instance are over, or the VIM does not want to hear of them."""
         if FAILED in states:
             instance.lost = False
-        self.effects.append(Withdraw(instance.uuid, why, states))
+        self.effects.append(Withdraw(instance.uuid, why, states, unwanted))
 
     def tell_service(self, one: Instance, origin: Optional[Origin]) -> None:
         """The VIM is to hear the instance's state, once it has the instance.

@@ -67,11 +67,15 @@ class TellAction(NamedTuple):
 
 
 class Withdraw(NamedTuple):
-    """Failures of this instance that were not told yet are no longer true, because of `why`."""
+    """Failures of this instance that were not told yet are no longer true, because of `why`.
+
+    `unwanted`: the VIM itself has said that it wants to hear of none; it knows what it has read by then.
+    """
 
     uuid: str
     why: str
     states: Tuple[str, ...] = (FAILED, UNHEALTHY)
+    unwanted: bool = False
 
 
 class Drop(NamedTuple):
