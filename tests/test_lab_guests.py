@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -137,3 +138,14 @@ def test_a_guest_whose_socket_was_removed_ends_without_a_word(guests):
     guests.popen.stdin.close()
     wait_for(lambda: not guests.alive(), "it ends")
     assert guests.log() == ""
+
+
+def test_the_guests_know_when_they_did_not_run(guests):
+    assert guests.say("stalls") == []
+    began = time.monotonic()
+    guests.popen.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    guests.popen.send_signal(signal.SIGCONT)
+    wait_for(lambda: guests.say("stalls"), "the stall is known")
+    longest = max(guests.say("stalls"), key=lambda stall: stall[1] - stall[0])
+    assert longest[0] <= began + 0.1 and longest[1] - longest[0] >= 0.2

@@ -1,8 +1,11 @@
 """N simulated guests in one process, and the words that switch and measure them.
 
 A line on standard input is `WHO WORD [ARGUMENT …]`, WHO being a number, a uuid or `all`; or one of
-`status`, `stats`, `stats reset`, `clock`. Every line is answered by one line of JSON. Times are s on the
-machine's monotonic clock.
+`status`, `stats`, `stats reset`, `clock`, `stalls`. Every line is answered by one line of JSON. Times are s
+on the machine's monotonic clock.
+
+`stalls` is answered with the begin and the end of each time in which this process did not run, though it had
+something to do, since `stalls` was said first: no guest here lived in that time.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.guestoptions import Options, Record
@@ -24,11 +27,35 @@ COMMANDS = (
 )  # fmt: skip
 
 
+STALLS_KEPT = 1000
+STALL_MIN = 0.05  # s
+STALL_LOOK = 0.02  # s between two looks
+
+
+class Stalls:
+    """When this process did not run."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.found: List[Tuple[float, float]] = []
+        self._loop = loop
+        self._looked_at = time.monotonic()
+        self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at > STALL_MIN:
+            self.found = [*self.found[1 - STALLS_KEPT :], (self._looked_at, now)]
+        self._looked_at = now
+        self._loop.after(STALL_LOOK, self._look)
+
+
 class Crowd:
     """The guests `first` … `first + count - 1`. See the module's text."""
 
     def __init__(self, loop: Loop, options: Options, count: int, first: int = 1) -> None:
         self.record = Record()
+        self._loop = loop
+        self._stalls: Optional[Stalls] = None
         numbers = range(first, first + count)
         self.guests = {number: Guest(loop, number, options, self.record) for number in numbers}
         self._by_name = {str(number): guest for number, guest in self.guests.items()}
@@ -77,11 +104,16 @@ class Crowd:
         self.record.reset()
         return "ok"
 
+    def _say_stalls(self) -> List[Tuple[float, float]]:
+        self._stalls = self._stalls or Stalls(self._loop)
+        return self._stalls.found
+
     _answers: Dict[str, Callable[[Crowd], Any]] = {
         "status": _status,
         "stats": _stats,
         "stats reset": _reset_stats,
         "clock": lambda _: time.monotonic(),
+        "stalls": _say_stalls,
     }
 
 

@@ -125,9 +125,20 @@ def _judge(world: World) -> List[str]:
     except TimedOut:
         trouble = ["UNQUIET: " + text for text in disagreements(world)]
     ended = time.monotonic()
+    _note_stalls(world)
     for uuid in world.cluster.uuids:
         trouble += world.truth.complaints(uuid, world.cluster.vim.events(uuid=uuid), ended)
     return trouble
+
+
+def _note_stalls(world: World) -> None:
+    """What is judged is what guests did; these had no CPU to do it."""
+    for host in world.cluster.hosts:
+        stalls = [(begin, end) for begin, end in host.guests.say("stalls") if end - begin > INTERVAL]
+        if stalls:
+            world.truth.note("the guests of %s stood still: %r" % (host.name, stalls))
+        for uuid in world.cluster.uuids[host.number * GUESTS : (host.number + 1) * GUESTS]:
+            world.truth.stood_still[uuid] = stalls
 
 
 # --- one life --------------------------------------------------------------------------------------
@@ -168,6 +179,8 @@ def run(seed: int, own_world: bool) -> None:
         with cluster:
             cluster.provision()
             cluster.await_heartbeats()
+            for host in cluster.hosts:
+                host.guests.say("stalls")
             vim_list(cluster)
             proxy.quiet = False
             world = World(seed, cluster, proxy, own_world)

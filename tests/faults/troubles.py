@@ -13,6 +13,8 @@ from world import OURS, Course, World
 
 from guestmtce.lab.cluster import Daemon, Host
 
+NEVER = float("inf")
+RESET_FORGOTTEN = 0.6  # s after which an alarm that was reset has been sent again
 RUN_FOLDER_BACK = 2.2  # s; 10 s in life, and the longest stall of a slowed loop, which has no time for it
 
 
@@ -24,6 +26,7 @@ class Troubles:
         self.truth, self.random, self.cluster = world.truth, world.random, world.cluster
         self._full: Set[str] = set()  # hosts
         self._cleaned: Dict[str, float] = {}  # host → when
+        self._resets_until = 0.0  # s, monotonic
 
     def kill_child(self) -> None:
         children = self.cluster.children(self.random.choice(self.cluster.hosts))
@@ -46,11 +49,12 @@ class Troubles:
         self.cluster.start_server(host)
 
     def kill_agent(self) -> None:
-        """Not while the VIM resets what it has read: the real one does that only when it dies itself, and the
-        next agent would take this one, which lives, for one that processed what was under way. Nor while
-        there are two agents: the second one would be followed in the end, and its VIM wants no reporting.
+        """Not while the VIM resets what it has read, nor soon after: the real one does so only when it dies,
+        and the next agent would take this one, which lives, for one that processed what was under way. Nor
+        while there are two agents: the second one would be followed in the end, and its VIM wants no
+        reporting.
         """
-        if self.cluster.vim.reset or self.world.agents != OURS:
+        if time.monotonic() < self._resets_until or self.world.agents != OURS:
             return
         self.truth.note("kill agent")
         self.cluster.agent.kill()
@@ -92,6 +96,7 @@ class Troubles:
         vim, began = self.cluster.vim, time.monotonic()
         if trouble == "down":
             vim.stop()
+            self.truth.deaths.append(time.monotonic())
             yield self.random.choice((0.4, 0.8, 4.0)) * self.random.random()
             vim.start()
         elif trouble == "slow":
@@ -100,11 +105,15 @@ class Troubles:
             vim.delay = 0.0
         else:
             switch = "reset" if trouble == "reset" else "hang"
+            if trouble == "reset":
+                self._resets_until = NEVER
             setattr(vim, switch, True)
             if switch == "hang":
                 self.truth.stalls.append((began, None))
             yield self.random.uniform(2.5, 6.5) if trouble == "stall" else self.random.random() * 0.8
             setattr(vim, switch, False)
+            if trouble == "reset":
+                self._resets_until = time.monotonic() + RESET_FORGOTTEN
             if switch == "hang":
                 self.truth.stalls[self.truth.stalls.index((began, None))] = (began, time.monotonic())
         self.world.vim_trouble = ""

@@ -22,6 +22,8 @@ RECOVERY = 1.5  # s
 # An outcome is of use for its question's timeout, 1 s here, and the second that a VIM waits longer, which is
 # not scaled; the rest is the machine's load.
 OUTCOME_WITHIN = 1.0 + 1.0 + 0.5  # s
+# A VIM that dies so soon after it has processed an alarm did not repair: its successor is to be told.
+DIED_AFTER = 0.1  # s
 ACTION = "reboot"  # the lab's guests'
 
 
@@ -44,6 +46,8 @@ class Truth:
         self.made: Dict[str, float] = {}  # when the VIM had deleted it, to make it anew
         self.repairs: Dict[str, List[Period]] = {}
         self.stalls: List[Period] = []  # of the VIM
+        self.deaths: List[float] = []  # of the VIM
+        self.stood_still: Dict[str, List[Period]] = {}  # by uuid: its whole machine, for want of CPU
         self.asked: List[Asked] = []
         self.log: List[str] = []
 
@@ -92,7 +96,7 @@ class Truth:
         self, what: str, periods: Dict[str, List[Period]], uuid: str, alarms: List[float], ended: float
     ) -> List[str]:
         found, name = [], uuid[-2:]
-        all_of_it = periods.get(uuid, [])
+        all_of_it = sorted([*periods.get(uuid, []), *self._stood_still(what, uuid)], key=lambda one: one[0])
         told: List[List[float]] = [[] for _ in all_of_it]
         for at in alarms:
             of = [n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(one[1] or ended)]
@@ -106,16 +110,24 @@ class Truth:
             if end is None and not mine and was_seen and uuid not in self.gone:
                 found.append("LOST: %s %s at %.3f and was never told" % (name, what, begin))
             seen_from = [*seen_from, end or ended]
-            if len(mine) > 1:
+            if len([at for at in mine if not self._died_after(at)]) > 1:
                 found.append("TWICE: %s %s at %.3f, told at %r" % (name, what, begin, mine))
         return found
+
+    def _stood_still(self, what: str, uuid: str) -> List[Period]:
+        """Times in which the guest did nothing though nobody wanted that; they may be told as a hang."""
+        return self.stood_still.get(uuid, []) if what == "hung" else []
+
+    def _died_after(self, at: float) -> bool:
+        """Whether the VIM that processed something then had no time to answer, nor to do more about it."""
+        return any(at <= death < at + DIED_AFTER for death in self.deaths)
 
     def _seconds(self, uuid: str, alarms: List[float]) -> List[str]:
         return [
             "SECOND: %s told at %.3f, repaired since %.3f" % (uuid[-2:], at, begin)
             for begin, end in self.repairs.get(uuid, [])
             for at in alarms
-            if begin < at and (end is None or at < end)
+            if begin < at and (end is None or at < end) and not self._died_after(begin)
         ]
 
     def _stale(self, uuid: str, outcomes: List[Dict[str, Any]]) -> List[str]:
