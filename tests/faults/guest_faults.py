@@ -51,7 +51,7 @@ class GuestFaults:
         """A machine ends, with or without its socket. If it hung, that may be told, and need not be."""
         for uuid in self.choose(lambda one: one not in self.truth.gone):
             self.world.say(uuid, self.random.choice(("off", "crash")))
-            self.truth.gone.add(uuid)
+            self.truth.ends(uuid)
 
     def come(self) -> None:
         """A machine that ended starts again."""

@@ -71,3 +71,14 @@ FOR_GOOD = (100.0, None)
 )
 def test_the_judge(truth, events, found):
     assert kinds(truth, *events) == found
+
+
+def test_a_machine_that_ends_before_it_was_seen_again_is_lost_until_it_comes():
+    truth = hung((100.0, 100.5))
+    truth.ends(UUID)
+    assert truth.hung[UUID] == [(100.0, 100.5)], "that was long ago"
+    truth = Truth()
+    truth.begin(truth.hung, UUID)
+    truth.end(truth.hung, UUID)
+    truth.ends(UUID)
+    assert truth.hung[UUID][-1][1] is None

@@ -158,4 +158,7 @@ class Troubles:
                     except FileNotFoundError:
                         pass  # it was a temporary one
             if root != host.server.folder:
-                os.rmdir(root)
+                try:
+                    os.rmdir(root)
+                except OSError:
+                    pass  # something was written meanwhile

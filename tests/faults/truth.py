@@ -22,6 +22,8 @@ RECOVERY = 1.5  # s
 # An outcome is of use for its question's timeout, 1 s here, and the second that a VIM waits longer, which is
 # not scaled; the rest is the machine's load.
 OUTCOME_WITHIN = 1.0 + 1.0 + 0.5  # s
+# A client whose guest was lost says init when it has waited for a challenge for so long, and the load.
+UNSEEN = 1.0  # s
 # A VIM that dies so soon after it has processed an alarm did not repair: its successor is to be told.
 DIED_AFTER = 0.1  # s
 ACTION = "reboot"  # the lab's guests'
@@ -67,6 +69,13 @@ class Truth:
     def is_back(self, uuid: str) -> None:
         """It starts, or is reported again."""
         self.back.setdefault(uuid, []).append(time.monotonic())
+
+    def ends(self, uuid: str) -> None:
+        """Its machine ends. Where it was lost, nobody has seen that it was well again for a moment."""
+        self.gone.add(uuid)
+        begin, end = self.hung.get(uuid, [(0.0, 0.0)])[-1]
+        if end is not None and time.monotonic() < end + UNSEEN:
+            self.hung[uuid][-1] = (begin, None)
 
     def _told_until(self, end: float) -> float:
         """When the VIM may read at the latest what was on its way at `end`: it may have stood still."""
