@@ -247,3 +247,28 @@ def test_what_is_told_is_remembered_first():
     bench = heartbeating(reporting=True)
     bench.report(reports.Lost(2))
     assert bench.take_kinds() == ["Save", "Tell", "Tell"]
+
+
+def test_who_heartbeats_again_and_is_ill_as_before_is_told_as_still_ill():
+    """guestAgent takes an illness for over that is older than what says that the guest heartbeats."""
+    again = restarted(ill())
+    again.found()
+    again.run(0.1)
+    again.connect()
+    again.take()
+    again.report(reports.Running())
+    (running,) = again.tells()
+    assert running.cmd == datagram.RUNNING and running.still_ill
+    again.run(HOLD)
+    (illness,) = again.tells()
+    assert illness.cmd == datagram.ILLHEALTH and not illness.still_ill
+
+
+def test_nobody_else_is_still_ill():
+    again = restarted(heartbeating(reporting=True))
+    again.found()
+    again.run(0.1)
+    again.connect()
+    again.take()
+    again.report(reports.Running())
+    assert [tell.still_ill for tell in again.tells()] == [False]

@@ -215,3 +215,24 @@ def test_no_loss_is_told_twice_and_none_that_was_over_when_it_came(delivery, tur
                 starts = [one for one in came if history[one - 1] != "LOSS"]
                 assert history[told[-1] - 1] == "LOSS" and told[-1] > max(starts, default=0)
     assert told == sorted(set(told))
+
+
+@pytest.mark.parametrize("ill_first", [True, False])
+def test_an_illness_outlives_a_running_that_says_so(ill_first):
+    """A guestServer that was restarted says RUNNING, and the guest is as ill as before."""
+    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    if ill_first:
+        say(made, "ILL", 5)
+    assert made.server_state(info(), origin(6), True)
+    say(made, "ILL", 5)
+    tell(outbox, made)
+    assert left(outbox) == (["unhealthy", SERVICE], "enabled")
+
+
+def test_a_loss_does_not_outlive_a_running_of_one_that_is_still_ill():
+    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    say(made, "LOSS", 5)
+    made.server_state(info(), origin(6), True)
+    say(made, "LOSS", 5)
+    tell(outbox, made)
+    assert left(outbox) == ([SERVICE], "enabled")

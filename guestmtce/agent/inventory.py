@@ -203,12 +203,17 @@ class Inventory:
             self._ledger.introduce(host)
         return host is not None
 
-    def server_state(self, info: datagram.InstanceInfo, origin: Optional[Origin] = None) -> bool:
-        """RUNNING, STOPPED: a change of state."""
+    def server_state(
+        self, info: datagram.InstanceInfo, origin: Optional[Origin] = None, still_ill: bool = False
+    ) -> bool:
+        """RUNNING, STOPPED: a change of state. `still_ill`: its illness of before is not over with that."""
         host, instance = self._subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
         if host is None or instance is None:
             return host is not None
-        if info.heartbeating:
+        if info.heartbeating and still_ill:
+            instance.hear(origin, BEAT)
+            self._alive(instance, (FAILED,), origin)
+        elif info.heartbeating:
             instance.hear(origin, START, BEAT)
             self._alive(instance, (FAILED, UNHEALTHY), origin)
         elif origin is not None:

@@ -176,7 +176,7 @@ class Agent(program.Service[AgentSettings]):
                 text = "an event of %s from %s, which is not its address, was dropped"
                 self._throttle.warning("address", text, host.name, heard.address)
             elif not heard.wants_ack:
-                _EVENTS[heard.cmd](self._inventory, heard.event, heard.origin)
+                _tell(self._inventory, heard, heard.origin)
             elif heard.origin is not None:
                 self._take_once(heard, heard.origin, host.name if host is not None else "")
             self._carry_out()
@@ -193,7 +193,7 @@ class Agent(program.Service[AgentSettings]):
                 return  # if it is still true, the server says it again
             if heard.vim:
                 self._told.sending_elsewhere(origin, heard.vim)
-            if not _EVENTS[heard.cmd](self._inventory, heard.event, origin):
+            if not _tell(self._inventory, heard, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.add(hostname, origin.sender, origin.number, now)
             self._carry_out()
@@ -300,6 +300,13 @@ _EVENTS: Dict[int, Callable[[Inventory, Any, Optional[Origin]], bool]] = {
         event, time.monotonic(), origin
     ),
 }
+
+
+def _tell(inventory: Inventory, heard: Heard, origin: Optional[Origin]) -> bool:
+    """What a guestServer said, to the inventory; whether it could be understood."""
+    if heard.still_ill and isinstance(heard.event, datagram.InstanceInfo) and heard.cmd == datagram.RUNNING:
+        return inventory.server_state(heard.event, origin, True)
+    return _EVENTS[heard.cmd](inventory, heard.event, origin)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

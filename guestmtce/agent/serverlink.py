@@ -32,7 +32,8 @@ STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgen
 class Heard(NamedTuple):
     """An event, from where, and what to confirm (None: nothing). `sealed`: the key counts, no address.
 
-    `vim`: the VIM to which an agent was telling it, 0: none is known.
+    `vim`: the VIM to which an agent was telling it, 0: none is known. `still_ill`: it is a RUNNING, and an
+    illness of before goes on.
     """
 
     cmd: int
@@ -42,6 +43,7 @@ class Heard(NamedTuple):
     wants_ack: bool
     sealed: bool
     vim: int = 0
+    still_ill: bool = False
 
 
 class _Peer:
@@ -250,8 +252,10 @@ class ServerLink:
             log.debug("%s from %s: %r", datagram.NAMES[frame.cmd], address, event)
             origin = Origin(address, tag.sender, tag.number) if tag is not None and tag.number else None
             wants_ack = tag is not None and tag.wants_ack
-            vim = tag.vim if tag is not None else 0
-            self._on_event(Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal), vim))
+            vim, still_ill = (tag.vim, tag.is_still_ill) if tag is not None else (0, False)
+            self._on_event(
+                Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal), vim, still_ill)
+            )
 
     def _believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
         """Note what the datagram says of its sender; whether it is to be listened to."""

@@ -171,6 +171,8 @@ class AgentLink:
         full = not self._speaker.spoken
         if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
+        if tell.still_ill:
+            flags |= extension.STILL_ILL
         data = datagram.build_event(tell.cmd, event, full=full)
         self._send(data, Tag(flags, number=tell.number, vim=vim), self._speaker, self.agent)
 

@@ -67,7 +67,8 @@ class Look(NamedTuple):
 class Tell(NamedTuple):
     """Tell guestAgent until it has it (`told` answers). A newer one of the same key takes its place.
 
-    Nobody wants it after `until` (s, monotonic): `told` is called then, too.
+    Nobody wants it after `until` (s, monotonic): `told` is called then, too. `still_ill`: it is a RUNNING,
+    and the illness in the same row goes on.
     """
 
     cmd: int
@@ -75,6 +76,7 @@ class Tell(NamedTuple):
     number: int
     key: Key
     until: float = NEVER
+    still_ill: bool = False
 
 
 class Untell(NamedTuple):

@@ -83,7 +83,8 @@ class Outbox:
     def tell_again(self, guest: Guest, kind: str) -> None:
         """guestAgent is to hear this of the row, under the number that it has."""
         one = guest.untold[kind]
-        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind), one.until))
+        still_ill = one.cmd == datagram.RUNNING and ILLNESS in guest.untold
+        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind), one.until, still_ill))
 
     def tell_once(self, cmd: int, event: datagram.Event, key: Key, until: float) -> None:
         """guestAgent is to hear this of an instance that we do not know."""

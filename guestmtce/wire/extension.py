@@ -22,6 +22,7 @@ IS_ACK = 2
 GOODBYE = 4  # on a LOOPBACK, which old servers ignore: this guestAgent stops, another may be followed at once
 TAKES_MARKS = 8  # its sender knows MARK
 ANEW = 16  # on a command that enables reporting: it was disabled before, which was not confirmed
+STILL_ILL = 32  # on a RUNNING: an illness that was told before, and is perhaps not confirmed, goes on
 
 # An acknowledgement is a datagram of its own, sent only to who has shown that he speaks this.
 ACK = 0x11110ACC
@@ -73,6 +74,11 @@ class Tag(NamedTuple):
     def is_anew(self) -> bool:
         """Whether the receiver may have missed that what this enables was disabled before."""
         return bool(self.flags & ANEW)
+
+    @property
+    def is_still_ill(self) -> bool:
+        """Whether the guest that heartbeats (again) is as ill as was told before."""
+        return bool(self.flags & STILL_ILL)
 
     @property
     def is_goodbye(self) -> bool:
