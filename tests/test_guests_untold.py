@@ -253,6 +253,13 @@ def test_what_is_untold_is_what_is_true_and_unconfirmed(steps):
         world.step(*step)
 
 
+def test_a_child_that_is_being_made_hears_of_no_enabling_that_is_over():
+    world = World()
+    steps = [("set", False), ("found", "/q/x", 2, True), ("set", True), ("set", False), ("child", "started")]
+    for step in [("found", "/q/x", 1, True), *BEGINNING[1:], *steps]:
+        world.step(*step)
+
+
 def test_a_guest_that_falls_ill_again_and_again_is_told_once_in_two_seconds_and_at_last():
     bench, told = heartbeating(reporting=True), []
     for _ in range(100):

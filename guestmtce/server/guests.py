@@ -333,6 +333,8 @@ class Guests(Links):
         elif wanted:
             guest.silence_until = -NEVER
             guest.answered_since_notice = False
+            if guest.link == CONNECTING:
+                guest.enablings = 0  # the child that is being made need not hear of one that is over
             self._unreport(guest)
 
     def _enable_reporting(self, guest: Guest) -> None:
