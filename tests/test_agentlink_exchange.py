@@ -389,10 +389,20 @@ def test_our_own_stall_is_not_the_silence_of_the_agent(make):
     first, second = Process(5), Process(6)
     bench.send(first.query())
     time.sleep(SILENCE)
-    bench.loop.stalls += 1  # as the loop counts it when it goes on
+    bench.loop.stood_still += SILENCE  # as the loop counts it when it goes on
     bench.send(second.command(UNSET), agent=bench.second)
     bench.send(first.command())
     assert (bench.commands, bench.link.agent) == ([datagram.Query(), SET], "127.0.0.1")
+
+
+def test_a_dead_agent_is_left_by_a_host_that_stands_still_again_and_again():
+    following = Following(20.0)
+    following.admit(Identity("192.0.2.1", 5), 0.0)
+    taken = []
+    for now in range(10, 60, 10):
+        following.excuse(1.1)
+        taken.append(following.admit(Identity("192.0.2.2", 6), float(now)))
+    assert taken == [False, False, True, True, True]
 
 
 def test_a_new_process_at_the_same_address_is_followed_at_once_and_the_one_before_no_more(bench):

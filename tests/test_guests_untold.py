@@ -179,8 +179,22 @@ def test_a_new_child_repeats_no_illness_before_its_time(confirmed, seconds, agai
     bench = ill()
     if confirmed:
         bench.confirm()
-    assert replaced_child(bench, seconds) is again
+    assert replaced_child(bench, seconds) is (again and confirmed)
     assert (row.ILLNESS in untold(bench)) is (again or not confirmed)
+
+
+def test_an_illness_that_goes_on_while_the_vim_stands_still_is_one_alarm():
+    bench = ill()
+    number = bench.guest.untold[row.ILLNESS].number
+    bench.run(60)
+    bench.report(reports.Ill("reboot", "disk"))
+    assert (bench.told(), bench.guest.untold[row.ILLNESS].number) == ([], number)
+    bench.report(reports.Ill("stop", "disk"))  # it wants something else
+    assert bench.told() == [datagram.ILLHEALTH]
+    bench.confirm()
+    bench.run(60)
+    bench.report(reports.Ill("stop", "disk"))
+    assert bench.told() == [datagram.ILLHEALTH]
 
 
 def test_a_new_child_knows_that_its_guest_was_ill_and_says_when_it_is_well():
@@ -235,6 +249,13 @@ TROUBLE = st.one_of(
 @given(st.lists(TROUBLE, max_size=30))
 def test_what_is_untold_is_what_is_true_and_unconfirmed(steps):
     world = World()
+    for step in [("found", "/q/x", 1, True), *BEGINNING[1:], *steps]:
+        world.step(*step)
+
+
+def test_a_child_that_is_being_made_hears_of_no_enabling_that_is_over():
+    world = World()
+    steps = [("set", False), ("found", "/q/x", 2, True), ("set", True), ("set", False), ("child", "started")]
     for step in [("found", "/q/x", 1, True), *BEGINNING[1:], *steps]:
         world.step(*step)
 

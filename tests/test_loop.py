@@ -396,7 +396,7 @@ def test_a_callback_that_stood_still_is_told_of_though_no_timer_was_due(loop, re
 
     def read():
         near.recv(1)
-        stalled.append(loop.stalled)
+        stalled.append(loop.stood_still)
         time.sleep(0.05)
 
     loop.watch(near, read)

@@ -474,3 +474,14 @@ def test_who_had_restarted_meanwhile_says_init_within_its_time():
     bench.init()
     bench.answer()
     assert bench.kinds()[-2:] == ["Acknowledged", "Running"]
+
+
+def test_who_refuses_after_its_patience_was_spent_in_the_question_s_time_has_it_anew():
+    bench = Bench().heartbeat()
+    bench.ask(1, NOTICE, "suspend", 20000)
+    enable(bench)
+    bench.run(PATIENCE + 2, answers=False)
+    bench.respond("suspend", NOTICE, "reject")
+    bench.run(PATIENCE + 2, answers=False)
+    assert bench.session.state == WAITING, "it is not challenged for ever"
+    assert bench.told(s.Lost) == []

@@ -1,5 +1,6 @@
 """What the VIM has been told, over a restart of guestAgent."""
 
+import errno
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from guestmtce.agent import told
 from guestmtce.agent.rows import Origin
 from guestmtce.agent.told import Told
+from guestmtce.daemon import files
 
 NAME = "guestAgent"
 
@@ -141,3 +143,17 @@ def test_trouble_with_the_file_is_logged_and_costs_nothing_else(tmp_path, caplog
     troubles = sum("cannot write" in record.message for record in caplog.records)
     assert troubles == (0 if trouble == "a link" else 1)
     assert not os.path.islink(path(folder))  # it was replaced, and what it names was not touched
+
+
+def test_on_a_full_file_system_no_alarm_stays_noted_as_under_way(tmp_path, monkeypatch):
+    """The next agent would ask about it, and take the VIM's answer for a proof that the VIM has it."""
+    one = Told(str(tmp_path), NAME)
+    one.sending(origin(1), 5)
+
+    def no_room(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setattr(files, "write_atomically", no_room)
+    monkeypatch.setattr(Told, "_append", lambda *_: False)
+    one.unsent(origin(1))
+    assert Told(str(tmp_path), NAME).sent_to(origin(1)) is None

@@ -94,7 +94,7 @@ class Told:
         self._fates = dict(kept)
         self._lines = len(kept)
         self._close()
-        files.write_atomically(self._path, "".join(_line(*one) for one in kept), 0o600)
+        files.write_or_overwrite(self._path, "".join(_line(*one) for one in kept), 0o600)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def _append(self, line: str) -> bool:

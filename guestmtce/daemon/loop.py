@@ -48,7 +48,7 @@ class Loop:
         self.running = True
         self.defects = 0
         self.wake_ups = self.stalls = 0
-        self.stalled = 0.0  # s that this process had stood still when this turn began; 0: it had not
+        self.stood_still = 0.0  # s in all stalls
         self._turn: Optional[float] = None  # this turn's moment
         self._busy = 0.0  # s that the last turn took
         self._selector = selectors.DefaultSelector()
@@ -152,9 +152,9 @@ class Loop:
         return ready
 
     def _note_stall(self, seconds: float) -> None:
-        self.stalled = seconds if seconds > STALL else 0.0
-        if self.stalled:
+        if seconds > STALL:
             self.stalls += 1
+            self.stood_still += seconds
             log.warning("this host, or this daemon, stood still for %.1f s", seconds)
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class AgentLink:
         self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
         self._followed = followed_before
         self._following = Following(settings.agent_silence, followed_before, time.monotonic())
-        self._stalls = loop.stalls
+        self._stood_still = loop.stood_still  # s, of which the agent's silence is excused
         self._others: Dict[str, Speaker] = {}  # by address: those that are not followed
         self._named: Dict[str, None] = {}  # of these, in the log
         self._seal = Seal(*settings.keys())
@@ -308,9 +308,8 @@ class AgentLink:
 
     def _admits(self, identity: Identity) -> bool:
         now = time.monotonic()
-        if self._loop.stalls != self._stalls:
-            self._stalls = self._loop.stalls
-            self._following.excuse(now)
+        self._following.excuse(self._loop.stood_still - self._stood_still)
+        self._stood_still = self._loop.stood_still
         return self._following.admit(identity, now)
 
     def _speaker_with(self, identity: Identity) -> Speaker:

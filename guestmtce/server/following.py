@@ -68,9 +68,12 @@ class Following:
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
 
-    def excuse(self, now: float) -> None:
-        """We heard nobody for a while, because this host stood still: its silence counts from now on."""
-        self._heard_at = now
+    def excuse(self, seconds: float) -> None:
+        """We heard nobody for so long, because this host stood still: that is no silence of the agent's.
+
+        No more is excused: a host that stands still again and again must leave an agent that is dead.
+        """
+        self._heard_at += seconds
 
     def goodbye(self) -> None:
         """The followed agent stops: whoever speaks next is followed."""

@@ -216,6 +216,9 @@ class Guests(Links):
         self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
         if not self._wants_failures(guest):
             return
+        untold = guest.untold.get(ILLNESS)
+        if untold is not None and untold.event == self.info(guest)._replace(repair_action=report.action):
+            return  # the VIM is being told, or is still to be: twice would restart its repair
         if guest.illnesses.spend(now):
             self._tell_illness(guest, report, now)
         else:
@@ -329,6 +332,8 @@ class Guests(Links):
         elif wanted:
             guest.silence_until = -NEVER
             guest.answered_since_notice = False
+            if guest.link == CONNECTING:
+                guest.enablings = 0  # the child that is being made need not hear of one that is over
             self._unreport(guest)
 
     def _enable_reporting(self, guest: Guest) -> None:
