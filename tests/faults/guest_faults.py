@@ -8,7 +8,7 @@ from typing import Callable, List
 from truth import lasts
 from world import Course, World
 
-from guestmtce.lab.cluster import wait_for
+OBEYS_WITHIN = 10.0  # s
 
 
 class GuestFaults:
@@ -67,27 +67,32 @@ class GuestFaults:
     def make_anew(self) -> None:
         """The VIM deletes an instance, and makes it again."""
         for uuid in self.choose(lambda _: not self.world.vim_trouble):
+            self.world.busy.add(uuid)
             self._make_anew(uuid)
+            self.world.busy.discard(uuid)
 
     def _make_anew(self, uuid: str) -> None:
         host, client = self.world.host_of(uuid), self.cluster.client
         if uuid not in self.truth.gone:
             self.world.say(uuid, "off")
-        listed = self.cluster.vim.instances[host.uuid]
-        self.cluster.vim.instances[host.uuid] = [entry for entry in listed if entry[0] != uuid]
+        listed = self.cluster.vim.instances
+        listed[host.uuid] = [entry for entry in listed[host.uuid] if entry[0] != uuid]
         self._obeyed(lambda: client.delete(uuid)[0])
         self.truth.made[uuid] = time.monotonic()
         self.truth.end(self.truth.hung, uuid)
-        time.sleep(self.random.random() * 0.2)
+        self.world.go_on(self.random.random() * 0.2)
         self._switch_on(uuid)
-        time.sleep(self.random.random() * 0.2)
-        self.cluster.vim.instances[host.uuid] = listed
+        self.world.go_on(self.random.random() * 0.2)
+        listed[host.uuid] = [*listed[host.uuid], (uuid, host.name, True)]
         self._obeyed(lambda: client.create(uuid, host.name)[0])
         self._obeyed(lambda: client.set(uuid, host.name, "enabled")[0])
 
     def _obeyed(self, command: Callable[[], int]) -> None:
         """The VIM repeats what an agent that has just started does not understand yet."""
-        wait_for(lambda: command() in (200, 204), "the agent obeys", step=0.05)
+        until = time.monotonic() + OBEYS_WITHIN
+        while command() not in (200, 204):
+            assert time.monotonic() < until, "the agent does not obey"
+            self.world.go_on(0.05)
 
     def loop(self) -> None:
         """A client that starts again and again: that answers nothing is a failure, that exits is none."""

@@ -45,8 +45,8 @@ class Troubles:
         self.truth.note("kill server " + host.name)
         host.server.kill()
         self._empty(host)
-        time.sleep(self.random.random() * 0.3)
-        self.cluster.start_server(host)
+        self.world.go_on(self.random.random() * 0.3)
+        self.world.go_on_while(lambda: self.cluster.start_server(host))
 
     def kill_agent(self) -> None:
         """Not while the VIM resets what it has read, nor soon after: the real one does so only when it dies,
@@ -58,8 +58,8 @@ class Troubles:
             return
         self.truth.note("kill agent")
         self.cluster.agent.kill()
-        time.sleep(self.random.random() * 0.3)
-        self.cluster.start_agent()
+        self.world.go_on(self.random.random() * 0.3)
+        self.world.go_on_while(self.cluster.start_agent)
 
     def stop_something(self) -> None:
         host = self.random.choice(self.cluster.hosts)
@@ -69,7 +69,7 @@ class Troubles:
         self.truth.note("stop %d" % pid)
         try:
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(self.random.random() * 0.5)
+            self.world.go_on(self.random.random() * 0.5)
             os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
             pass

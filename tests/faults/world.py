@@ -11,6 +11,7 @@ import heapq
 import itertools
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Generator, List, Optional, Sequence, Set, Tuple
 
 from old_agent import OldAgent
@@ -78,6 +79,14 @@ class World:
                 self.random.choice(faults)()
                 next_fault = time.monotonic() + self.random.random() * 0.15
             time.sleep(0.005)
+
+    def go_on_while(self, act: Callable[[], Any]) -> None:
+        """All courses until `act` has ended, which takes its time: the VIM does not wait for it."""
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(act)
+            while not ended.done():
+                self.go_on(0.01)
+            ended.result()
 
     def end_commands(self, seconds: float) -> None:
         """Until nobody commands the agent, but no longer than this."""
