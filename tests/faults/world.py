@@ -42,6 +42,7 @@ class World:
         self.each_turn: List[Callable[[], None]] = []
         self._courses: List[Tuple[float, int, Course]] = []
         self._order = itertools.count()
+        self._beside = ThreadPoolExecutor(1)  # for good: a process that a thread has started ends with it
 
     def host_of(self, uuid: str) -> Host:
         """Where the guest lives."""
@@ -82,11 +83,10 @@ class World:
 
     def go_on_while(self, act: Callable[[], Any]) -> None:
         """All courses until `act` has ended, which takes its time: the VIM does not wait for it."""
-        with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(act)
-            while not ended.done():
-                self.go_on(0.01)
-            ended.result()
+        ended = self._beside.submit(act)
+        while not ended.done():
+            self.go_on(0.01)
+        ended.result()
 
     def end_commands(self, seconds: float) -> None:
         """Until nobody commands the agent, but no longer than this."""
