@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from guest_process import FAST, GuestProcess, Host, write_script
+from pythons import find_python
 
 from guestmtce.guest.log import Log, printable, to_file
 from guestmtce.lab.cluster import wait_for
@@ -21,7 +22,7 @@ from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ChallengeResponse, Exit, Init, InitAck
 
 HERE = Path(__file__).resolve().parent.parent
-OLD_PYTHON = "python3.6"
+OLD_PYTHON = find_python("3.6")
 RSS_MAX = 15e6  # bytes
 SOURCES = [*(HERE / "guestmtce" / "guest").glob("*.py"), HERE / "guestmtce" / "wire" / "channel.py"]
 
@@ -70,15 +71,7 @@ def test_it_is_written_for_python_3_6(path):
         assert not (isinstance(node, ast.ImportFrom) and node.module in ("__future__", "dataclasses"))
 
 
-def has_old_python():
-    """Whether there is one that runs; a name in the path may stand for one that is not installed."""
-    try:
-        return subprocess.call([OLD_PYTHON, "-c", ""], stderr=subprocess.DEVNULL) == 0
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not has_old_python(), reason="no python3.6 here")
+@pytest.mark.skipif(OLD_PYTHON is None, reason="no Python 3.6 in the path, of pyenv or of uv")
 def test_it_runs_with_python_3_6(host):
     words = [OLD_PYTHON, "-m", "guestmtce.guest.main", "-f", "--device", host.path, "--socket", ""]
     with subprocess.Popen(words, cwd=HERE, stderr=subprocess.DEVNULL) as process:
