@@ -63,12 +63,17 @@ def fill_holes() -> None:
 
 
 def _fill(size: int, make: Callable[[], Any]) -> bool:
-    """Until the first two blocks of a pool come one after the other: this pool is new. Whether one was."""
+    """Until the first two blocks of a pool come one after the other: this pool is new. Whether one was.
+
+    The numbers of blocks are objects of two steps themselves: they lie before and between two such blocks.
+    """
     last = 0
+    others = 3 * size if size == 2 * BLOCK_STEP else 0
     for _ in range(TRIES_MAX):
         _filling.append(make())
         block = id(_filling[-1])
-        if last % POOL_SIZE == POOL_HEADER and block == last + size:
+        first = 0 <= last % POOL_SIZE - POOL_HEADER <= others
+        if first and last + size <= block <= last + size + others:
             return True
         last = block
     del _filling[-TRIES_MAX:]
