@@ -117,6 +117,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "bytes.ini" in refused(tmp_path, None, "--config", str(tmp_path / "bytes.ini"))
 
 
+def test_a_terminal_on_which_nothing_was_typed_is_an_empty_file(tmp_path):
+    master, slave = os.openpty()
+    try:
+        assert load(tmp_path, None, "--config", os.ttyname(slave))[0].port == 2401
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
 def test_a_pipe_or_a_huge_file_is_no_configuration(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "pipe: it is no plain file" in refused(tmp_path, None, "--config", str(tmp_path / "pipe"))

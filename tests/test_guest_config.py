@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,27 @@ def test_settings():
     for word in ("nonsense=1", "patience=x", "patience"):
         with pytest.raises(ValueError, match="--set " + word):
             overridden([word])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "conf")
+    with time_limit(5):
+        taken, notes = config.load(str(tmp_path / "conf"), Settings())
+    assert taken == Config()
+    assert notes == ["%s: it is a pipe, and no file: the defaults are taken" % (tmp_path / "conf")]
+
+
+@contextmanager
+def time_limit(seconds):
+    """What waits longer is interrupted by an AssertionError."""
+
+    def interrupt(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

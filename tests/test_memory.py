@@ -105,6 +105,17 @@ def test_where_clone_has_no_number_children_are_the_master_s_all_the_same(no_clo
     assert bench.children.spawner.started == 1
 
 
+def test_a_double_fork_that_fails_at_once_leaves_no_descriptor(no_clone, monkeypatch):
+    def fail():
+        raise OSError(errno.EAGAIN, "no room")
+
+    monkeypatch.setattr(os, "fork", fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="no room"):
+        fork.fork_sibling()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_double_fork_that_fails_in_the_middle_costs_only_the_one_it_was_for(no_clone, monkeypatch):
     """Here the first fork is the real one, and the second fails."""
     real, forks = os.fork, []

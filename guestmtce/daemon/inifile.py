@@ -100,7 +100,7 @@ def _read(path: str) -> Tuple[List[str], List[str]]:
         if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
             raise OSError(errno.EINVAL, "it is no plain file")
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(FILE_MAX + 1)
+            data = file.read(FILE_MAX + 1) or b""  # None: a terminal on which nothing was typed
     finally:
         os.close(descriptor)
     if len(data) > FILE_MAX:

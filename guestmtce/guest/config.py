@@ -4,8 +4,11 @@ A value that cannot be used never keeps a guest from being watched: it is named,
 and the default is taken.
 """
 
+import errno
+import os
 import re
 import shlex
+import stat
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 from guestmtce.guest.settings import Settings
@@ -136,10 +139,19 @@ def _unquoted(value: str) -> str:
     return words[0] if words else ""
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe is refused: who opens it would wait for a writer. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe, and no file")
+    return descriptor
+
+
 def load(path: str, settings: Settings) -> Tuple[Config, List[str]]:
     """The configuration in the file `path`, and lines for the log. A file that cannot be read: defaults."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace", opener=_open_at_once) as file:
             text = file.read()
     except OSError as error:
         return Config(), ["%s: %s: the defaults are taken" % (path, error.strerror)]

@@ -60,6 +60,9 @@ def _fork_twice() -> int:
         if middle == 0:
             os.close(reader)
             return _fork_in_the_middle(writer)
+    except OSError:
+        os.close(reader)
+        raise
     finally:
         os.close(writer)
     os.waitpid(middle, 0)
