@@ -57,6 +57,7 @@ FOR_GOOD = (100.0, None)
         (hung(), [alarm(100.0)], ["FALSE"]),
         (hung(stood_still={UUID: [(99.7, 99.9)]}), [alarm(100.0)], []),
         (hung(FOR_GOOD, stood_still={UUID: [(99.7, 99.9)]}), [alarm(99.95)], []),
+        (hung(FOR_GOOD, stood_still={UUID: [(101.0, 101.2)]}), [alarm(101.3)], []),
         (hung(FOR_GOOD, stood_still={UUID: [(97.7, 97.9)]}), [alarm(98.0)], ["LOST"]),
         (hung(FOR_GOOD, deaths=[100.35]), [alarm(100.3), alarm(101.0)], []),
         (hung(FOR_GOOD, deaths=[100.45]), [alarm(100.3), alarm(101.0)], ["TWICE"]),

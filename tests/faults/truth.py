@@ -105,12 +105,15 @@ class Truth:
         self, what: str, periods: Dict[str, List[Period]], uuid: str, alarms: List[float], ended: float
     ) -> List[str]:
         found, name = [], uuid[-2:]
-        all_of_it = sorted([*periods.get(uuid, []), *self._stood_still(what, uuid)], key=lambda one: one[0])
+        perhaps = self._stood_still(what, uuid)
+        all_of_it = sorted([*periods.get(uuid, []), *perhaps], key=lambda one: one[0])
         told: List[List[float]] = [[] for _ in all_of_it]
         for at in alarms:
             of = [n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(one[1] or ended)]
+            wanted = [n for n in of if all_of_it[n] not in perhaps]
             if of:  # the last one that was not told yet; one more of the last one if each was
-                told[max([n for n in of if not told[n]] or of)].append(at)
+                new = [[n for n in some if not told[n]] for some in (wanted, of)]
+                told[max(new[0] or new[1] or wanted or of)].append(at)
             else:
                 found.append("FALSE: %s told at %.3f, %s %r" % (name, at, what, all_of_it))
         seen_from = self.back.get(uuid, [])
