@@ -416,3 +416,25 @@ def test_standing_still_is_told_with_its_length(loop, caplog):
     turn(loop, lambda: len(called) == 2)
     assert loop.stalls == 1
     assert "stood still for 2.5 s" in caplog.text
+
+
+def test_a_loop_is_idle_when_what_could_be_read_has_been_read():
+    loop, seen = Loop(), []
+    ours, theirs = socket.socketpair()
+
+    def read():
+        seen.append(("read", loop.idle))
+        ours.recv(1)
+
+    loop.watch(ours, read)
+    loop.on_idle = lambda: seen.append(("idle", loop.idle))
+    theirs.send(b"ab")
+    loop.run_once()
+    loop.run_once()
+    assert seen == [("read", False), ("read", False)]
+    loop.after(0, lambda: seen.append(("timer", loop.idle)))
+    loop.run_once()
+    assert seen[2:] == [("idle", True), ("timer", False)]
+    loop.close()
+    ours.close()
+    theirs.close()

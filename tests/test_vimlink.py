@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 from vimlink_bench import NAME, H, U, V, closing, ill, loss, outcome, service
 
-from guestmtce.agent import vimcall
-from guestmtce.agent.rows import AskVim, Origin
+from guestmtce.agent import vimcall, vimlink
+from guestmtce.agent.rows import AskVim, Origin, Withdraw
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim
 from guestmtce.wire import channel
@@ -391,6 +391,25 @@ def test_a_defect_of_ours_delays_but_does_not_end_the_deliveries(bench, real):
     one.link._on_reply = lambda item, reply: 1 // 0
     one.tell(AskVim(H, NAME, False))
     wait_for(lambda: real.record, "the question")
+    one.tell(loss())
+    one.until_told(1)
+
+
+def test_nothing_is_begun_before_what_can_be_read_was_read(bench, real):
+    """What was not read yet may say that the failure is over."""
+    read = []
+    one = bench(real.url, may_begin=lambda: bool(read))
+    one.tell(loss(), service())
+    one.tell(Withdraw(U, "the guest heartbeats again"))
+    read.append(1)
+    one.link.release()
+    one.until_told(1)
+    assert [event["body"]["event-type"] for event in real.record] == ["service"]
+
+
+def test_who_never_comes_to_read_delays_an_alarm_and_no_more(bench, real, monkeypatch):
+    monkeypatch.setattr(vimlink, "HELD_MAX", 0.1)
+    one = bench(real.url, may_begin=lambda: False)
     one.tell(loss())
     one.until_told(1)
 

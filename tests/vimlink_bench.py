@@ -56,7 +56,7 @@ class Journal:
 class Bench:
     """An outbox, a link that empties it, and the answers that came. Times in s."""
 
-    def __init__(self, base, timeout=5.0, alarm_timeout=5.0, retry=RETRY):
+    def __init__(self, base, timeout=5.0, alarm_timeout=5.0, retry=RETRY, may_begin=lambda: True):
         self.lock = threading.Lock()
         self.outbox = Outbox(retry, 4 * retry)
         self.journal = Journal()
@@ -64,7 +64,7 @@ class Bench:
         self.settled = []
         patience = Patience(alarm_timeout, timeout)
         self.link = VimLink(
-            base, patience, self.lock, self.outbox, self.journal, self._replied, self._settled
+            base, patience, self.lock, self.outbox, self.journal, self._replied, self._settled, may_begin
         )
         self.link.start()
 

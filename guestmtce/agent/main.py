@@ -59,6 +59,7 @@ class Agent(program.Service[AgentSettings]):
             _Journal(self._told, self._mark),
             self._vim_replied,
             self._confirm,
+            lambda: loop.idle,
         )
         self._audit = Audit(loop, settings, self._apply)
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period)
@@ -92,6 +93,7 @@ class Agent(program.Service[AgentSettings]):
             settings.command_timeout,
         )
         self._commands.start()
+        self._loop.on_idle = self._vim.release
         self._vim.start()
         for record in hosts:
             self._host(datagram.ADD_HOST, record)

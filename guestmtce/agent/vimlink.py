@@ -32,6 +32,7 @@ from guestmtce.daemon.log import Throttle
 log = logging.getLogger(__name__)
 
 NOT_NOW = (408, 429)  # beside 5xx
+HELD_MAX = 5.0  # s for which nothing is begun because of what may have to be read first
 LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a note; it takes 0.2 ms
 
 
@@ -66,7 +67,8 @@ class VimLink:
     """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
 
     `on_settled` is called under the lock, whenever the outbox may have settled something; before it the
-    journal has what became of an item.
+    journal has what became of an item. Nothing is begun while `may_begin()` is false, for HELD_MAX s at most:
+    what was not read yet may say that a failure is over.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class VimLink:
         journal: Journal,
         on_reply: Callable[[events.Item, Any], None],
         on_settled: Callable[[], None] = lambda: None,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         self.reachable = True
         self._base = base
@@ -86,6 +89,8 @@ class VimLink:
         self._journal = journal
         self._on_reply = on_reply
         self._on_settled = on_settled
+        self._may_begin = may_begin
+        self._held_since = events.NEVER  # s, monotonic
         self._more = threading.Condition(lock)
         self._stopping = False
         self._wakes_at = events.NEVER  # s, monotonic: when a thread that waits looks again by itself
@@ -104,6 +109,12 @@ class VimLink:
     def notify(self) -> None:
         """The outbox has something new; to be called under the lock."""
         self._more.notify()
+
+    def release(self) -> None:
+        """`may_begin()` has become true. Takes the lock only if something may wait for that."""
+        if len(self._outbox):
+            with self._more:
+                self._more.notify()
 
     def close(self) -> None:
         """Stop; requests that are under way are not waited for."""
@@ -127,9 +138,10 @@ class VimLink:
     def _await_item(self) -> Optional[events.Item]:
         while not self._stopping:
             now = time.monotonic()
-            item = self._outbox.next(now)
+            held = self._is_held(now)
+            item = None if held else self._outbox.next(now)
             self._on_settled()  # an outcome may have come to its end
-            next_at = self._outbox.next_at()
+            next_at = self._held_since + HELD_MAX if held else self._outbox.next_at()
             if item is not None:
                 if next_at < self._wakes_at:
                     self._more.notify()  # another thread looks after what is next: this one may be away long
@@ -138,6 +150,13 @@ class VimLink:
             self._more.wait(None if next_at == events.NEVER else max(0.001, next_at - now))
             self._wakes_at = events.NEVER
         return None
+
+    def _is_held(self, now: float) -> bool:
+        if not len(self._outbox) or self._may_begin():
+            self._held_since = events.NEVER
+            return False
+        self._held_since = min(self._held_since, now)
+        return now < self._held_since + HELD_MAX
 
     def _deliver(self, item: events.Item, caller: vimcall.Caller) -> None:
         """Send it, and note how that went."""

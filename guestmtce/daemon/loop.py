@@ -57,6 +57,8 @@ class Loop:
         self._order = itertools.count()
         self._signals: Dict[int, Callable[[], None]] = {}
         self._arrived: Set[int] = set()  # signals; the pipe only wakes: it may be full
+        self.idle = False  # it waits: what could be read has been read
+        self.on_idle: Optional[Callable[[], None]] = None  # called whenever it becomes so
         self._calls: Deque[Callable[[], None]] = collections.deque()
         self._signal_in, self._signal_out = socket.socketpair()
         self._signal_in.setblocking(False)
@@ -142,7 +144,11 @@ class Loop:
     def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
         """Begin a turn; what can be read at its moment."""
         when = self._timers[0][0] if self._timers else NEVER
-        ready = self._selector.select(None if when == NEVER else max(0.0, when - time.monotonic()))
+        ready = self._selector.select(0) if self.on_idle is not None else []
+        if not ready:
+            self._become_idle()
+            ready = self._selector.select(None if when == NEVER else max(0.0, when - time.monotonic()))
+            self.idle = False
         self._turn = time.monotonic()
         if when <= self._turn:
             # What arrived after the wait and before the moment was read is there, too, before a timer judges.
@@ -150,6 +156,11 @@ class Loop:
         self.wake_ups += 1
         self._note_stall(max(self._busy, self._turn - when))
         return ready
+
+    def _become_idle(self) -> None:
+        self.idle = True
+        if self.on_idle is not None:
+            self.call(self.on_idle)
 
     def _note_stall(self, seconds: float) -> None:
         if seconds > STALL:

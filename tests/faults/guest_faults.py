@@ -90,8 +90,11 @@ class GuestFaults:
     def _obeyed(self, command: Callable[[], int]) -> None:
         """The VIM repeats what an agent that has just started does not understand yet."""
         until = time.monotonic() + OBEYS_WITHIN
-        while command() not in (200, 204):
-            assert time.monotonic() < until, "the agent does not obey"
+        while True:
+            status = command()
+            if status in (200, 204):
+                return
+            assert time.monotonic() < until, "the agent does not obey: %d" % status
             self.world.go_on(0.05)
 
     def loop(self) -> None:

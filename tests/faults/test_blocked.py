@@ -30,6 +30,7 @@ AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_peri
 ENDED_WITHIN = 2.5  # s; whoever stops a daemon waits for 2 s
 STARTED_WITHIN = 4.0  # s
 COMMAND_MAX = 1.0  # s
+MANY = 40  # guests
 
 
 def cloud(guests=1, agent=()):
@@ -360,3 +361,30 @@ def end(pid):
             process.wait(ENDED_WITHIN)
         except psutil.TimeoutExpired:
             process.kill()
+
+
+# --- an agent whose loop stands still --------------------------------------------------------------
+
+
+def test_a_guest_that_was_lost_and_came_back_while_the_agent_stood_still_is_not_repaired():
+    """All the datagrams lie unread, losses before others: the VIM is told what is true at the end."""
+    cluster = cloud(MANY)
+    cluster.agent_module, cluster.agent_before = "slowed", slowed.before(Cluster.agent_module)
+    with cluster:
+        cluster.provision()
+        cluster.await_heartbeats()
+        host = cluster.hosts[0]
+        slowed.slow(cluster.agent.folder, 4.0)
+        stands_still_until = time.monotonic() + 4.0
+
+        def all_are(name, value):
+            return all(value in row[name] for row in host.server.dump("guest").values())
+
+        host.guests.say("all", "hang")
+        wait_for(lambda: all_are("untold", "failure"), "the losses are told")
+        host.guests.say("all", "healthy")
+        wait_for(lambda: all_are("heartbeating", "enabled"), "they are back")
+        assert time.monotonic() < stands_still_until, "this machine is too slow for this test"
+        wait_for(lambda: "stood still" in cluster.agent.log(), "the agent goes on")
+        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all")
+        assert alarms(cluster) == []
