@@ -52,6 +52,8 @@ FOR_GOOD = (100.0, None)
         (hung((100.0, 101.0)), [alarm(101.5)], []),  # it was on its way
         (hung((100.0, 101.0)), [alarm(102.0)], ["FALSE"]),
         (hung((100.0, 101.0), stalls=[(101.2, 107.0)]), [alarm(107.1)], []),  # and stayed there
+        (hung((100.0, 101.0), unwatched={UUID: [(101.5, 103.0)]}), [alarm(103.5)], []),
+        (hung((100.0, 101.0), unwatched={UUID: [(102.5, 103.0)]}), [alarm(103.5)], ["FALSE"]),
         (hung((100.0, 101.0), (103.0, None)), [alarm(100.3), alarm(103.3)], []),
         (hung((100.0, 101.0), FOR_GOOD, stalls=[(101.2, 104.0)]), [alarm(100.3), alarm(103.0)], []),
         (hung(), [alarm(100.0)], ["FALSE"]),

@@ -52,10 +52,15 @@ class Troubles:
         if time.monotonic() < self._cleaned.get(host.name, 0.0) + RUN_FOLDER_BACK:
             return
         self.truth.note("kill server " + host.name)
+        uuids = [uuid for uuid in self.cluster.uuids if self.world.host_of(uuid) is host]
         host.server.kill()
+        for uuid in uuids:
+            self.truth.begin(self.truth.unwatched, uuid)
         self._empty(host)
         self.world.go_on(self.random.random() * 0.3)
         self.world.go_on_while(lambda: self.cluster.start_server(host))
+        for uuid in uuids:
+            self.truth.end(self.truth.unwatched, uuid)
 
     def kill_agent(self) -> None:
         """Not while the VIM resets what it has read, nor soon after: the real one does so only when it dies,

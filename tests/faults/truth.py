@@ -48,6 +48,7 @@ class Truth:
         self.made: Dict[str, float] = {}  # when the VIM had deleted it, to make it anew
         self.repairs: Dict[str, List[Period]] = {}
         self.stalls: List[Period] = []  # of the VIM
+        self.unwatched: Dict[str, List[Period]] = {}  # by uuid: there was no guestServer
         self.deaths: List[float] = []  # of the VIM
         self.stood_still: Dict[str, List[Period]] = {}  # by uuid: its whole machine, for want of CPU
         self.asked: List[Asked] = []
@@ -77,8 +78,14 @@ class Truth:
         if end is not None and time.monotonic() < end + UNSEEN:
             self.hung[uuid][-1] = (begin, None)
 
-    def _told_until(self, end: float) -> float:
-        """When the VIM may read at the latest what was on its way at `end`: it may have stood still."""
+    def _told_until(self, uuid: str, end: float) -> float:
+        """When the VIM may read at the latest what was on its way at `end`: it may have stood still.
+
+        Nor can anybody know of an end that came just before guestServer's.
+        """
+        for begin, over in self.unwatched.get(uuid, []):
+            if end <= begin <= end + UNSEEN and over is not None:
+                end = over + UNSEEN
         for begin, over in sorted(self.stalls, key=lambda period: period[0]):
             if begin <= end + ON_ITS_WAY and over is not None:
                 end = max(end, over)
@@ -109,7 +116,9 @@ class Truth:
         all_of_it = sorted([*periods.get(uuid, []), *perhaps], key=lambda one: one[0])
         told: List[List[float]] = [[] for _ in all_of_it]
         for at in alarms:
-            of = [n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(one[1] or ended)]
+            of = [
+                n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(uuid, one[1] or ended)
+            ]
             wanted = [n for n in of if all_of_it[n] not in perhaps]
             if of:  # the last one that was not told yet; one more of the last one if each was
                 new = [[n for n in some if not told[n]] for some in (wanted, of)]
