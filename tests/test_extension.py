@@ -51,7 +51,15 @@ def test_an_acknowledgement_names_the_message():
 
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
-    [(2, 1, True), (1, 2, False), (1, 1, False), (1, 2**32 - 1, True), (2**32 - 1, 1, False)],
+    [
+        (2, 1, True),
+        (1, 2, False),
+        (1, 1, False),
+        (1, 2**32 - 1, True),
+        (2**32 - 1, 1, False),
+        (2**31 - 1, 0, True),
+        (2**31, 0, False),
+    ],  # fmt: skip
 )
 def test_numbers_wrap(one, other, expected):
     assert extension.newer(one, other) is expected

@@ -515,6 +515,32 @@ def test_deaths_far_between_are_no_reason_to_rest():
     assert not bench.guest.failing
 
 
+@pytest.mark.parametrize(("seconds", "rests"), [(59.9, True), (60.0, False)])
+def test_deaths_within_a_minute_count(seconds, rests):
+    bench = retrying()
+    bench.guest.deaths_at = [bench.now] * SETTINGS.child_deaths_max
+    bench.now += seconds
+    assert bench.table._dies_too_often(bench.guest, bench.now) is rests
+
+
+def test_only_so_many_deleted_guests_are_remembered():
+    """What a guest behind the same socket would have to tell again is kept, and not for all who ever were."""
+    table = Bench().table
+    for number in range(links.PARTED_MAX + 3):
+        uuid = "%08x-2222-3333-4444-555555555555" % number
+        table.channel_found(uuid, PATH, 1, False, NOW)
+        table.connected(uuid, NOW)
+        table.reported(uuid, reports.Acknowledged(INIT), NOW)
+        table.command(datagram.DeleteInstance(uuid), NOW)
+        table.take_effects()
+    assert len(table._parted) == links.PARTED_MAX
+
+
+def test_how_late_this_host_was_is_said_in_ms(caplog):
+    heartbeating().report(reports.Late(0.25))
+    assert "this host was 250 ms late" in caplog.text
+
+
 def test_a_machine_that_is_made_anew_does_not_rest():
     bench = retrying()
     die(bench, SETTINGS.child_deaths_max + 1)

@@ -41,6 +41,8 @@ def test_what_was_not_confirmed_is_told_again_under_its_number_and_a_failure_lat
     again.run(0.02)
     assert again.tells() == tells[:1]
     again.run(1000)
+    again.set(True)
+    again.run(1000)
     assert again.tells() == []
     again.confirm()
     assert again.saved().untold == ()

@@ -99,6 +99,19 @@ def test_a_late_wake_up_is_given_to_the_guest(late, extra):
     assert bench.session.misses == 0
 
 
+@pytest.mark.parametrize(
+    ("interval", "late", "excused"),
+    [(1000, 0.999, 1.0), (1000, 1.0, 2.0), (4000, 3.9, 4.0), (4000, 4.0, 8.0), (4000, 60, 8.0)],
+)
+def test_what_is_excused_for_one_challenge_in_all(interval, late, excused):
+    """Delays shorter than the interval: one interval. Longer ones: two."""
+    bench, given = challenged(interval), 0.0
+    while not bench.told(s.Missed):
+        bench.tick(bench.session.deadline + late)
+        given += bench.session.deadline - bench.now if not bench.told(s.Missed) else 0.0
+    assert given == pytest.approx(excused)
+
+
 def test_a_long_stall_is_excused_even_after_short_ones():
     bench = challenged()
     for _ in range(4):

@@ -342,3 +342,10 @@ def test_deep_nesting_in_any_field(field):
         if field in body and cmd not in (datagram.DEL_INST, datagram.QRY_INST, datagram.LOOPBACK):
             with pytest.raises(BadDatagram):
                 parse(unpack(frame(cmd, text, signature)))
+
+
+def test_every_command_is_named_as_the_specification_names_it():
+    named = {"ADD_INST", "DEL_INST", "MOD_INST", "QRY_INST", "RUNNING", "STOPPED", "MONITOR_READY"}
+    assert named <= set(datagram.NAMES.values())
+    for number, name in datagram.NAMES.items():
+        assert getattr(datagram, name, number) == number

@@ -272,3 +272,7 @@ def test_any_reply_gives_values_or_none(reply):
     assert vim.parse_host_state(reply) in (True, False, None)
     for listed in vim.parse_instances(reply) or ():
         assert (type(listed.hostname.encode()), type(listed.reporting)) == (bytes, bool)
+
+
+def test_a_body_may_have_64_kib():
+    assert vim.BODY_MAX == 65536
