@@ -124,7 +124,7 @@ def test_one_that_spins_in_short_naps_is_found_and_a_busy_one_is_not(bench, monk
 def test_a_debt_is_paid_back_by_using_less(monkeypatch):
     """A burst is nobody's end, and one too much now and then is."""
     used, spun = [0.0], []
-    monkeypatch.setattr(liveness, "processor_time", lambda _: used[0])
+    monkeypatch.setattr(liveness, "processor_use", lambda _: (used[0], next(sleeps)))
     monkeypatch.setattr(liveness, "count_sleeps", lambda _: next(sleeps))
     sleeps = iter(range(10**6))
     watch = Liveness(Loop(), dict, lambda _: 60.0, spun.append, lambda uuid, why: spun.append(why))
@@ -147,7 +147,34 @@ def test_a_kernel_that_does_not_count_processor_time_finds_nobody(bench, monkeyp
 
 
 def test_nobody_is_there():
-    assert liveness.processor_time(2**22 + 1) == 0
-    assert 0 < liveness.processor_time(os.getpid()) < 3600
+    assert liveness.processor_use(2**22 + 1) == (0.0, 0)
+    used, runs = liveness.processor_use(os.getpid())
+    assert 0 < used < 3600 and runs > 0
     assert count_sleeps(2**22 + 1) is None
     assert count_sleeps(os.getpid()) > 0
+
+
+LOOKS = {  # used, s; runs; sleeps (None: not to be looked at) → whether it has slept
+    "it ran a little": ((1.001, 12, None), True),
+    "it has not run": ((1.0, 10, None), False),
+    "it ran much and slept": ((1.2, 12, 8), True),
+    "it ran much and did not sleep": ((1.2, 12, 7), False),
+    "nobody counts, and it slept": ((0.0, 0, 8), True),
+    "nobody counts, and it did not sleep": ((0.0, 0, 7), False),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_the_sleeps_are_looked_at_only_where_they_decide(monkeypatch, name):
+    (used, runs, sleeps), slept = LOOKS[name]
+    stuck = []
+    counted = bool(runs)
+    watch = Liveness(Loop(), dict, lambda _: 4.0, stuck.append, lambda *_: None)
+    monkeypatch.setattr(liveness, "count_sleeps", lambda _: 7)
+    monkeypatch.setattr(liveness, "processor_use", lambda _: (1.0, 10) if counted else (0.0, 0))
+    watch._look("guest", 1, 100.0)
+    looks = []
+    monkeypatch.setattr(liveness, "count_sleeps", lambda _: looks.append(1) or sleeps)
+    monkeypatch.setattr(liveness, "processor_use", lambda _: (used, runs))
+    watch._look("guest", 1, 105.0)
+    assert (stuck == []) is slept and bool(looks) is (sleeps is not None)

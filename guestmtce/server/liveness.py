@@ -9,6 +9,9 @@ three times as long as it reads (`child.FLOOD_REST`), and so uses a quarter of a
 child uses beyond CPU_SHARE runs up a debt, which is paid back by using less. One that owes more than
 CPU_DEBT_MAX has been taken over by its guest, however short its naps.
 
+The kernel's file that counts both is the dearest to read. One that has run, and so little that it must have
+slept, or that has not run at all, needs no look at its sleeps.
+
 A few children are looked at in every round, so that the master is never away for long. After a round that
 came late this host stood still, and its children with it: every count is taken anew.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from guestmtce.daemon.loop import Loop
 
@@ -25,6 +28,7 @@ ROUND = 1.0  # s
 ROUNDS = 5  # in which every child is looked at once
 LATE = 1.0  # s; a round that comes so late was held up
 STATUS_MAX = 4096  # bytes; the file has about 1,500
+RAN_LITTLE = 0.01  # s of a processor between two looks: who used so little, and ran, has slept
 CPU_SHARE = 0.3  # of one processor, for ever
 CPU_DEBT_MAX = 10.0  # s of a processor beyond it: one that never sleeps is found after about 15 s
 NANOSECONDS = 1e9
@@ -32,12 +36,16 @@ COUNT = b"\nvoluntary_ctxt_switches:"
 
 
 class _Seen(NamedTuple):
-    """What was seen of a child: since when it has not slept; the processor time it used, and owes. In s."""
+    """What was seen of a child: since when it has not slept; the processor time it used, and owes. In s.
+
+    `runs` counts how often it got a processor. `sleeps` is from when it was looked at last for that.
+    """
 
     pid: int
     sleeps: int
     since: float
     used: float
+    runs: int
     looked_at: float
     debt: float
 
@@ -89,16 +97,16 @@ class Liveness:
         self._loop.at(self._due, self._round)
 
     def _look(self, uuid: str, pid: int, now: float) -> None:
-        sleeps, used = count_sleeps(pid), processor_time(pid)
-        if sleeps is None:
-            return  # it has ended, and its parent will hear of it
+        used, runs = processor_use(pid)
         seen = self._seen.get(uuid)
         if seen is None or seen.pid != pid:
-            self._seen[uuid] = _Seen(pid, sleeps, now, used, now, 0.0)
+            sleeps = count_sleeps(pid)
+            if sleeps is not None:
+                self._seen[uuid] = _Seen(pid, sleeps, now, used, runs, now, 0.0)
             return
+        sleeps, since = self._last_slept(seen, pid, used, runs, now)
         debt = max(0.0, seen.debt + used - seen.used - CPU_SHARE * (now - seen.looked_at))
-        since = seen.since if seen.sleeps == sleeps else now
-        self._seen[uuid] = _Seen(pid, sleeps, since, used, now, debt)
+        self._seen[uuid] = _Seen(pid, sleeps, since, used, runs, now, debt)
         if now - since > self._patience(uuid):
             del self._seen[uuid]
             self.stuck += 1
@@ -107,13 +115,25 @@ class Liveness:
             del self._seen[uuid]
             self._on_spinning(uuid, "%.0f s of a processor beyond its share" % debt)
 
+    def _last_slept(self, seen: _Seen, pid: int, used: float, runs: int, now: float) -> Tuple[int, float]:
+        """Its count of sleeps, and when it was seen to have grown."""
+        if used and runs == seen.runs:
+            return seen.sleeps, seen.since  # it has not even run
+        if used and used - seen.used < RAN_LITTLE:
+            return seen.sleeps, now
+        sleeps = count_sleeps(pid)
+        if sleeps is None:
+            return seen.sleeps, now  # it has ended, and its parent will hear of it
+        return sleeps, seen.since if sleeps == seen.sleeps else now
 
-def processor_time(pid: int) -> float:
-    """How long the process has run, s; 0 if there is no such process, or a kernel that does not count it."""
+
+def processor_use(pid: int) -> Tuple[float, int]:
+    """How long the process has run, s, and how often; (0, 0): no such process, or nobody counts that here."""
     try:
-        return int(_read("/proc/%d/schedstat" % pid).split()[0]) / NANOSECONDS
-    except (OSError, IndexError):
-        return 0.0
+        ran, _, runs = _read("/proc/%d/schedstat" % pid).split()
+        return int(ran) / NANOSECONDS, int(runs)
+    except (OSError, ValueError):
+        return 0.0, 0
 
 
 def count_sleeps(pid: int) -> Optional[int]:
