@@ -19,7 +19,7 @@ FAST = [
 class GuestProcess(Process):
     """guestClient in the foreground; `folder` holds its configuration, its scripts and its log."""
 
-    def __init__(self, folder, device, settings=FAST, **keys):
+    def __init__(self, folder, device, settings=FAST, more=(), **keys):
         self.folder = str(folder)
         os.makedirs(self.folder, exist_ok=True)
         self.socket = os.path.join(self.folder, "run", "processes.sock")
@@ -27,7 +27,7 @@ class GuestProcess(Process):
         with open(conf, "w", encoding="utf-8") as file:
             file.writelines("%s=%s\n" % (key, value) for key, value in keys.items())
         words = ["-m", "guestmtce.guest.main", "--foreground", "--device", str(device), "--config", conf]
-        words += ["--socket", self.socket]
+        words += ["--socket", self.socket, *more]
         words += [word for setting in settings for word in ("--set", setting)]
         super().__init__(words, os.path.join(self.folder, "guestClient.log"))
 

@@ -77,7 +77,7 @@ def test_the_answer_comes_a_second_before_the_hosts_time_out_or_after_half_of_it
         bench.tick()
     assert bench.now - asked == pytest.approx(seconds)
     assert bench.wrote(ActionResponse)[0].vote_result == "timeout"
-    assert bench.told(Withdrawn) == [Withdrawn(1)]
+    assert bench.told(Withdrawn) == [Withdrawn(1, expired=True)]
 
 
 def test_an_answer_settles_and_a_second_one_is_nobodys():

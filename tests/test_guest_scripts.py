@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -10,7 +11,7 @@ from guest_rig import Rig
 
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.guest.scripts import EventScript, HealthScript, Runner
+from guestmtce.guest.scripts import DYING_MAX, LEFT_MAX, EventScript, HealthScript, Runner, Script
 from guestmtce.lab.cluster import wait_for
 
 
@@ -153,18 +154,87 @@ def test_a_health_script_that_hangs_is_an_illness(rig, script):
 @pytest.mark.parametrize(("mode", "why"), [(0o755, "No such file"), (0o644, "Permission denied")])
 def test_a_health_script_that_cannot_be_started_is_no_illness(rig, script, mode, why):
     path = script("exit 1", mode) if mode == 0o644 else "/nonexistent/script"
-    felt = health(rig, path, 0.02)
+    felt = health(rig, path, 0.3)
     rig.serve(lambda: len(rig.lines) >= 2, "it was tried again")
     assert set(felt) == {None} and path in rig.lines[0] and why in rig.lines[0]
 
 
 def test_a_health_script_that_can_no_longer_be_started_has_no_say(rig, script):
     path = script("echo no disk; exit 1")
-    felt = health(rig, path, 0.05)
+    felt = health(rig, path, 0.3)
     rig.serve(lambda: felt, "it is ill")
     os.chmod(path, 0o644)
     rig.serve(lambda: felt[-1] is None, "it is not ill any more")
     assert felt[0] == Illness("stop", "no disk")
+
+
+def no_process(number):
+    def fork():
+        raise OSError(number, os.strerror(number))
+
+    return fork
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM])
+def test_a_guest_that_cannot_fork_is_ill(rig, script, monkeypatch, number):
+    monkeypatch.setattr(os, "fork", no_process(number))
+    before = len(os.listdir("/proc/self/fd"))
+    felt = health(rig, script("exit 0"), 0.05)
+    rig.serve(lambda: len(felt) >= 2, "it was tried again")
+    assert felt[0] == Illness("stop", "cannot start the health script: " + os.strerror(number))
+    assert len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    rig.serve(lambda: felt[-1] is None, "it is well")
+
+
+@pytest.mark.parametrize("made", [0, 1])
+def test_a_guest_that_has_no_more_descriptors_is_ill(rig, script, monkeypatch, made):
+    pipe, pipes = os.pipe, []
+
+    def few_pipes():
+        pipes.append(1)
+        if len(pipes) % 2 == made:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pipe()
+
+    path = script("exit 0")
+    monkeypatch.setattr(os, "pipe", (lambda: no_process(errno.EMFILE)()) if not made else few_pipes)
+    before = len(os.listdir("/proc/self/fd"))
+    felt = health(rig, path, 0.05)
+    rig.serve(lambda: felt, "it was tried")
+    assert felt[0] == Illness("stop", "cannot start the health script: Too many open files")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_script_that_cannot_become_one_for_want_of_memory_is_an_illness(rig, script, monkeypatch):
+    monkeypatch.setattr(os, "execve", lambda *_: no_process(errno.ENOMEM)())
+    felt = health(rig, script("exit 0"), 5)
+    rig.serve(lambda: felt, "it was tried")
+    assert felt == [Illness("stop", "cannot start the health script: Cannot allocate memory")]
+
+
+def test_runs_that_cannot_be_killed_do_not_pile_up(rig, script, monkeypatch):
+    monkeypatch.setattr(Script, "kill", lambda self: None)
+    felt = health(rig, script("sleep 1.5"), 0.05)
+    rig.serve(lambda: len(felt) >= 6, "it was due often")
+    assert len(rig.runner._dying) == DYING_MAX
+    text = "cannot start the health script: 2 runs of it cannot be killed: they wait for a disk"
+    assert felt[-1] == Illness("stop", text)
+    monkeypatch.undo()
+    rig.serve(lambda: rig.runner._dying == [], "they are gone")
+
+
+def test_a_script_is_not_too_slow_for_a_time_in_which_we_stood_still(rig, script, tmp_path):
+    path, begun, go, _ = cleaning_up(script, tmp_path)
+    felt = []
+    config = Config(health_check_script=path, health_check_interval=10, corrective_action="stop")
+    part = HealthScript(rig.runner, config, felt.append, rig.log)
+    now = part.deadline
+    part.tick(now)
+    part.tick(now + 25)  # due at 10
+    assert felt == [] and part.deadline == now + 35
+    part.tick(now + 35)
+    assert felt == [Illness("stop", "the script was killed: it did not end in time")]
 
 
 def test_without_a_health_script_nothing_runs(rig):
@@ -191,19 +261,108 @@ def test_what_the_event_script_says(rig, script, text, expected):
     assert rig.serve(lambda: told, "the answer") == [expected]
 
 
-def test_an_event_script_that_cannot_be_started_is_an_error():
-    rig, told = Rig(), []
-    event = EventScript(Runner(rig.loop), "/nonexistent", lambda *said: told.append(said), rig.log)
+def events(rig, path):
+    told = []
+    return told, EventScript(rig.runner, path, lambda *said: told.append(said), rig.log)
+
+
+def test_an_event_script_that_cannot_be_started_is_an_error(rig):
+    told, event = events(rig, "/nonexistent")
     event.put(1, "revocable", "stop")
+    rig.serve(lambda: told, "the answer")
     assert told[0][:2] == (1, "error") and "/nonexistent" in told[0][2] and "No such file" in told[0][2]
-    rig.close()
+
+
+@pytest.mark.parametrize("kind", ["revocable", "irrevocable"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("kill -SEGV $$", "the script was killed by signal 11"),
+        ("exec /nonexistent 2>/dev/null", "the script exited 127"),
+        ("echo Permission denied; exit 126", "Permission denied"),
+    ],
+)
+def test_a_script_that_crashes_or_is_not_found_vetoes_nothing(rig, script, text, reason, kind):
+    told, event = events(rig, script(text))
+    event.put(1, kind, "stop")
+    assert rig.serve(lambda: told, "the answer") == [(1, "error", reason)]
+    assert reason in rig.lines[0]
+
+
+def test_no_process_for_the_event_script_is_an_error(rig, script, monkeypatch):
+    monkeypatch.setattr(os, "fork", no_process(errno.EAGAIN))
+    told, event = events(rig, script("exit 0"))
+    event.put(1, "revocable", "stop")
+    assert told[0][:2] == (1, "error") and "Resource temporarily unavailable" in told[0][2]
 
 
 def test_a_withdrawn_question_ends_its_script_and_no_other(rig, script):
-    told = []
-    event = EventScript(rig.runner, script("exit 0"), lambda *said: told.append(said), rig.log)
+    told, event = events(rig, script("exit 0"))
     event.put(1, "revocable", "stop")
-    event.withdraw(1)
+    event.withdraw(1, False)
     event.put(2, "revocable", "stop")
-    event.withdraw(1)
+    event.withdraw(1, False)
     assert rig.serve(lambda: told, "the answer") == [(2, "accept", "")]
+
+
+def cleaning_up(script, tmp_path):
+    """A script in the middle of its clean-up: it goes on when `go` is there, and says so in `done`."""
+    begun, go, done = tmp_path / "begun", tmp_path / "go", tmp_path / "done"
+    text = "touch %s; until [ -e %s ]; do sleep 0.02; done; echo words; touch %s" % (begun, go, done)
+    return script(text), begun, go, done
+
+
+@pytest.mark.parametrize("then", ["another question", "goodbye"])
+def test_a_notices_script_goes_on_when_nobody_waits_for_it(rig, script, tmp_path, then):
+    path, begun, go, done = cleaning_up(script, tmp_path)
+    told, event = events(rig, path)
+    event.put(1, "irrevocable", "stop")
+    rig.serve(begun.exists, "it has begun")
+    event.withdraw(1, False)
+    if then == "another question":
+        event.put(2, "revocable", "stop")
+    rig.runner.stop()
+    go.touch()
+    rig.serve(done.exists, "it is done")
+    assert told == []
+
+
+def test_a_notices_script_that_outlives_us_is_not_killed_by_what_it_says(script, tmp_path):
+    path, begun, go, done = cleaning_up(script, tmp_path)
+    one = Script([path])
+    wait_for(begun.exists, "it has begun")
+    one.close()
+    go.touch()
+    wait_for(done.exists, "it is done")
+    os.waitpid(one.pid, 0)
+
+
+def test_a_notices_script_whose_time_is_up_is_killed(rig, script, tmp_path):
+    path, begun, go, done = cleaning_up(script, tmp_path)
+    _, event = events(rig, path)
+    event.put(1, "irrevocable", "stop")
+    rig.serve(begun.exists, "it has begun")
+    event.withdraw(1, True)
+    rig.serve(lambda: rig.runner._dying == [], "it is gone")
+    go.touch()
+    assert not done.exists()
+
+
+def test_a_votes_script_is_killed_when_nobody_waits_for_it(rig, script, tmp_path):
+    path, begun, *_ = cleaning_up(script, tmp_path)
+    _, event = events(rig, path)
+    event.put(1, "revocable", "stop")
+    rig.serve(begun.exists, "it has begun")
+    event.withdraw(1, False)
+    assert len(rig.runner._dying) == 1
+    rig.serve(lambda: rig.runner._dying == [], "it is gone")
+
+
+def test_only_so_many_scripts_of_notices_go_on(rig, script, tmp_path):
+    path, begun, go, _ = cleaning_up(script, tmp_path)
+    for number in range(LEFT_MAX + 2):
+        rig.runner.start([path], lambda ended: None)
+        rig.runner.leave()
+        assert len(rig.runner._left) == min(number + 1, LEFT_MAX)
+    go.touch()
+    rig.serve(lambda: rig.runner._left == rig.runner._dying == [], "all are gone")

@@ -67,9 +67,10 @@ class Put(NamedTuple):
 
 
 class Withdrawn(NamedTuple):
-    """Nobody waits for what the voters say to question `number` any more."""
+    """Nobody waits for what the voters say to question `number` any more; `expired`: its time is up."""
 
     number: int
+    expired: bool = False
 
 
 class Note(NamedTuple):
@@ -157,7 +158,7 @@ class Client:
         """Time has passed; to be called at `deadline`, after the port was drained."""
         question = self._question
         if question is not None and now >= question.deadline:
-            self._settle(*question.ballot.time_is_up())
+            self._settle(*question.ballot.time_is_up(), expired=True)
         if now >= self._due:
             self._input(DUE, None, now)
         return self._output()
@@ -302,9 +303,9 @@ class Client:
         if outcome is not None:
             self._settle(*outcome)
 
-    def _settle(self, result: str, reason: str) -> None:
+    def _settle(self, result: str, reason: str, expired: bool = False) -> None:
         """The open question has its answer; a host that is not there does not get it."""
-        question = self._withdraw()
+        question = self._withdraw(expired)
         if question is None:
             return
         asked = question.asked
@@ -314,11 +315,11 @@ class Client:
             self._send(ActionResponse(asked.invocation_id, asked.event_type, asked.notification_type,
                                       result, reason))  # fmt: skip
 
-    def _withdraw(self) -> Optional[Question]:
+    def _withdraw(self, expired: bool = False) -> Optional[Question]:
         """End the open question without a word, and give it back."""
         question, self._question = self._question, None
         if question is not None:
-            self._reports.append(Withdrawn(question.number))
+            self._reports.append(Withdrawn(question.number, expired))
         return question
 
     # --- words -------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ import errno
 import os
 import select
 import socket
+import stat
 import sys
 import time
 from typing import Callable, Dict, Optional, Tuple
+
+from guestmtce.guest.writer import FileWriter
 
 NAME = "guestClient"
 SYSLOG_SOCKET = "/dev/log"
@@ -64,13 +67,26 @@ class Log:
 
 
 def to_file(descriptor: int) -> Callable[[str], None]:
-    """Writes lines with the time to a descriptor; one is lost that it does not take at the moment."""
-    ready = select.poll()
-    ready.register(descriptor, select.POLLOUT)
+    """Writes lines with the time to a descriptor; one is lost that it does not take at the moment.
+
+    A file's file system may stand still and says nothing of that before: a process of its own writes to it.
+    """
+    is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    put: Callable[[bytes], None] = FileWriter(descriptor).write if is_file else _to_stream(descriptor)
 
     def write(text: str) -> None:
         line = "%s %s[%d] %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), NAME, os.getpid(), text)
-        if not ready.poll(0) or os.write(descriptor, line.encode("ascii")) < len(line):
+        put(line.encode("ascii"))
+
+    return write
+
+
+def _to_stream(descriptor: int) -> Callable[[bytes], None]:
+    ready = select.poll()
+    ready.register(descriptor, select.POLLOUT)
+
+    def write(line: bytes) -> None:
+        if not ready.poll(0) or os.write(descriptor, line) < len(line):
             raise BlockingIOError
 
     return write

@@ -90,7 +90,7 @@ class Program:
 
     def _close(self) -> None:
         for runner in self._runners:
-            runner.stop()
+            runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
         self._apps.close()
         self._port.close()
         self._loop.close()
@@ -118,7 +118,7 @@ class Program:
             elif isinstance(report, client.Put):
                 self._put(report)
             else:
-                self._event.withdraw(report.number)
+                self._event.withdraw(report.number, report.expired)
                 self._apps.withdraw(report.number)
 
     def _put(self, question: client.Put) -> None:

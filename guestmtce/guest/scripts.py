@@ -1,16 +1,18 @@
-"""The user's scripts: run as processes of their own, and never waited for.
+"""The user's scripts: run as processes of their own, and never waited for, not even for their start.
 
 A script gets a clean environment, `/` as its folder, no descriptors but 0 to 2 and a process group of its
 own, which is killed when its time is up. It has ended when its process has, whatever it left behind in the
 background. Of its output (both streams) the first line counts, and the rest is read and thrown away.
 """
 
+import errno
+import fcntl
 import os
 import signal
-import subprocess
 import time
 from typing import Callable, List, NamedTuple, Optional
 
+from guestmtce.guest import process
 from guestmtce.guest.ballot import ACCEPT, ERROR, REJECT
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
@@ -22,20 +24,40 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 KEPT = 1024  # bytes of a script's output that are kept
 CHUNK = 65536  # bytes read at once: a script that floods us gets one turn like everybody else
 LAST_CHUNKS = 16  # read from a script that has ended; more is what it left behind in the background
+DYING_MAX = 2  # scripts of one purpose that were killed and are still there: they wait for a disk
+LEFT_MAX = 8  # scripts of notices that go on though nobody waits for them; of more the oldest is killed
+STALL = 0.5  # s; a deadline that is looked at so late was missed by us
+# Why a script cannot be executed whatever the guest does. All else is the guest's trouble.
+MISCONFIGURED = (
+    errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EPERM,
+)  # fmt: skip
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses by which a shell says that it could not
 
 
 class Ended(NamedTuple):
-    """How a script ended: its exit status (negative: the signal), and the first line that it wrote."""
+    """How a script ended: its exit status (negative: the signal), and the first line that it wrote.
+
+    `killed`: by us, when its time was up. `error`: the errno for which it could not be executed, or 0.
+    """
 
     status: int
     line: str
     killed: bool
+    error: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it came to no result: it was never a script, or crashed."""
+        return self.killed or self.error != 0 or self.status < 0 or self.status in (NOT_EXECUTABLE, NOT_FOUND)
 
     @property
     def reason(self) -> str:
         """Why it says no, in words."""
         if self.killed:
             return "the script was killed: it did not end in time"
+        if self.error:
+            return os.strerror(self.error)
         if self.line:
             return self.line
         how = "was killed by signal %d" % -self.status if self.status < 0 else "exited %d" % self.status
@@ -43,23 +65,28 @@ class Ended(NamedTuple):
 
 
 class Script:
-    """One run of a script; raises OSError when it cannot be started."""
+    """One run of a script; raises OSError when no process can be made for it."""
 
     def __init__(self, arguments: List[str]) -> None:
-        self.process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            cwd="/",
-            env=ENVIRONMENT,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        self.output = self.process.stdout.fileno()
-        os.set_blocking(self.output, False)
         self._kept = b""
+        self._status: Optional[int] = None
+        self.output, output = os.pipe()
+        try:
+            self._trouble, trouble = os.pipe()
+        except OSError:
+            os.close(self.output)
+            os.close(output)
+            raise
+        try:
+            self.pid = process.fork(lambda: _become(arguments, output, trouble))
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(output)
+            os.close(trouble)
+        os.set_blocking(self.output, False)
+        os.set_blocking(self._trouble, False)
 
     def read(self) -> Optional[int]:
         """Take what it wrote: how many bytes. 0: there will be no more; None: nothing now."""
@@ -78,25 +105,67 @@ class Script:
 
     def kill(self) -> None:
         """Kill it and all of its process group."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except OSError:
-            pass  # it has ended
+        for kill in (os.killpg, os.kill):  # it has no group of its own before it runs
+            try:
+                kill(self.pid, signal.SIGKILL)
+            except OSError:
+                pass  # it has ended
+
+    def poll(self) -> Optional[int]:
+        """Its exit status (negative: the signal), once it has ended."""
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for it
+                pid, status = self.pid, 0
+            if pid:
+                self._status = process.exit_status(status)
+        return self._status
 
     def ended(self) -> Optional[Ended]:
         """How it ended, once it has."""
-        status = self.process.poll()
+        status = self.poll()
         if status is None:
             return None
         for _ in range(LAST_CHUNKS):
             if not self.read():
                 break
-        return Ended(status, self.line, False)
+        return Ended(status, self.line, False, self._error())
+
+    def _error(self) -> int:
+        try:
+            return int(os.read(self._trouble, 16) or b"0")
+        except BlockingIOError:
+            return 0
 
     def close(self) -> None:
-        """Give back the descriptor."""
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        """Give back the descriptors."""
+        os.close(self.output)
+        os.close(self._trouble)
+
+
+def _become(arguments: List[str], output: int, trouble: int) -> None:
+    """The new process becomes the script, or says why not."""
+    trouble = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        process.reset_ignored_signals()
+        os.setsid()
+        os.chdir("/")
+        null, output = os.open(os.devnull, os.O_RDONLY), _open_for_good(output)
+        for standard, source in ((0, null), (1, output), (2, output)):
+            os.dup2(source, standard)
+        process.close_others({0, 1, 2, trouble})
+        os.execve(arguments[0], arguments, ENVIRONMENT)
+    except OSError as error:
+        os.write(trouble, b"%d" % (error.errno or errno.EIO))
+
+
+def _open_for_good(output: int) -> int:
+    """The pipe in a way that a script which outlives us can write to."""
+    try:
+        return os.open("/proc/self/fd/%d" % output, os.O_RDWR)
+    except OSError:
+        return output
 
 
 class Runner:
@@ -106,11 +175,20 @@ class Runner:
         self._loop = loop
         self._script: Optional[Script] = None
         self._dying: List[Script] = []
+        self._left: List[Script] = []
         self._done: Callable[[Ended], None] = lambda ended: None
 
+    @property
+    def runs(self) -> bool:
+        """Whether a script runs that somebody waits for."""
+        return self._script is not None
+
     def start(self, arguments: List[str], done: Callable[[Ended], None]) -> None:
-        """Start a script; `done` is told how it ends. Raises OSError."""
+        """Start a script; `done` is told how it ends. Raises OSError if no process can be made."""
         self.stop()
+        if len(self._dying) >= DYING_MAX:
+            text = "%d runs of it cannot be killed: they wait for a disk" % len(self._dying)
+            raise OSError(errno.EBUSY, text)
         self._script = Script(arguments)
         self._done = done
         self._loop.watch(self._script.output, self._read)
@@ -124,10 +202,13 @@ class Runner:
 
     def reap(self) -> None:
         """A process has ended, perhaps ours."""
-        self._dying = [script for script in self._dying if script.process.poll() is None]
+        self._dying = [script for script in self._dying if script.poll() is None]
+        for script in [one for one in self._left if one.poll() is not None]:
+            self._end_left(script)
         ended = self._script.ended() if self._script is not None else None
-        if ended is not None:
-            self._forget()
+        if ended is not None and self._script is not None:
+            self._forget(self._script)
+            self._script = None
             self._done(ended)
 
     def stop(self) -> None:
@@ -135,25 +216,45 @@ class Runner:
         if self._script is not None:
             self._script.kill()
             self._dying.append(self._script)
-            self._forget()
+            self._forget(self._script)
+            self._script = None
+
+    def leave(self) -> None:
+        """Let the script go on to its end, if one runs; nobody is told."""
+        if self._script is not None:
+            script, self._script = self._script, None
+            self._left.append(script)
+            self._loop.watch(script.output, lambda: self._read_left(script))
+        if len(self._left) > LEFT_MAX:
+            oldest = self._left[0]
+            oldest.kill()
+            self._dying.append(oldest)
+            self._end_left(oldest)
 
     def _read(self) -> None:
         if self._script is not None and self._script.read() == 0:
             self._loop.unwatch(self._script.output)
 
-    def _forget(self) -> None:
-        if self._script is not None:
-            self._loop.unwatch(self._script.output)
-            self._script.close()
-            self._script = None
+    def _read_left(self, script: Script) -> None:
+        if script.read() == 0:
+            self._loop.unwatch(script.output)
+
+    def _end_left(self, script: Script) -> None:
+        self._left.remove(script)
+        self._forget(script)
+
+    def _forget(self, script: Script) -> None:
+        self._loop.unwatch(script.output)
+        script.close()
 
 
 class HealthScript:
     """Runs the health script every `interval` s and tells how the guest feels: None is well.
 
-    A script that hangs is killed when the next run is due, and that is an illness. One that cannot be
-    started is a fault of the configuration, which no corrective action would cure: it is only logged, and
-    what it said before counts no more.
+    A script that hangs is killed when the next run is due, and that is an illness; time in which we stood
+    still is not counted. So is one for which no process can be made: a guest that cannot fork is not well.
+    One that cannot be executed is a fault of the configuration, which no corrective action would cure: it is
+    only logged, and what it said before counts no more.
     """
 
     def __init__(
@@ -164,26 +265,46 @@ class HealthScript:
         self._config = config
         self._feel = feel
         self._log = log
+        self._excused = False
 
     def tick(self, now: float) -> None:
         """The next run is due."""
         interval = self._config.health_check_interval
+        late = now - self.deadline
+        if late > STALL and self._runner.runs and not self._excused:
+            self._excused = True
+            self.deadline = now + min(late, interval)
+            return
+        self._excused = False
         self.deadline = now + interval
         self._runner.expire()
-        path = self._config.health_check_script
         try:
-            self._runner.start([path], self._ended)
+            self._runner.start([self._config.health_check_script], self._ended)
         except OSError as error:
-            self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, error.strerror), "check")
-            self._feel(None)
+            self._tell_ill("cannot start the health script: %s" % error.strerror)
 
     def _ended(self, ended: Ended) -> None:
-        ill = ended.killed or ended.status != 0
-        self._feel(Illness(self._config.corrective_action, ended.reason) if ill else None)
+        path = self._config.health_check_script
+        if ended.error in MISCONFIGURED:
+            self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, ended.reason), "check")
+            self._feel(None)
+        elif ended.error:
+            self._tell_ill("cannot start the health script: " + ended.reason)
+        elif ended.killed or ended.status != 0:
+            self._tell_ill(ended.reason)
+        else:
+            self._feel(None)
+
+    def _tell_ill(self, reason: str) -> None:
+        self._feel(Illness(self._config.corrective_action, reason))
 
 
 class EventScript:
-    """Runs the event script for the open question and tells what it says: (question, result, reason)."""
+    """Runs the event script for the open question and tells what it says: (question, result, reason).
+
+    Exit status 0 agrees, any other up to 125 rejects. What has crashed, was not found or cannot be executed
+    has said nothing: that is an error, and no veto.
+    """
 
     def __init__(self, runner: Runner, path: str, tell: Callable[[int, str, str], None], log: Log) -> None:
         self._runner = runner
@@ -191,24 +312,41 @@ class EventScript:
         self._tell = tell
         self._log = log
         self._number = 0
+        self._is_notice = False
 
     def put(self, number: int, notification_type: str, event_type: str) -> None:
         """Ask the script. It may run until the question is withdrawn."""
         self._number = number
+        self._is_notice = notification_type == channel.NOTICE
         try:
             self._runner.start([self._path, notification_type, event_type], self._ended)
         except OSError as error:
-            text = "EVENT_NOTIFICATION_SCRIPT %s cannot be started: %s" % (self._path, error.strerror)
-            self._log(text, "event")
-            self._tell(number, ERROR, text)
+            self._tell_error(str(error.strerror))
 
     def _ended(self, ended: Ended) -> None:
-        if ended.status == 0:
+        if ended.error:
+            self._tell_error(ended.reason)
+        elif ended.failed:
+            self._log("EVENT_NOTIFICATION_SCRIPT %s failed: %s" % (self._path, ended.reason), "event")
+            self._tell(self._number, ERROR, ended.reason)
+        elif ended.status == 0:
             self._tell(self._number, ACCEPT, ended.line)
         else:
             self._tell(self._number, REJECT, ended.reason)
 
-    def withdraw(self, number: int) -> None:
-        """Nobody waits for the answer to question `number` any more."""
-        if number == self._number:
+    def _tell_error(self, why: str) -> None:
+        text = "EVENT_NOTIFICATION_SCRIPT %s cannot be started: %s" % (self._path, why)
+        self._log(text, "event")
+        self._tell(self._number, ERROR, text)
+
+    def withdraw(self, number: int, expired: bool) -> None:
+        """Nobody waits for the answer to question `number` any more.
+
+        A notice's script is in the middle of what the notice is for, and goes on, unless its time is up.
+        """
+        if number != self._number:
+            return
+        if self._is_notice and not expired:
+            self._runner.leave()
+        else:
             self._runner.stop()

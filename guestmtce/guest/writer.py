@@ -1,0 +1,76 @@
+"""Writes the log's lines to a file by a process of its own: a file system may stand still, and we may not.
+
+The process gets its lines through a pipe, and ends when that does. A line for which the pipe has no room, as
+the file system takes none, is lost, and the log counts it. A writer that was killed is replaced with the next
+line.
+"""
+
+import fcntl
+import os
+import signal
+from typing import Optional
+
+from guestmtce.guest import process
+
+CHUNK = 65536  # bytes, a whole pipe
+UNWANTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+class FileWriter:
+    """`write` gives a line to the process that writes to `descriptor`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.pid = 0
+        # Beyond the standard ones, which going into the background replaces.
+        self._descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        self._pipe: Optional[int] = None
+
+    def write(self, line: bytes) -> None:
+        """Raises OSError for a line that is lost."""
+        if self._pipe is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            if os.write(self._pipe, line) < len(line):
+                raise BlockingIOError
+        except BrokenPipeError:  # it was killed
+            self._end()
+            raise
+
+    def _start(self) -> None:
+        lines, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        try:
+            self.pid = process.fork(lambda: _write_all(lines, self._descriptor))
+        except OSError:
+            self._end()
+            raise
+        finally:
+            os.close(lines)
+
+    def _end(self) -> None:
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+        if self.pid:
+            try:
+                os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # its parent was the process that has gone into the background
+            self.pid = 0
+
+
+def _write_all(lines: int, descriptor: int) -> None:
+    for number in UNWANTED:
+        signal.signal(number, signal.SIG_IGN)  # whoever ends the client wants its last lines
+    os.setsid()
+    process.close_others({lines, descriptor})
+    while True:
+        data = os.read(lines, CHUNK)
+        if not data:
+            os._exit(0)
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            pass  # a full disk: these are lost, and nobody could be told

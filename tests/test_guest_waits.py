@@ -1,0 +1,154 @@
+"""What stands still in the guest delays no answer: a script's start, its file system and the log's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+
+import psutil
+import pytest
+from guest_process import FAST, GuestProcess, Host, write_script
+from slow_open import SlowOpen
+
+from guestmtce.guest.log import Log, to_file
+from guestmtce.lab.cluster import wait_for
+from guestmtce.wire import channel
+from guestmtce.wire.channel import ChallengeResponse
+
+INTERVAL = 0.4  # s, the shortest that a guest may have
+STANDS_STILL = 10.0  # s
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+DISK = 16 * 2**20  # bytes
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root freezes file systems and delays opens")
+
+
+@pytest.fixture
+def host(tmp_path):
+    one = Host(tmp_path / "host")
+    yield one
+    one.close()
+
+
+def heartbeats(host, seconds):
+    """Challenge every interval for so long: how late the latest answer was, in s."""
+    latest, until = 0.0, time.monotonic() + seconds
+    number = 100
+    while time.monotonic() < until:
+        began, number = time.monotonic(), number + 1
+        host.say(channel.Challenge(number))
+        assert host.hear(ChallengeResponse).heartbeat_response == number
+        latest = max(latest, time.monotonic() - began)
+        time.sleep(max(0.0, began + INTERVAL - time.monotonic()))
+    return latest
+
+
+@as_root
+def test_a_script_whose_start_takes_ten_seconds_delays_no_answer(host, tmp_path):
+    """As on a slow disk or NFS: its exec waits for the file to be opened."""
+    path = tmp_path / "health"
+    write_script(path, "exit 0\n")
+    with SlowOpen(path) as slow:
+        settings = [*FAST, "health_floor=1"]
+        guest = GuestProcess(
+            tmp_path / "guest", host.path, settings, HEALTH_CHECK_SCRIPT=path, HEALTH_CHECK_INTERVAL=60
+        )
+        try:
+            host.accept().heartbeat()
+            assert slow.waiting.wait(10), "the script was not started"
+            assert heartbeats(host, STANDS_STILL) < INTERVAL
+        finally:
+            slow.allow()
+            guest.stop()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, and a function that freezes and one that thaws it."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    with open(image, "wb") as file:
+        file.truncate(DISK)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    descriptor, frozen = os.open(folder, os.O_RDONLY), []
+
+    def freeze():
+        fcntl.ioctl(descriptor, FIFREEZE, 0)
+        frozen.append(True)
+
+    def thaw():
+        if frozen:
+            frozen.clear()
+            fcntl.ioctl(descriptor, FITHAW, 0)
+
+    yield folder, freeze, thaw
+    thaw()
+    os.close(descriptor)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@as_root
+def test_a_frozen_file_system_of_log_and_script_delays_no_answer(host, tmp_path, disk):
+    folder, freeze, thaw = disk
+    script = write_script(folder / "health", "echo looking >>%s/looked\n" % folder)
+    log = folder / "log"
+    settings = [*FAST, "health_floor=0.1"]
+    guest = GuestProcess(
+        tmp_path / "guest", host.path, settings, ["--log", str(log)], HEALTH_CHECK_SCRIPT=script,
+        HEALTH_CHECK_INTERVAL=1,
+    )  # fmt: skip
+    try:
+        host.accept().heartbeat()
+        wait_for(lambda: (folder / "looked").exists(), "the health script ran")
+        freeze()
+        assert heartbeats(host, STANDS_STILL / 2) < INTERVAL
+        for _ in range(20):
+            host.say(channel.InitAck(1))  # each is a line in the log
+        assert heartbeats(host, STANDS_STILL / 2) < INTERVAL
+        thaw()
+        wait_for(lambda: "an init_ack of another init was ignored" in log.read_text(), "the log goes on")
+    finally:
+        thaw()
+        guest.stop()
+
+
+# --- the log's writer ------------------------------------------------------------------------------
+
+
+def test_a_line_reaches_the_file_by_a_process_that_holds_nothing_else(tmp_path):
+    other = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(other, True)
+    with open(tmp_path / "log", "w+", encoding="ascii") as file:
+        write = to_file(file.fileno())
+        write("one")
+        wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
+        writer = psutil.Process().children()[-1]
+        assert writer.num_fds() == 2
+        writer.terminate()  # whoever ends the client by its group wants its last lines
+        write("two")
+        wait_for(lambda: "two" in (tmp_path / "log").read_text(), "it is written")
+        assert writer.is_running()
+        writer.kill()
+        writer.wait(5)
+    os.close(other)
+
+
+def test_a_writer_that_was_killed_is_replaced_and_its_line_counted(tmp_path):
+    with open(tmp_path / "log", "w+", encoding="ascii") as file:
+        log = Log(to_file(file.fileno()), 0)
+        log("one")
+        wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
+        first = psutil.Process().children()[-1]
+        first.kill()
+        wait_for(lambda: first.status() == psutil.STATUS_ZOMBIE, "it is gone")
+        log("two")
+        log("three")
+        wait_for(
+            lambda: "three (1 lines before it were lost)" in (tmp_path / "log").read_text(), "it goes on"
+        )
+        second = psutil.Process().children()[-1]
+        second.kill()
+        second.wait(5)
