@@ -13,6 +13,7 @@ from typing import Callable, List, NamedTuple, Optional
 
 from guestmtce.guest.ballot import ACCEPT, ERROR, REJECT
 from guestmtce.guest.config import Config
+from guestmtce.guest.endurance import become_ordinary
 from guestmtce.guest.health import Illness
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import NEVER, Loop
@@ -55,6 +56,7 @@ class Script:
             cwd="/",
             env=ENVIRONMENT,
             start_new_session=True,
+            preexec_fn=become_ordinary,
         )
         assert self.process.stdout is not None
         self.output = self.process.stdout.fileno()
