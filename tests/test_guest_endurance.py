@@ -222,12 +222,18 @@ def test_the_init_script_starts_nothing_on_a_host_and_says_so(tmp_path):
 
 
 @pytest.mark.skipif(not MAY_HASTEN, reason="no process may have a high priority here")
-def test_the_init_script_makes_it_the_last_to_starve(tmp_path):
+@pytest.mark.parametrize("before, after", [(0, "-10"), (3, "3"), (-5, "-5")])
+def test_the_service_makes_itself_the_last_to_starve(tmp_path, before, after):
+    """What whoever starts it has set stays."""
+    code = "import os, sys; from guestmtce.guest import endurance; "
+    code += "endurance.take_precedence(); os.system(sys.argv[1])"
     report = "echo $(nice) $(cat /proc/self/oom_score_adj) $(ulimit -l) >%s" % (tmp_path / "found")
-    program = write_script(tmp_path / "guestClient", report)
-    environment = {**os.environ, "DAEMON": program, "DEVICE": str(tmp_path), "PIDFILE": str(tmp_path / "pid")}
-    assert subprocess.call([str(GUEST / "heartbeat_init"), "start"], env=environment) == 0
+    (tmp_path / "code").write_text(code)
+    program = write_script(tmp_path / "guestClient", "exec %s code '%s'" % (sys.executable, report))
+    environment = {**os.environ, "DAEMON": program, "DEVICE": str(tmp_path), "PYTHONPATH": str(HERE)}
+    words = ["nice", "-n", str(before), str(GUEST / "heartbeat_init"), "start"]
+    assert subprocess.call(words, env=environment, cwd=tmp_path) == 0
     niceness, score, limit = (tmp_path / "found").read_text().split()
-    assert niceness == "-10"
+    assert niceness == after
     assert score == "-900" or not MAY_PROTECT
     assert limit == "unlimited" or not MAY_LOCK

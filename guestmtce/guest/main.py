@@ -211,6 +211,8 @@ def _is_kept_out(given: Options, settings: Settings) -> bool:
 
 
 def _run(given: Options, settings: Settings, log: Log) -> None:
+    if given.service:
+        endurance.take_precedence()
     locked = endurance.lock_memory()
     if locked:
         log(locked)
