@@ -126,9 +126,7 @@ SERVICE = ["--foreground", "--service"]
     "words, waits",
     [(SERVICE, True), (["-f", "--service"], True), (["--foreground"], False), (["--service"], False)],
 )
-@pytest.mark.parametrize(
-    "fault", [["--no-such-option"], ["--set", "goodbye=x"], ["--log", "/nonexistent/log"]]
-)
+@pytest.mark.parametrize("fault", [["--no-such-option"], ["--set", "goodbye=x"], ["elsewhere"]])
 def test_a_fault_is_waited_out_where_a_supervisor_would_start_it_again(
     monkeypatch, capsys, words, waits, fault
 ):
@@ -138,6 +136,19 @@ def test_a_fault_is_waited_out_where_a_supervisor_would_start_it_again(
     assert main.main([*words, *fault]) == main.UNUSABLE
     assert waited == ([options.FAULT_WAIT] if waits else [])
     assert fault[-1].split("=")[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_a_service_whose_log_cannot_be_opened_heartbeats(tmp_path):
+    """As on a disk that has become read-only."""
+    port = Host(tmp_path / "host")
+    words = [sys.executable, "-m", "guestmtce.guest.main", "--config", "/nonexistent", "--socket", ""]
+    words += ["--device", port.path, "--log", "/nonexistent/log", "--foreground"]
+    with subprocess.Popen([*words, "--service"], cwd=HERE, stderr=subprocess.DEVNULL) as process:
+        try:
+            port.accept().heartbeat()
+        finally:
+            process.kill()
+    port.close()
 
 
 # --- hosts of guests -------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def _start(given: Options) -> int:
         return ON_HOST
     if given.may_start:
         return 0
-    log = open_log(given.foreground, given.log, settings.log_period)
+    log = _open_log(given, settings)
     if given.foreground:
         _run(given, settings, log)
         return 0
@@ -198,6 +198,18 @@ def _start(given: Options) -> int:
     finally:
         pid_file.remove()
     return 0
+
+
+def _open_log(given: Options, settings: Settings) -> Log:
+    """Raises OSError; but no guest is lost for its log: a service whose file cannot be opened uses syslog."""
+    try:
+        return open_log(given.foreground, given.log, settings.log_period)
+    except OSError as error:
+        if not given.service:
+            raise
+        log = open_log(False, "", settings.log_period)
+        log("%s: %s: the log goes to syslog" % (given.log, error.strerror))
+        return log
 
 
 def _is_kept_out(given: Options, settings: Settings) -> bool:
