@@ -24,7 +24,7 @@ def read(text):
 
 
 def test_the_defaults_are_those_of_the_deployed_client():
-    expected = (1000, "reboot", 8, 8, 8, 13, 600, 30.0, "", "")
+    expected = (1000, "reboot", 8, 8, 8, 13, 600, 30.0, "", "", False)
     assert tuple(Config()) == expected
 
 

@@ -38,6 +38,7 @@ class Config(NamedTuple):
     health_check_interval: float = 30.0
     health_check_script: str = ""
     event_notification_script: str = ""
+    run_on_host: bool = False
 
     def init(self, invocation_id: int, name: str) -> channel.Init:
         """How the guest introduces itself."""
@@ -79,6 +80,12 @@ def _action(text: str) -> str:
     return text
 
 
+def _yes(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("yes or no expected")
+    return text == "yes"
+
+
 def _script(text: str) -> str:
     if text and not text.startswith("/"):
         raise ValueError("a full path expected")
@@ -99,6 +106,7 @@ def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
         "HEALTH_CHECK_INTERVAL": ("health_check_interval", _between(float, settings.health_floor, DAY)),
         "HEALTH_CHECK_SCRIPT": ("health_check_script", _script),
         "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _script),
+        "RUN_ON_HOST": ("run_on_host", _yes),
     }
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import FrozenSet, List, Optional, Sequence
 
-from guestmtce.guest import client, config, daemon, options
+from guestmtce.guest import client, config, daemon, endurance, host, options
 from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.health import Illness, worst
@@ -21,6 +21,7 @@ from guestmtce.wire import channel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
+ON_HOST = 6  # exit status of a service that has no place here; LSB: not configured. The unit knows it
 
 
 def random_id() -> int:
@@ -182,24 +183,67 @@ class _Deadline:
 def _start(given: Options) -> int:
     """Raises OSError, ValueError, daemon.AlreadyRunning."""
     settings = overridden(given.settings)
-    log = open_log(given.foreground, given.log, settings.log_period)
+    if (given.service or given.may_start) and _is_kept_out(given, settings):
+        return ON_HOST
+    if given.may_start:
+        return 0
+    log = _open_log(given, settings)
     if given.foreground:
-        Program(given, settings, log).run()
+        _run(given, settings, log)
         return 0
     pid_file = daemon.PidFile(given.pid_file)
     daemon.go_background(pid_file)
     try:
-        Program(given, settings, log).run()
+        _run(given, settings, log)
     finally:
         pid_file.remove()
     return 0
 
 
+def _open_log(given: Options, settings: Settings) -> Log:
+    """Raises OSError; but no guest is lost for its log: a service whose file cannot be opened uses syslog."""
+    try:
+        return open_log(given.foreground, given.log, settings.log_period)
+    except OSError as error:
+        if not given.service:
+            raise
+        log = open_log(False, "", settings.log_period)
+        log("%s: %s: the log goes to syslog" % (given.log, error.strerror))
+        return log
+
+
+def _is_kept_out(given: Options, settings: Settings) -> bool:
+    """Whether this is a host of guests that is not to be watched as a guest; says so."""
+    evidence = host.host_evidence()
+    if evidence is None or config.load(given.config, settings)[0].run_on_host:
+        return False
+    remedy = "if it is a guest as well, put RUN_ON_HOST=yes into %s" % given.config
+    print("guestClient: not started, %s: a host is no guest; %s" % (evidence, remedy), file=sys.stderr)
+    return True
+
+
+def _run(given: Options, settings: Settings, log: Log) -> None:
+    if given.service:
+        endurance.take_precedence()
+    locked = endurance.lock_memory()
+    if locked:
+        log(locked)
+    Program(given, settings, log).run()
+
+
+def _wait_out(arguments: Sequence[str]) -> None:
+    """A supervisor starts us again at once, and a fault of the configuration is still there then."""
+    if "--service" in arguments and not {"--foreground", "-f"}.isdisjoint(arguments):
+        time.sleep(options.FAULT_WAIT)
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     reset_signals()
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
-        given = options.parse(sys.argv[1:] if arguments is None else arguments)
+        given = options.parse(arguments)
         if given.help:
             print(options.HELP, end="")
             return 0
@@ -209,6 +253,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 0
     except (OSError, ValueError) as error:
         print("guestClient: %s" % error, file=sys.stderr)
+        _wait_out(arguments)
         return UNUSABLE
 
 

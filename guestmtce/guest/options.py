@@ -8,6 +8,7 @@ from guestmtce.guest.config import CONFIG_FILE
 
 DEVICE = "/dev/virtio-ports/cgcs.heartbeat"
 PID_FILE = "/run/guestClient.pid"
+FAULT_WAIT = 10  # s; often enough for who corrects a fault, and seldom enough for the log
 
 HELP = """usage: guestClient [options]
 
@@ -20,9 +21,12 @@ The heartbeat client of a guest. It goes into the background.
   --pid-file FILE   %s
   -f, --foreground  stay in front, without a pid file; the log goes to stderr
   -l, --log FILE    log to FILE instead of syslog
+  --service         as the service of a guest: does not start on a host of guests, and in front waits
+                    %d s before it ends over a fault, for it is started again at once
+  --may-start       tell whether --service would start here: exit status 0, or 6 and why not
   --set NAME=VALUE  a setting for developers, see guestmtce/guest/settings.py
   -h, --help        this text
-""" % (DEVICE, CONFIG_FILE, SOCKET, PID_FILE)
+""" % (DEVICE, CONFIG_FILE, SOCKET, PID_FILE, FAULT_WAIT)
 
 
 class Options(NamedTuple):
@@ -36,6 +40,8 @@ class Options(NamedTuple):
     foreground: bool = False
     log: str = ""
     settings: Sequence[str] = ()
+    service: bool = False
+    may_start: bool = False
     help: bool = False
 
 
@@ -43,6 +49,7 @@ class Options(NamedTuple):
 NAMES = {
     "device=": "device", "config=": "config", "socket=": "socket", "group=": "group",
     "pid-file=": "pid_file", "foreground": "foreground", "log=": "log", "set=": "settings", "help": "help",
+    "service": "service", "may-start": "may_start",
 }  # fmt: skip
 LETTERS = {"-f": "--foreground", "-l": "--log", "-h": "--help"}
 

@@ -15,6 +15,7 @@ from typing import Callable, List, NamedTuple, Optional
 from guestmtce.guest import process
 from guestmtce.guest.ballot import ACCEPT, ERROR, REJECT
 from guestmtce.guest.config import Config
+from guestmtce.guest.endurance import become_ordinary
 from guestmtce.guest.health import Illness
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import NEVER, Loop
@@ -149,6 +150,7 @@ def _become(arguments: List[str], output: int, trouble: int) -> None:
     trouble = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 3)
     try:
         process.reset_ignored_signals()
+        become_ordinary()
         os.setsid()
         os.chdir("/")
         null, output = os.open(os.devnull, os.O_RDONLY), _open_for_good(output)

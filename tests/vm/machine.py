@@ -23,6 +23,7 @@ class Vm(Guest):
     def __init__(self, uuid: str, channels: str, folder: str, kernel: str, initramfs: str) -> None:
         super().__init__(os.path.join(folder, uuid))
         self.uuid = uuid
+        self.memory = MEMORY
         self.process: Process
         self._channel = os.path.join(channels, "cgcs.heartbeat.%s.sock" % uuid)
         self._boot = ["-kernel", kernel, "-initrd", initramfs, "-append", CONSOLE]
@@ -39,7 +40,7 @@ class Vm(Guest):
         self.open_shell()
 
     def _arguments(self) -> Sequence[str]:
-        machine = ["-M", "q35", "-accel", "tcg,tb-size=%d" % TRANSLATED, "-m", str(MEMORY)]
+        machine = ["-M", "q35", "-accel", "tcg,tb-size=%d" % TRANSLATED, "-m", str(self.memory)]
         machine += ["-nodefaults", "-display", "none", "-uuid", self.uuid]
         machine += ["-serial", "file:" + self.path("console"), *self._boot]
         machine += ["-qmp", "unix:%s,server=on,wait=off" % self.path("qmp"), "-device", "virtio-serial-pci"]

@@ -204,7 +204,7 @@ def test_what_the_client_costs_in_a_machine(qemu):
         before, _ = usage(vm)
         seconds = cloud.beats(vm, 30, 60)
         after, resident = usage(vm)
-        assert resident < 15_000
+        assert resident < 20_000  # all of it, for it is locked
         print(
             "\nguestClient in a VM without KVM: %.1f %% of a processor at one heartbeat a second and a "
             "health script every 2 s, %.1f MB resident" % (100 * (after - before) / seconds, resident / 1000)
