@@ -15,8 +15,9 @@ import pytest
 from guest_rig import Rig
 
 from guestmtce.guest import apps
-from guestmtce.guest.apps import CONNECTIONS_MAX, Apps
+from guestmtce.guest.apps import CONNECTIONS_MAX, CONNECTIONS_OF_A_USER, Apps
 from guestmtce.guest.health import Illness
+from guestmtce.guest.registry import Peer
 from guestmtce.guest.settings import Settings
 
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "guest" / "process_example.py"
@@ -222,16 +223,45 @@ def test_a_process_that_does_not_read_is_dropped_and_has_failed(world):
     link.close()
 
 
-def test_more_connections_than_there_is_room_for_wait(world):
+def as_uid(monkeypatch, *uids):
+    """The users of the next connections, in turn; the last one of all that follow."""
+    left = list(uids)
+    monkeypatch.setattr(apps, "_peer", lambda link: Peer(1, left.pop(0) if len(left) > 1 else left[0]))
+
+
+def test_a_user_has_so_many_connections_and_others_have_theirs(world, monkeypatch):
+    as_uid(monkeypatch, 1000)
+    links = [world.connect() for _ in range(CONNECTIONS_OF_A_USER)]
+    world.serve(lambda: len(world.apps._links) == CONNECTIONS_OF_A_USER, "as many as a user may have")
+    one_more = world.connect()
+    assert world.hear(one_more) == {"type": "refused", "reason": "uid 1000 has 8 connections"}
+    assert world.hear(one_more) is None and "pid 1, uid 1000" in world.lines[-1]
+    as_uid(monkeypatch, 1001)
+    world.register("another").close()
+    world.serve(lambda: all(closed(link) for link in links), "each is closed, as it did not register")
+    as_uid(monkeypatch, 1000)
+    world.register("late").close()
+    for link in [*links, one_more]:
+        link.close()
+
+
+def test_root_gets_in_however_many_others_there_are(world, monkeypatch):
+    as_uid(monkeypatch, *range(1000, 1000 + CONNECTIONS_MAX), 2000)
     links = [world.connect() for _ in range(CONNECTIONS_MAX)]
     world.serve(lambda: len(world.apps._links) == CONNECTIONS_MAX, "as many as there is room for")
-    links += [world.connect() for _ in range(3)]
-    world.rest(0.02)
-    assert len(world.apps._links) == CONNECTIONS_MAX
-    world.serve(lambda: all(closed(link) for link in links), "each is closed, as it did not register")
-    world.register("late").close()
-    for link in links:
+    one_more = world.connect()
+    assert world.hear(one_more) == {"type": "refused", "reason": "there are 16 connections"}
+    as_uid(monkeypatch, 0)
+    world.register("roots").close()
+    for link in [*links, one_more]:
         link.close()
+
+
+def test_who_connects_is_known_from_the_kernel(world):
+    ours, theirs = socket.socketpair()
+    assert apps._peer(ours) == Peer(os.getpid(), os.geteuid())
+    ours.close()
+    theirs.close()
 
 
 def test_without_a_path_there_is_no_socket():

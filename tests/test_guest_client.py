@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from guestmtce.guest import client as c
 from guestmtce.guest.client import ALONE, ENABLED, ENABLING, GONE, INTERRUPTED, Note, Put, Withdrawn
+from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ActionResponse, ChallengeResponse, Exit, Init, InitAck
@@ -46,6 +47,11 @@ WALK = {
     (GONE, c.CHALLENGE): (GONE, ""),
     (GONE, c.DUE): (GONE, ""),
     (GONE, c.EXIT): (GONE, ""),
+    (ALONE, c.CHANGE): (ALONE, ""),
+    (ENABLING, c.CHANGE): (ENABLING, "Init"),
+    (ENABLED, c.CHANGE): (ENABLING, "Init"),
+    (INTERRUPTED, c.CHANGE): (ALONE, ""),
+    (GONE, c.CHANGE): (GONE, ""),
 }
 
 
@@ -60,6 +66,8 @@ def give(bench, what, ident):
         bench.challenge()
     elif what == c.EXIT:
         bench.keep(bench.client.exit("bye", bench.now))
+    elif what == c.CHANGE:
+        bench.keep(bench.client.configure(Config(vote=99), bench.now))
     else:
         bench.tick(BEGIN + 1e6 if bench.client.deadline == c.NEVER else None)
 
@@ -76,6 +84,24 @@ def test_every_pair(pair):
     give(bench, pair[1], ident)
     assert (bench.client.state, names(bench.sent)) == WALK[pair]
     assert bench.client.deadline > bench.now
+
+
+def test_a_change_that_the_host_need_not_know_says_nothing():
+    bench = Bench().enabled()
+    bench.forget()
+    bench.keep(bench.client.configure(Config(health_check_script="/bin/check"), bench.now))
+    assert bench.sent == [] and bench.client.state == ENABLED
+
+
+def test_a_new_interval_and_action_go_out_with_a_new_init_and_its_patience():
+    bench = Bench().enabled()
+    bench.forget()
+    bench.keep(bench.client.configure(Config(interval_ms=10_000, corrective_action="stop"), bench.now))
+    (init,) = bench.wrote(Init)
+    assert (init.heartbeat_interval_ms, init.corrective_action) == (10_000, "stop")
+    bench.ack()
+    bench.challenge()
+    assert bench.client.deadline == bench.now + 20
 
 
 # --- init ------------------------------------------------------------------------------------------

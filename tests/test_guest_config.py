@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestmtce.guest import config, options
-from guestmtce.guest.config import Config
+from guestmtce.guest.config import Config, describe
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
@@ -54,10 +54,13 @@ def test_lines_are_read_as_a_shell_would(line, expected):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("HB_INTERVAL=399", "a number from 400 to 2147483647 expected; 1000 is taken"),
-        ("HB_INTERVAL=soon", "a number from 400 to 2147483647 expected; 1000 is taken"),
-        ("HB_INTERVAL=2_000", "a number from 400 to 2147483647 expected; 1000 is taken"),
-        ("HB_INTERVAL=", "a number from 400 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=0", "a number from 1 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=1000.", "a number from 1 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=٥٠٠", "a number from 1 to 2147483647 expected; 1000 is taken"),
+        ("HEALTH_CHECK_INTERVAL=1e3", "a number from 1 to 86400 expected; 30.0 is taken"),
+        ("HB_INTERVAL=soon", "a number from 1 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=2_000", "a number from 1 to 2147483647 expected; 1000 is taken"),
+        ("HB_INTERVAL=", "a number from 1 to 2147483647 expected; 1000 is taken"),
         ("VOTE=0", "a number from 1 to 2147482 expected; 8 is taken"),
         ("VOTE=99999999999", "a number from 1 to 2147482 expected; 8 is taken"),
         ("HEALTH_CHECK_INTERVAL=nan", "a number from 1 to 86400 expected; 30.0 is taken"),
@@ -163,3 +166,27 @@ def time_limit(seconds):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("value", [1, 300, 399])
+def test_an_interval_that_is_too_short_is_the_shortest_and_that_is_said(value):
+    taken, notes = read("HB_INTERVAL=%d" % value)
+    assert taken == Config(interval_ms=400)
+    assert notes == ["FILE, line 1: HB_INTERVAL=%d is too short: 400 is taken" % value]
+
+
+@pytest.mark.parametrize("line", ["export VOTE=5", "export\tVOTE='5'", "  export  VOTE=5"])
+def test_a_shells_export_is_taken(line):
+    assert read(line) == (Config(vote=5), [])
+
+
+@pytest.mark.parametrize("key", ["HB_INIT_RETRY", "HB_MIN_TIMEOUT"])
+def test_keys_of_the_deployed_client_are_known_and_said_to_mean_nothing(key):
+    taken, (note,) = read(key + "=1000")
+    assert taken == Config() and note.startswith("FILE, line 1: %s is not used: this client" % key)
+
+
+def test_the_configuration_is_described_in_the_words_of_its_file():
+    given = Config(2000, "stop", 1, 2, 3, 4, 5, 6.5, "/bin/a", "/bin/b", True)
+    assert read(describe(given).replace(" ", "\n")) == (given, [])
+    assert read(describe(Config()).replace(" ", "\n")) == (Config(), [])

@@ -176,7 +176,12 @@ def test_a_local_process_rejects_and_is_missed_when_it_is_killed(guest):
     guest.start()
     process = subprocess.Popen([sys.executable, str(EXAMPLE), guest.client.socket])
     try:
-        wait_for(lambda: "example is registered" in guest.client.log(), "it is registered")
+        wait_for(
+            lambda: (
+                "example (pid %d, uid %d) is registered" % (process.pid, os.geteuid()) in guest.client.log()
+            ),
+            "it is registered",
+        )
         assert guest.ask("vote", "stop") == ("reject", "process example: a backup is running")
     finally:
         process.kill()

@@ -107,7 +107,7 @@ def test_what_is_installed_runs_by_itself_and_keeps_a_configuration(host, tmp_pa
 # --- its life --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_ends_it_with_a_goodbye(start, host, number):
     process = start()
     host.heartbeat()
@@ -115,6 +115,63 @@ def test_a_signal_ends_it_with_a_goodbye(start, host, number):
     assert host.hear(Exit).log_msg == "guestClient was ended by " + number.name
     assert process.popen.wait(5) == 0
     assert "ended" in process.log()
+
+
+def test_hup_reads_the_configuration_again(start, host, tmp_path):
+    process = start(HB_INTERVAL=1000)
+    host.heartbeat()
+    assert "configuration: HB_INTERVAL=1000 CORRECTIVE_ACTION=reboot VOTE=8" in process.log()
+    with open(os.path.join(process.folder, "conf"), "w", encoding="utf-8") as file:
+        file.write("HB_INTERVAL=2000\nCORRECTIVE_ACTION=log\n")
+    process.signal(signal.SIGHUP)
+    init = host.hear(Init)
+    assert (init.heartbeat_interval_ms, init.corrective_action) == (2000, "log")
+    assert "configuration: HB_INTERVAL=2000 CORRECTIVE_ACTION=log" in process.log()
+
+
+def test_hup_takes_another_health_script_at_once(start, host, tmp_path):
+    process = start(HEALTH_CHECK_INTERVAL=3600, HEALTH_CHECK_SCRIPT=write_script(tmp_path / "one", "exit 0"))
+    host.heartbeat()
+    path = write_script(tmp_path / "two", "echo no disk; exit 1")
+    with open(os.path.join(process.folder, "conf"), "w", encoding="utf-8") as file:
+        file.write("HEALTH_CHECK_INTERVAL=3600\nHEALTH_CHECK_SCRIPT=%s\n" % path)
+    process.signal(signal.SIGHUP)
+    wait_for(lambda: "the guest is ill, corrective action reboot: no disk" in process.log(), "it is ill")
+    with open(os.path.join(process.folder, "conf"), "w", encoding="utf-8") as file:
+        file.write("HEALTH_CHECK_INTERVAL=3600\n")
+    process.signal(signal.SIGHUP)
+    wait_for(lambda: "the guest is healthy" in process.log(), "it is well")
+
+
+def test_usr1_logs_the_state(start, host):
+    process = start(VOTE=5)
+    host.heartbeat()
+    process.signal(signal.SIGUSR1)
+    wait_for(lambda: "state: enabled at" in process.log(), "it tells")
+    wait_for(lambda: process.log().count("VOTE=5") == 2, "it tells its configuration")
+    assert "1 challenges answered, 0 messages dropped; healthy" in process.log()
+
+
+def test_its_local_processes_are_listed_and_forgotten(start, host):
+    process = start()
+    host.heartbeat()
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(process.socket)
+        link.sendall(b'{"type":"register","name":"db","interval_ms":60000}\n')
+        assert b"registered" in link.recv(1000)
+        assert ask("--members", process).stdout.splitlines()[1].split()[:5] == [
+            "db", str(os.getpid()), str(os.geteuid()), "yes", "log",
+        ]  # fmt: skip
+        refused = ask("--forget=db", process)
+        assert (refused.returncode, refused.stderr) == (2, "guestClient: it is connected\n")
+    wait_for(lambda: "db: its connection ended" in ask("--members", process).stdout, "it has failed")
+    assert ask("--forget=db", process).stdout.splitlines()[1:] == []
+    assert ask("--forget=db", process).stderr == "guestClient: no process of this name is known\n"
+
+
+def ask(word, process):
+    words = [sys.executable, "-m", "guestmtce.guest.main", word, "--socket", process.socket]
+    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
 
 
 def test_a_host_that_does_not_read_does_not_keep_it_from_ending(start, host):

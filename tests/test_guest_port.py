@@ -9,6 +9,7 @@ import socket
 import pytest
 from guest_rig import Rig
 
+from guestmtce.guest import port
 from guestmtce.guest.port import WAITING_MAX, Port, Retry
 from guestmtce.guest.settings import Settings
 
@@ -235,3 +236,51 @@ def test_retries_double_up_to_a_limit_and_start_anew():
     assert [retry.next() for _ in range(4)] == [1, 2, 4, 5]
     retry.reset()
     assert retry.next() == 1
+
+
+NO_PORTS = {
+    "a file": lambda path: path.write_text("x"),
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", NO_PORTS)
+def test_what_is_no_port_is_named_and_waited_for(tmp_path, name):
+    path = tmp_path / "port"
+    NO_PORTS[name](path)
+    world = World(str(path))
+    world.serve(lambda: world.lines, "it is named")
+    assert "it is no device and no socket" in world.lines[0] and world.events == []
+    path.rmdir() if path.is_dir() else path.unlink()
+    host = Host(str(path))
+    world.serve(lambda: world.events == ["open"], "the port")
+    host.close()
+    world.port.close()
+    world.close()
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full"])
+def test_a_device_that_cannot_be_waited_for_is_no_port(path):
+    world = World(path)
+    world.serve(lambda: world.lines, "it is named")
+    world.rest(0.1)
+    assert path in world.lines[0] and world.events == []
+    world.port.close()
+    world.close()
+
+
+def test_a_port_without_udev_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(port, "VIRTIO_FOLDER", str(tmp_path / "virtio-ports"))
+    monkeypatch.setattr(port, "VIRTIO_PORTS", str(tmp_path / "sys"))
+    for number, name in enumerate(("org.qemu.guest_agent.0", "cgcs.heartbeat")):
+        folder = tmp_path / "sys" / ("vport%dp1" % number)
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(name + "\n")
+    wanted = str(tmp_path / "virtio-ports" / "cgcs.heartbeat")
+    assert port._locate(wanted) == "/dev/vport1p1"
+    assert port._locate(wanted + "x") == wanted + "x"
+    assert port._locate("/other/cgcs.heartbeat") == "/other/cgcs.heartbeat"
+    (tmp_path / "virtio-ports").mkdir()
+    (tmp_path / "virtio-ports" / "cgcs.heartbeat").touch()
+    assert port._locate(wanted) == wanted

@@ -25,8 +25,8 @@ class Bench:
         self.registry = Registry(Settings())
         self.done = []
 
-    def open(self, key=1):
-        self.registry.opened(key, self.now)
+    def open(self, key=1, uid=0):
+        self.registry.opened(key, self.now, r.Peer(4000 + key, uid))
 
     def raw(self, data, key=1):
         self.registry.received(key, data, self.now)
@@ -35,8 +35,8 @@ class Bench:
     def say(self, key=1, **message):
         self.raw(json.dumps(message).encode() + b"\n", key)
 
-    def register(self, key=1, name="db", interval_ms=1000, action="reboot", **more):
-        self.open(key)
+    def register(self, key=1, name="db", interval_ms=1000, action="reboot", uid=0, **more):
+        self.open(key, uid)
         self.say(key, type="register", name=name, interval_ms=interval_ms, corrective_action=action, **more)
         return self
 
@@ -46,7 +46,7 @@ class Bench:
         self.done += self.registry.take()
 
     def close(self, key=1):
-        self.registry.closed(key)
+        self.registry.closed(key, "its connection ended", self.now)
         self.done += self.registry.take()
 
     def heard(self, key=1):
@@ -307,3 +307,98 @@ def test_whatever_processes_do_the_rules_hold(steps):
         assert len(linked) == len(set(linked))
         for illness in bench.illnesses():
             assert len(illness.reason.encode()) <= channel.LOG_MSG_MAX
+
+
+# --- those that failed and are gone ----------------------------------------------------------------
+
+REMEMBERED = Settings().remember_failed
+
+
+def test_crashed_processes_with_changing_names_take_no_place():
+    bench = Bench()
+    for number in range(3 * MEMBERS_MAX):
+        bench.register(number, "job-%d" % number)
+        bench.close(number)
+    bench.register(100, "db")
+    assert bench.heard(100) == [{"type": "registered", "name": "db"}]
+
+
+def test_a_dead_member_makes_the_guest_ill_for_a_time_and_is_forgotten():
+    bench = Bench().register(interval_ms=60_000)
+    bench.close()
+    bench.now += REMEMBERED - 0.1
+    bench.registry.tick(bench.now)
+    assert len(bench.illnesses()) == 1 and bench.registry.deadline == pytest.approx(bench.now + 0.1)
+    bench.tick()
+    assert bench.illnesses() == [] and bench.registry.described == []
+    assert "is forgotten" in bench.told(r.Note)[-1].text
+
+
+def test_only_so_many_dead_ones_are_remembered_the_oldest_goes():
+    bench = Bench()
+    for number in range(r.REMEMBERED_MAX + 3):
+        bench.now += 1
+        bench.register(number, "job-%d" % number, interval_ms=60_000)
+        bench.close(number)
+    names = [one["name"] for one in bench.registry.described]
+    assert names == ["job-%d" % number for number in range(3, r.REMEMBERED_MAX + 3)]
+
+
+def test_root_has_places_of_its_own():
+    bench = Bench()
+    for key in range(MEMBERS_MAX):
+        bench.register(key, "app%d" % key, uid=1000)
+    bench.register(20, "one more", uid=1001)
+    assert "no more" in refusal(bench, 20)
+    bench.register(21, "roots")
+    assert bench.heard(21) == [{"type": "registered", "name": "roots"}]
+
+
+def test_a_name_is_its_users():
+    bench = Bench().register(uid=1000)
+    bench.close()
+    bench.register(2, uid=1001)
+    assert refusal(bench, 2) == "this name is of uid 1000"
+    bench.register(3, uid=0)
+    assert bench.illnesses() == []
+
+
+def test_members_are_listed_to_anybody_who_may_connect():
+    bench = Bench().register(uid=1000)
+    bench.say(1, type="health", health="unhealthy", reason="no disk")
+    bench.open(2, 1001)
+    bench.say(2, type="members")
+    (said,) = bench.heard(2)
+    assert said == {
+        "type": "members",
+        "members": [
+            {"name": "db", "pid": 4001, "uid": 1000, "connected": True, "corrective_action": "reboot",
+             "illness": "db: no disk"}
+        ],
+    }  # fmt: skip
+
+
+OF_ANOTHER = "it is of uid 1000: root and that user may have it forgotten"
+
+
+@pytest.mark.parametrize(("uid", "why"), [(0, ""), (1000, ""), (1001, OF_ANOTHER)])
+def test_a_dead_one_is_forgotten_for_root_and_its_user(uid, why):
+    bench = Bench().register(uid=1000)
+    bench.close()
+    bench.open(2, uid)
+    bench.say(2, type="forget", name="db")
+    if why:
+        assert refusal(bench, 2) == why
+    else:
+        assert bench.heard(2) == [{"type": "members", "members": []}]
+    assert bool(bench.illnesses()) is bool(why)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("db", "it is connected"), ("x", "no process of this name is known")]
+)
+def test_what_cannot_be_forgotten_is_said(name, why):
+    bench = Bench().register()
+    bench.open(2)
+    bench.say(2, type="forget", name=name)
+    assert refusal(bench, 2) == why

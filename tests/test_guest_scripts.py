@@ -108,6 +108,16 @@ def test_a_script_whose_time_is_up_is_killed_with_its_children(rig, script, tmp_
     assert len(done) == 1
 
 
+def test_children_in_a_session_of_their_own_end_with_a_script_whose_time_is_up(rig, script, tmp_path):
+    pids = tmp_path / "pids"
+    text = "setsid sh -c 'sleep 600 & echo $$ $! >%s.new; mv %s.new %s; wait' & wait" % ((pids,) * 3)
+    rig.runner.start([script(text)], lambda ended: None)
+    rig.serve(pids.exists, "they run")
+    rig.runner.expire()
+    for pid in pids.read_text().split():
+        rig.serve(lambda pid=pid: not alive(int(pid)), "it is gone")
+
+
 def alive(pid):
     try:
         with open("/proc/%d/stat" % pid, encoding="utf-8") as file:

@@ -1,22 +1,28 @@
 """The UNIX socket for local processes: connections in, lines out, no more than a few, and none waited for.
 
 The socket lies in a folder that only root can write to, so nobody can put another in its place; root, and
-the group that was configured, may connect. What is said on it is the registry's affair.
+the group that was configured, may connect. A user has only so many connections, and all but root together
+only so many more: root always gets in. What is said on it is the registry's affair.
 """
 
+import json
 import os
 import socket
 import stat
+import struct
 from typing import Callable, Dict, Tuple
 
 from guestmtce.guest import registry
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import Loop
-from guestmtce.guest.registry import Registry
+from guestmtce.guest.registry import Peer, Registry
 from guestmtce.guest.settings import Settings
 
 SOCKET = "/run/guest-client/processes.sock"
-CONNECTIONS_MAX = 16  # registered or not yet; more wait
+CONNECTIONS_MAX = 16  # registered or not yet, of all users but root, and as many of root
+CONNECTIONS_OF_A_USER = 8
+BACKLOG = 16  # connections that we have not seen yet
+CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: pid, uid, gid
 FOLDER_MODE = 0o755
 READ_SIZE = 8192  # bytes
 
@@ -36,9 +42,11 @@ class Apps:
         self._log = log
         self._path = path
         self._links: Dict[int, socket.socket] = {}
+        self._uids: Dict[int, int] = {}  # of each connection
         self._listener = _listen(path, group) if path else None
         self._own = _ident(path)
-        self._listen()
+        if self._listener is not None:
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     @property
     def deadline(self) -> float:
@@ -75,15 +83,6 @@ class Apps:
 
     # --- connections -------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Take connections while there is room; the others wait."""
-        if self._listener is None:
-            return
-        if len(self._links) < CONNECTIONS_MAX:
-            self._loop.watch(self._listener.fileno(), self._accept)
-        else:
-            self._loop.unwatch(self._listener.fileno())
-
     def _accept(self) -> None:
         assert self._listener is not None
         try:
@@ -91,11 +90,26 @@ class Apps:
         except OSError:
             return  # it has gone again
         link.setblocking(False)
+        peer = _peer(link)
+        why = self._refusal(peer)
+        if why:
+            self._log("the local process with %s is refused: %s" % (peer, why), "refused %d" % peer.uid)
+            _refuse(link, why)
+            return
         key = link.fileno()
-        self._links[key] = link
+        self._links[key], self._uids[key] = link, peer.uid
         self._loop.watch(key, lambda: self._serve(key))
-        self._listen()
-        self.registry.opened(key, self._loop.now)
+        self.registry.opened(key, self._loop.now, peer)
+
+    def _refusal(self, peer: Peer) -> str:
+        """Why it may not connect; nothing: it may."""
+        uids = list(self._uids.values())
+        root = peer.uid == 0
+        if not root and uids.count(peer.uid) >= CONNECTIONS_OF_A_USER:
+            return "uid %d has %d connections" % (peer.uid, CONNECTIONS_OF_A_USER)
+        if sum((uid == 0) == root for uid in uids) >= CONNECTIONS_MAX:
+            return "there are %d connections" % CONNECTIONS_MAX
+        return ""
 
     def _serve(self, key: int) -> None:
         self._read(key)
@@ -112,14 +126,14 @@ class Apps:
             self.registry.received(key, data, self._loop.now)
         else:
             self._drop(key)
-            self.registry.closed(key)
+            self.registry.closed(key, "its connection ended", self._loop.now)
 
     def _drop(self, key: int) -> None:
         link = self._links.pop(key, None)
         if link is not None:
+            del self._uids[key]
             self._loop.unwatch(key)
             link.close()
-            self._listen()
 
     # --- what the registry wants -------------------------------------------------------------------
 
@@ -154,7 +168,23 @@ class Apps:
             sent = 0
         if sent < len(line):
             self._drop(key)
-            self.registry.closed(key, "it does not read")
+            self.registry.closed(key, "it does not read", self._loop.now)
+
+
+def _peer(link: socket.socket) -> Peer:
+    """Who is at the other end."""
+    data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    pid, uid, _ = CREDENTIALS.unpack(data)
+    return Peer(pid, uid)
+
+
+def _refuse(link: socket.socket, why: str) -> None:
+    """Say why, and hang up."""
+    try:
+        link.send(json.dumps({"type": "refused", "reason": why}).encode("ascii") + b"\n")
+    except OSError:
+        pass
+    link.close()
 
 
 def _ident(path: str) -> Tuple[int, int]:
@@ -199,5 +229,5 @@ def _listen(path: str, group: str) -> socket.socket:
 
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
         os.chmod(path, 0o660)
-    listener.listen(CONNECTIONS_MAX)
+    listener.listen(BACKLOG)
     return listener

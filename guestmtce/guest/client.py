@@ -16,8 +16,9 @@ INTERRUPTED  We were acknowledged and the host hung up. A host that restarted an
 GONE         We said `exit`. Nothing more is said.
 
 What can happen is an *input*: the port is `OPENED` or `CLOSED`, the host's `ACK` of one of our two latest
-inits or its `CHALLENGE` comes, the state's time is `DUE`, or we are told to `EXIT`. TRANSITIONS holds every
-pair of state and input, the state that follows, and the one method that does what is to be done.
+inits or its `CHALLENGE` comes, the state's time is `DUE`, we are told to `EXIT`, or there is a `CHANGE` of
+the configuration that the host knows. TRANSITIONS holds every pair of state and input, the state that
+follows, and the one method that does what is to be done.
 
 Beside the state a client carries two facts that cross it:
 
@@ -52,7 +53,8 @@ ACK = "ack"
 CHALLENGE = "challenge"
 DUE = "due"
 EXIT = "exit"
-INPUTS = (OPENED, CLOSED, ACK, CHALLENGE, DUE, EXIT)
+CHANGE = "change"
+INPUTS = (OPENED, CLOSED, ACK, CHALLENGE, DUE, EXIT, CHANGE)
 
 NEVER = float("inf")
 
@@ -188,6 +190,14 @@ class Client:
         self._illness = illness
         return self._output()
 
+    def configure(self, config: Config, now: float) -> Output:
+        """The configuration has changed. What the host is to know of it goes out with a new init."""
+        before, self._config = self._config, config
+        self._patience = max(2 * config.interval_ms / 1000, self._settings.patience)
+        if before.init(0, "") != config.init(0, ""):
+            self._input(CHANGE, None, now)
+        return self._output()
+
     def exit(self, why: str, now: float) -> Output:
         """Say goodbye."""
         self._input(EXIT, Exit(why), now)
@@ -227,6 +237,10 @@ class Client:
             action(self, message, now)
 
     # --- actions of the table ----------------------------------------------------------------------
+
+    def _change(self, _message: object, now: float) -> None:
+        self._invocations = ()  # the host has not forgotten us: this one is news
+        self._introduce(None, now)
 
     def _introduce(self, _message: object, now: float) -> None:
         if self._invocations:
@@ -346,28 +360,33 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = 
     (ALONE, CHALLENGE): (ALONE, None),
     (ALONE, DUE): (ALONE, None),
     (ALONE, EXIT): (GONE, Client._vanish),
+    (ALONE, CHANGE): (ALONE, None),
     (ENABLING, OPENED): (ENABLING, Client._introduce),
     (ENABLING, CLOSED): (ALONE, Client._rest),
     (ENABLING, ACK): (ENABLED, Client._acknowledged),
     (ENABLING, CHALLENGE): (ENABLING, None),
     (ENABLING, DUE): (ENABLING, Client._introduce),
     (ENABLING, EXIT): (GONE, Client._goodbye),
+    (ENABLING, CHANGE): (ENABLING, Client._change),
     (ENABLED, OPENED): (ENABLED, Client._returned),
     (ENABLED, CLOSED): (INTERRUPTED, None),
     (ENABLED, ACK): (ENABLED, None),
     (ENABLED, CHALLENGE): (ENABLED, Client._answer),
     (ENABLED, DUE): (ENABLING, Client._introduce),
     (ENABLED, EXIT): (GONE, Client._goodbye),
+    (ENABLED, CHANGE): (ENABLING, Client._change),
     (INTERRUPTED, OPENED): (ENABLED, Client._returned),
     (INTERRUPTED, CLOSED): (INTERRUPTED, None),
     (INTERRUPTED, ACK): (INTERRUPTED, None),
     (INTERRUPTED, CHALLENGE): (INTERRUPTED, None),
     (INTERRUPTED, DUE): (ALONE, Client._rest),
     (INTERRUPTED, EXIT): (GONE, Client._vanish),
+    (INTERRUPTED, CHANGE): (ALONE, Client._rest),
     (GONE, OPENED): (GONE, None),
     (GONE, CLOSED): (GONE, None),
     (GONE, ACK): (GONE, None),
     (GONE, CHALLENGE): (GONE, None),
     (GONE, DUE): (GONE, None),
     (GONE, EXIT): (GONE, None),
+    (GONE, CHANGE): (GONE, None),
 }

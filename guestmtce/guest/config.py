@@ -21,7 +21,13 @@ ACTIONS = ("log", "reboot", "stop")
 EXTRA_SECS = 1
 SECS_MAX = channel.SECS_MAX - EXTRA_SECS
 # Python takes more than people mean: 1_000, digits of other scripts, nan.
-_NUMBER = re.compile(r"[0-9.]{1,15}$")
+_NUMBER = re.compile(r"[0-9]{1,15}([.][0-9]{1,9})?\Z")
+# Keys of the deployed client that mean nothing to this one.
+NOT_USED = {
+    "HB_INIT_RETRY": "this client says init again every 5 s until it is acknowledged",
+    "HB_MIN_TIMEOUT": "this client waits for a challenge for two intervals, and 5 s at least",
+}
+_EXPORT = re.compile(r"export[ \t]+")
 DAY = 86400.0  # s
 
 
@@ -96,7 +102,7 @@ def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
     """Key → field and how its text is taken."""
     secs = _between(int, 1, SECS_MAX)
     return {
-        "HB_INTERVAL": ("interval_ms", _between(int, settings.interval_floor_ms, channel.INT32_MAX)),
+        "HB_INTERVAL": ("interval_ms", _between(int, 1, channel.INT32_MAX)),
         "CORRECTIVE_ACTION": ("corrective_action", _action),
         "VOTE": ("vote", secs),
         "SHUTDOWN_NOTICE": ("shutdown_notice", secs),
@@ -108,6 +114,24 @@ def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
         "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _script),
         "RUN_ON_HOST": ("run_on_host", _yes),
     }
+
+
+def _floored(field: str, value: Any, settings: Settings) -> Any:
+    """An interval that is too short means the shortest."""
+    return max(value, settings.interval_floor_ms) if field == "interval_ms" else value
+
+
+def describe(config: Config) -> str:
+    """The configuration as it is in effect, in the file's words, on one line."""
+    fields = {field: key for key, (field, _) in _keys(Settings()).items()}
+    values = [(fields[field], value) for field, value in config._asdict().items()]
+    return " ".join("%s=%s" % (key, _word(value)) for key, value in values)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "%g" % value if isinstance(value, float) else str(value)
 
 
 def parse(text: str, name: str, settings: Settings) -> Tuple[Config, List[str]]:
@@ -122,11 +146,19 @@ def parse(text: str, name: str, settings: Settings) -> Tuple[Config, List[str]]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        key, value = line.partition("=")[::2]
+        export = _EXPORT.match(line)
+        key, value = line[export.end() if export else 0 :].partition("=")[::2]
         key = key.strip()
+        if key in NOT_USED:
+            notes.append("%s, line %d: %s is not used: %s" % (name, number, key, NOT_USED[key]))
+            continue
         try:
             field, take = keys[key]
             values[field] = take(_unquoted(value))
+            if values[field] != _floored(field, values[field], settings):
+                values[field] = _floored(field, values[field], settings)
+                text = "%s, line %d: %s=%s is too short: %s is taken"
+                notes.append(text % (name, number, key, value, values[field]))
         except KeyError:
             notes.append("%s, line %d: %s: unknown key, ignored" % (name, number, key))
         except ValueError as error:

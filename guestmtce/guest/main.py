@@ -7,7 +7,7 @@ import sys
 import time
 from typing import FrozenSet, List, Optional, Sequence
 
-from guestmtce.guest import client, config, daemon, endurance, host, options
+from guestmtce.guest import ask, client, config, daemon, endurance, host, options
 from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.health import Illness, worst
@@ -19,7 +19,7 @@ from guestmtce.guest.scripts import EventScript, HealthScript, Runner
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
 ON_HOST = 6  # exit status of a service that has no place here; LSB: not configured. The unit knows it
 
@@ -34,11 +34,12 @@ class Program:
 
     def __init__(self, given: Options, settings: Settings, log: Log) -> None:
         self._settings = settings
+        self._given = given
         self._log = log
         self._loop = Loop()
         self._config, notes = config.load(given.config, settings)
-        for note in notes:
-            log(note)
+        for line in [*notes, "configuration: " + config.describe(self._config)]:
+            log(line)
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
@@ -49,6 +50,8 @@ class Program:
         self._event = EventScript(self._runners[1], path, self._script_voted, log)
         self._loop.parts = [self._port, self._apps, self._health, _Ticking(self)]
         self._loop.on_signal(signal.SIGCHLD, self._reap)
+        self._loop.on_signal(signal.SIGHUP, self._reload)
+        self._loop.on_signal(signal.SIGUSR1, self._tell_state)
         for number in SIGNALS:
             self._loop.on_signal(number, functools.partial(self._stop, number))
 
@@ -107,6 +110,29 @@ class Program:
         name = signal.Signals(number).name
         self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
+
+    def _reload(self) -> None:
+        """HUP: the configuration is read again."""
+        self._config, notes = config.load(self._given.config, self._settings)
+        for line in [*notes, "configuration: " + config.describe(self._config)]:
+            self._log(line)
+        self._health.configure(self._config)
+        self._event.configure(self._config.event_notification_script)
+        self._act(self.client.configure(self._config, self._loop.now))
+
+    def _tell_state(self) -> None:
+        """USR1: for whoever looks into this guest."""
+        mine: List[Illness] = [] if self._illness is None else [self._illness]
+        illness = worst(mine + self._apps.registry.illnesses)
+        health = "healthy" if illness is None else "ill, corrective action %s: %s" % illness
+        text = "state: %s at %s, %d challenges answered, %d messages dropped; %s"
+        self._log(
+            text % (self.client.state, self._given.device, self.client.answers, self._port.dropped, health)
+        )
+        self._log("configuration: " + config.describe(self._config))
+        for member in self._apps.registry.described:
+            words = ["%s=%s" % pair for pair in member.items()]
+            self._log("local process: " + " ".join(words))
 
     # --- what the client wants ---------------------------------------------------------------------
 
@@ -182,6 +208,9 @@ class _Deadline:
 
 def _start(given: Options) -> int:
     """Raises OSError, ValueError, daemon.AlreadyRunning."""
+    if given.members or given.forget:
+        ask.print_members(given.socket, given.forget)
+        return 0
     settings = overridden(given.settings)
     if (given.service or given.may_start) and _is_kept_out(given, settings):
         return ON_HOST

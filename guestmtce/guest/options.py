@@ -24,6 +24,8 @@ The heartbeat client of a guest. It goes into the background.
   --service         as the service of a guest: does not start on a host of guests, and in front waits
                     %d s before it ends over a fault, for it is started again at once
   --may-start       tell whether --service would start here: exit status 0, or 6 and why not
+  --members         tell which local processes the client that runs here knows, and how they are
+  --forget NAME     have it forget a local process that has failed and is gone
   --set NAME=VALUE  a setting for developers, see guestmtce/guest/settings.py
   -h, --help        this text
 """ % (DEVICE, CONFIG_FILE, SOCKET, PID_FILE, FAULT_WAIT)
@@ -42,6 +44,8 @@ class Options(NamedTuple):
     settings: Sequence[str] = ()
     service: bool = False
     may_start: bool = False
+    members: bool = False
+    forget: str = ""
     help: bool = False
 
 
@@ -49,7 +53,7 @@ class Options(NamedTuple):
 NAMES = {
     "device=": "device", "config=": "config", "socket=": "socket", "group=": "group",
     "pid-file=": "pid_file", "foreground": "foreground", "log=": "log", "set=": "settings", "help": "help",
-    "service": "service", "may-start": "may_start",
+    "service": "service", "may-start": "may_start", "members": "members", "forget=": "forget",
 }  # fmt: skip
 LETTERS = {"-f": "--foreground", "-l": "--log", "-h": "--help"}
 

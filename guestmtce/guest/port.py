@@ -9,6 +9,7 @@ oldest goes. Of answers to challenges only the newest ever counts.
 """
 
 import collections
+import errno
 import os
 import select
 import socket
@@ -22,6 +23,9 @@ from guestmtce.guest.settings import Settings
 
 READ_SIZE = 65536  # bytes
 WAITING_MAX = 16384  # bytes that the host has not read yet
+
+VIRTIO_FOLDER = "/dev/virtio-ports"  # udev's links, by the ports' names
+VIRTIO_PORTS = "/sys/class/virtio-ports"  # the kernel's own list, where there is no udev
 
 DEVICE_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -85,10 +89,14 @@ class Port:
 
     def _open(self) -> int:
         """Raises OSError."""
-        self._is_socket = stat.S_ISSOCK(os.stat(self._path).st_mode)
+        path = _locate(self._path)
+        mode = os.stat(path).st_mode
+        self._is_socket = stat.S_ISSOCK(mode)
         if self._is_socket:
-            return _connect(self._path)
-        descriptor = os.open(self._path, DEVICE_FLAGS)
+            return _connect(path)
+        if not stat.S_ISCHR(mode):
+            raise OSError(errno.ENODEV, "it is no device and no socket: waiting for one")
+        descriptor = os.open(path, DEVICE_FLAGS)
         if os.isatty(descriptor):
             _make_raw(descriptor)
         return descriptor
@@ -103,11 +111,16 @@ class Port:
         """The host is there."""
         if self._attached or self._descriptor is None:
             return
+        try:
+            self._loop.watch(self._descriptor, self._serve)
+        except OSError as error:  # /dev/zero and its like
+            self._log("%s: it cannot be waited for: %s" % (self._path, error.strerror), "open")
+            self._fail()
+            return
         self._attached = True
         self._reopen.reset()
         self._probe.reset()
         self._log("%s: connected" % self._path, "connected")
-        self._loop.watch(self._descriptor, self._serve)
         self.on_open()
 
     def _detach(self) -> None:
@@ -157,7 +170,8 @@ class Port:
     def _take(self, data: bytes) -> None:
         if data:
             self._attach()
-            self.on_data(data)
+            if self._attached:
+                self.on_data(data)
         elif self._is_socket:
             self._fail()
         else:
@@ -207,6 +221,21 @@ class Port:
     def waits(self) -> bool:
         """Whether something is still to be written."""
         return bool(self._waiting)
+
+
+def _locate(path: str) -> str:
+    """The device of a virtio port that udev has not named; any other path as it is."""
+    folder, name = os.path.split(path)
+    if folder != VIRTIO_FOLDER or os.path.exists(path):
+        return path
+    try:
+        for port in os.listdir(VIRTIO_PORTS):
+            with open(os.path.join(VIRTIO_PORTS, port, "name"), encoding="utf-8", errors="replace") as file:
+                if file.read().strip() == name:
+                    return "/dev/" + port
+    except OSError:
+        pass
+    return path
 
 
 def _connect(path: str) -> int:

@@ -6,9 +6,10 @@ system takes is the new process's time, and the heartbeat goes on meanwhile.
 
 import os
 import signal
-from typing import Callable, Collection
+from typing import Callable, Collection, List
 
 DESCRIPTORS = "/proc/self/fd"
+DESCENDANTS_MAX = 1000  # looked for; a fork bomb has more, and its group is killed as one
 DESCRIPTORS_MAX = 4096  # closed one by one where there is no /proc
 FAILED = 127  # exit status of one that did not become what it was to be
 IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ", "SIGXFZ")
@@ -44,6 +45,25 @@ def close_others(kept: Collection[int]) -> None:
                 os.close(descriptor)
             except OSError:
                 pass  # it was the one that listed them
+
+
+def descendants(pid: int) -> List[int]:
+    """The processes that `pid` has started, and theirs; those whose parent has ended are nobody's.
+
+    Nothing where the kernel does not list them.
+    """
+    found: List[int] = []
+    asked = [pid]
+    while asked and len(found) < DESCENDANTS_MAX:
+        one = asked.pop()
+        try:
+            with open("/proc/%d/task/%d/children" % (one, one), encoding="ascii") as file:
+                children = [int(word) for word in file.read().split()]
+        except (OSError, ValueError):
+            continue
+        found += children
+        asked += children
+    return found
 
 
 def exit_status(status: int) -> int:

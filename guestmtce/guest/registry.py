@@ -1,12 +1,16 @@
 """The local processes that are watched, or asked, with this guest: bytes and time in, lines and reports out.
 
 Pure: no socket, no clock. `docs/guest-client.md` has the messages. A *member* is a process that registered;
-it is known by its name, and by its connection (`key`) while that lasts. At most MEMBERS_MAX are known.
+it is known by its name, and by its connection (`key`) while that lasts. MEMBERS_MAX have a place; root's
+processes have as many of their own, so nobody can take them.
 
 A member with a heartbeat is asked every interval. One that has not answered by the end of the second interval
 in a row, or whose connection ends without `bye`, or that breaks the rules, has failed: it makes the guest ill
-with its own corrective action until it answers again, or a process of its name registers anew. So a failed
-member keeps its place. One without a heartbeat leaves without a trace.
+with its own corrective action until it answers again, or a process of its name registers anew. One without a
+heartbeat leaves without a trace.
+
+A failed member whose connection is gone has no place any more. Its name is remembered, and the guest ill, for
+`remember_failed` s, or until somebody who may has it forgotten; of more than REMEMBERED_MAX the oldest goes.
 
 The rules: a line of at most LINE_MAX bytes, an object that we understand, RATE lines a second (BURST at
 once), and registering within `register_within`. Who breaks one is told why and loses its connection.
@@ -21,6 +25,7 @@ from guestmtce.guest.settings import Settings
 from guestmtce.wire import channel
 
 MEMBERS_MAX = 8
+REMEMBERED_MAX = 32  # failed ones that are gone
 NAME_MAX = 31  # bytes
 RATE = 20.0  # lines a second that one process may send
 BURST = 40.0  # lines
@@ -68,11 +73,28 @@ class Note(NamedTuple):
     text: str
 
 
+class Peer(NamedTuple):
+    """The process at the other end, as the kernel names it (SO_PEERCRED)."""
+
+    pid: int = 0
+    uid: int = 0
+
+    def __str__(self) -> str:
+        return "pid %d, uid %d" % self
+
+
+ROOT = Peer()
+
+
 class Member:
     """A registered process."""
 
-    def __init__(self, name: str, interval: float, action: str, votes: bool, now: float) -> None:
+    def __init__(
+        self, name: str, interval: float, action: str, votes: bool, now: float, peer: Peer = ROOT
+    ) -> None:
         self.name = name
+        self.peer = peer
+        self.forgotten_at = NEVER  # s; it is gone, and has failed
         self.interval = interval  # s; 0: no heartbeat
         self.action = action
         self.votes = votes
@@ -97,7 +119,8 @@ class Member:
 class Link:
     """A connection: what it may still send, and who is at its other end."""
 
-    def __init__(self, now: float, register_by: float) -> None:
+    def __init__(self, now: float, register_by: float, peer: Peer) -> None:
+        self.peer = peer
         self.lines = channel.LineBuffer()
         self.member: Optional[Member] = None
         self.register_by = register_by
@@ -123,9 +146,9 @@ class Registry:
 
     # --- the ways in -------------------------------------------------------------------------------
 
-    def opened(self, key: int, now: float) -> None:
+    def opened(self, key: int, now: float, peer: Peer = ROOT) -> None:
         """A process connected."""
-        self._links[key] = Link(now, now + self._settings.register_within)
+        self._links[key] = Link(now, now + self._settings.register_within, peer)
 
     def received(self, key: int, data: bytes, now: float) -> None:
         """The process at `key` sent `data`."""
@@ -143,10 +166,10 @@ class Registry:
                     self._take(key, link, _object(line), now)
         except Broken as broken:
             self._say(key, type="refused", reason=str(broken))
-            self.closed(key, str(broken))
+            self.closed(key, str(broken), now)
             self._reports.append(Close(key))
 
-    def closed(self, key: int, why: str = "its connection ended") -> None:
+    def closed(self, key: int, why: str, now: float) -> None:
         """The connection is gone."""
         link = self._links.pop(key, None)
         member = link.member if link is not None else None
@@ -154,6 +177,8 @@ class Registry:
             return
         if member.interval:
             self._fail(member, why)
+            member.forgotten_at = now + self._settings.remember_failed
+            self._limit_remembered()
         else:
             del self._members[member.name]
         self._leave(member)
@@ -163,10 +188,12 @@ class Registry:
         for key, link in list(self._links.items()):
             if link.member is None and now >= link.register_by:
                 self._say(key, type="refused", reason="not registered in time")
-                self.closed(key)
+                self.closed(key, "not registered in time", now)
                 self._reports.append(Close(key))
             elif link.member is not None and now >= link.member.due:
                 self._beat(key, link.member, now)
+        for member in [one for one in self._members.values() if now >= one.forgotten_at]:
+            self._forget(member, "it failed %g s ago and did not come back" % self._settings.remember_failed)
 
     def ask(self, number: int, notification_type: str, event_type: str, seconds: float) -> None:
         """Put question `number` to every member that votes."""
@@ -188,12 +215,28 @@ class Registry:
     def deadline(self) -> float:
         """When `tick` is to be called next."""
         links = self._links.values()
-        return min([link.member.due if link.member else link.register_by for link in links], default=NEVER)
+        due = [link.member.due if link.member else link.register_by for link in links]
+        return min([*due, *(member.forgotten_at for member in self._members.values())], default=NEVER)
 
     @property
     def voters(self) -> FrozenSet[str]:
         """Who is to be asked."""
         return frozenset(member.voter for member in self._voting().values())
+
+    @property
+    def described(self) -> List[Dict[str, Any]]:
+        """Every member: its name, who it is, and how it is."""
+        return [
+            {
+                "name": member.name,
+                "pid": member.peer.pid,
+                "uid": member.peer.uid,
+                "connected": member.forgotten_at == NEVER,
+                "corrective_action": member.action,
+                "illness": (member.failure or member.illness or Illness("", "")).reason,
+            }
+            for member in self._members.values()
+        ]
 
     @property
     def illnesses(self) -> List[Illness]:
@@ -215,8 +258,13 @@ class Registry:
     def _take(self, key: int, link: Link, message: Dict[str, Any], now: float) -> None:
         kind = message.get("type")
         member = link.member
-        if kind == "register" and member is None:
-            link.member = self._register(message, now)
+        if kind == "members":
+            self._say_members(key)
+        elif kind == "forget":
+            self._forget_on_demand(link.peer, _word(message, "name"))
+            self._say_members(key)
+        elif kind == "register" and member is None:
+            link.member = self._register(message, now, link.peer)
             self._say(key, type="registered", name=link.member.name)
         elif member is None:
             raise Broken("register first")
@@ -231,18 +279,46 @@ class Registry:
         else:
             raise Broken("unknown type " + repr(kind)[:NAME_MAX])
 
-    def _register(self, message: Dict[str, Any], now: float) -> Member:
+    def _register(self, message: Dict[str, Any], now: float, peer: Peer) -> Member:
         """Raises Broken."""
         name = _word(message, "name")
         known = self._members.get(name)
-        if known is not None and any(link.member is known for link in self._links.values()):
+        if known is not None and known.forgotten_at == NEVER:
             raise Broken("a process of this name is registered")
-        if known is None and len(self._members) >= MEMBERS_MAX:
+        if known is not None and peer.uid not in (0, known.peer.uid):
+            raise Broken("this name is of uid %d" % known.peer.uid)
+        seated = [link.member for link in self._links.values() if link.member is not None]
+        if sum((one.peer.uid == 0) == (peer.uid == 0) for one in seated) >= MEMBERS_MAX:
             raise Broken("%d processes are registered: no more" % MEMBERS_MAX)
-        member = Member(name, self._interval(message), _action(message), message.get("votes") is True, now)
+        votes = message.get("votes") is True
+        member = Member(name, self._interval(message), _action(message), votes, now, peer)
         self._members[name] = member
-        self._note("the local process %s is registered" % name)
+        self._note("the local process %s (%s) is registered" % (name, peer))
         return member
+
+    def _say_members(self, key: int) -> None:
+        self._say(key, type="members", members=self.described)
+
+    def _forget_on_demand(self, peer: Peer, name: str) -> None:
+        """Raises Broken."""
+        member = self._members.get(name)
+        if member is None:
+            raise Broken("no process of this name is known")
+        if peer.uid not in (0, member.peer.uid):
+            raise Broken("it is of uid %d: root and that user may have it forgotten" % member.peer.uid)
+        if member.forgotten_at == NEVER:
+            raise Broken("it is connected")
+        self._forget(member, "uid %d wanted that" % peer.uid)
+
+    def _forget(self, member: Member, why: str) -> None:
+        del self._members[member.name]
+        self._note("the failed local process %s (%s) is forgotten: %s" % (member.name, member.peer, why))
+
+    def _limit_remembered(self) -> None:
+        gone = [member for member in self._members.values() if member.forgotten_at != NEVER]
+        if len(gone) > REMEMBERED_MAX:
+            oldest = min(gone, key=lambda member: member.forgotten_at)
+            self._forget(oldest, "%d others have failed since" % REMEMBERED_MAX)
 
     def _interval(self, message: Dict[str, Any]) -> float:
         """The interval of its heartbeat in s; 0: none. Raises Broken."""
@@ -257,7 +333,7 @@ class Registry:
         member.answered, member.misses = True, 0
         if member.failure is not None:
             member.failure = None
-            self._note("the local process %s answers again" % member.name)
+            self._note("the local process %s (%s) answers again" % (member.name, member.peer))
         if "health" in message:
             self._feel(member, message)
 
@@ -281,7 +357,7 @@ class Registry:
         del self._members[member.name]
         self._leave(member)
         self._reports.append(Close(key))
-        self._note("the local process %s left" % member.name)
+        self._note("the local process %s (%s) left" % (member.name, member.peer))
 
     # --- heartbeats --------------------------------------------------------------------------------
 
@@ -298,7 +374,7 @@ class Registry:
     def _fail(self, member: Member, why: str) -> None:
         if member.failure is None:
             member.failure = member.ill(why)
-            self._note("the local process %s failed: %s" % (member.name, why))
+            self._note("the local process %s (%s) failed: %s" % (member.name, member.peer, why))
 
     def _leave(self, member: Member) -> None:
         if member.votes:

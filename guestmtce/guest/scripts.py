@@ -105,12 +105,12 @@ class Script:
         return channel.clean(text.strip())
 
     def kill(self) -> None:
-        """Kill it and all of its process group."""
+        """Kill it, all of its process group, and those that have left that for another session."""
+        others = process.descendants(self.pid)
         for kill in (os.killpg, os.kill):  # it has no group of its own before it runs
-            try:
-                kill(self.pid, signal.SIGKILL)
-            except OSError:
-                pass  # it has ended
+            _try(kill, self.pid)
+        for pid in others:
+            _try(os.kill, pid)
 
     def poll(self) -> Optional[int]:
         """Its exit status (negative: the signal), once it has ended."""
@@ -143,6 +143,13 @@ class Script:
         """Give back the descriptors."""
         os.close(self.output)
         os.close(self._trouble)
+
+
+def _try(kill: Callable[[int, int], None], pid: int) -> None:
+    try:
+        kill(pid, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended
 
 
 def _become(arguments: List[str], output: int, trouble: int) -> None:
@@ -269,6 +276,16 @@ class HealthScript:
         self._log = log
         self._excused = False
 
+    def configure(self, config: Config) -> None:
+        """From now on this configuration counts: another script runs at once, and none says nothing more."""
+        before, self._config = self._config, config
+        if not config.health_check_script:
+            self._runner.stop()
+            self.deadline = NEVER
+            self._feel(None)
+        elif before != config:
+            self.deadline = time.monotonic()
+
     def tick(self, now: float) -> None:
         """The next run is due."""
         interval = self._config.health_check_interval
@@ -340,6 +357,10 @@ class EventScript:
         text = "EVENT_NOTIFICATION_SCRIPT %s cannot be started: %s" % (self._path, why)
         self._log(text, "event")
         self._tell(self._number, ERROR, text)
+
+    def configure(self, path: str) -> None:
+        """The next question is put to this script."""
+        self._path = path
 
     def withdraw(self, number: int, expired: bool) -> None:
         """Nobody waits for the answer to question `number` any more.

@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     health_floor: float = 1.0  # the smallest HEALTH_CHECK_INTERVAL
     # local processes
     member_floor_ms: int = 100  # the smallest interval of their heartbeats
+    remember_failed: float = 300.0  # a failed one that is gone makes the guest ill for so long
     register_within: float = 5.0  # a connection that has not registered by then is closed
     # the log
     log_period: float = 10.0  # between two lines about the same thing

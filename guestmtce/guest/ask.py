@@ -1,0 +1,40 @@
+"""Asks the guest client that runs here about its local processes: `--members` and `--forget NAME`."""
+
+import json
+import socket
+import sys
+from typing import Any, Dict
+
+WAIT = 5.0  # s for its answer
+ANSWER_MAX = 65536  # bytes
+HEAD = ("NAME", "PID", "UID", "CONNECTED", "ACTION", "ILLNESS")
+
+
+def ask(path: str, question: Dict[str, Any]) -> Dict[str, Any]:
+    """One line there, one line back. Raises OSError, ValueError with what the client says."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(WAIT)
+        link.connect(path)
+        link.sendall(json.dumps(question).encode("ascii") + b"\n")
+        line = b""
+        while not line.endswith(b"\n") and len(line) < ANSWER_MAX:
+            data = link.recv(4096)
+            if not data:
+                raise ValueError("the guest client hung up")
+            line += data
+    answer = json.loads(line.decode("utf-8", "replace"))
+    if answer.get("type") != "members":
+        raise ValueError(str(answer.get("reason", answer)))
+    return answer  # type: ignore[no-any-return]
+
+
+def print_members(path: str, forget: str) -> None:
+    """The table of the local processes, after `forget` was forgotten. Raises OSError, ValueError."""
+    question = {"type": "forget", "name": forget} if forget else {"type": "members"}
+    rows = [HEAD]
+    for one in ask(path, question)["members"]:
+        connected = "yes" if one["connected"] else "no"
+        illness = one["illness"] or "healthy"
+        rows.append((one["name"], one["pid"], one["uid"], connected, one["corrective_action"], illness))
+    for row in rows:
+        sys.stdout.write("%-31s %7s %6s %-9s %-6s %s\n" % row)
