@@ -90,6 +90,11 @@ def run(
     try:
         set_up_log(name, settings)
         files.remove_leftovers(settings.log_dir, name + ".dump.")
+        if not files.is_title(name):
+            text = "setproctitle has no effect here: pidof and the init scripts do not find %s by its name"
+            log.warning(
+                text + " (its wheel without compiled code is installed: a C compiler makes the other)", name
+            )
         for note in notes:
             log.info("%s", note)
         _raise_descriptor_limit()
