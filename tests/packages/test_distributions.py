@@ -1,4 +1,4 @@
-"""scripts/try-distributions, of which a sample runs in CI: what a minimal Debian without python3-venv is told."""
+"""A sample of scripts/try-distributions: what a minimal Debian without python3-venv is told."""
 
 from __future__ import annotations
 
