@@ -470,28 +470,28 @@ def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench.guest.owes_answer = False  # it does not heartbeat
     for _ in range(SETTINGS.child_deaths_max):
         bench.run(0.02)
-        assert not bench.guest.failing
+        assert not bench.guest.resting
         bench.connect()
         bench.run(1.5)
         bench.end(row.DIED)
-    assert bench.guest.failing
+    assert bench.guest.resting
     bench.set(True)  # nobody wakes it
     bench.run(SETTINGS.child_rest - 1)
     assert bench.told() == [datagram.STOPPED] and bench.guest.link == row.RETRYING
     bench.run(2)
     bench.connect()
     bench.report(reports.Running())
-    assert not bench.guest.failing and bench.told() == [datagram.RUNNING]
+    assert not bench.guest.resting and bench.told() == [datagram.RUNNING]
 
 
 def test_a_guest_that_was_heartbeating_rests_1_2_4_and_at_most_8_s():
     """Whoever kills its children hides its hang no longer."""
     bench = retrying()
     assert die(bench, SETTINGS.child_deaths_max) == []
-    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+    assert not bench.guest.resting and bench.guest.link == row.CONNECTING
     for rest in (1, 2, 4, 8, 8):
         die(bench, 1)
-        assert bench.guest.failing and bench.guest.link == row.RETRYING
+        assert bench.guest.resting and bench.guest.link == row.RETRYING
         bench.run(rest - 0.1)
         assert bench.guest.link == row.RETRYING
         bench.run(0.2)
@@ -512,7 +512,7 @@ def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
 def test_deaths_far_between_are_no_reason_to_rest():
     bench = retrying()
     die(bench, 3 * SETTINGS.child_deaths_max, apart=links.DEATHS_WINDOW / SETTINGS.child_deaths_max + 0.1)
-    assert not bench.guest.failing
+    assert not bench.guest.resting
 
 
 @pytest.mark.parametrize(("seconds", "rests"), [(59.9, True), (60.0, False)])
@@ -544,9 +544,9 @@ def test_how_late_this_host_was_is_said_in_ms(caplog):
 def test_a_machine_that_is_made_anew_does_not_rest():
     bench = retrying()
     die(bench, SETTINGS.child_deaths_max + 1)
-    assert bench.guest.failing
+    assert bench.guest.resting
     bench.found(ident=2, fresh=True)
-    assert not bench.guest.failing and bench.guest.link == row.CONNECTING
+    assert not bench.guest.resting and bench.guest.link == row.CONNECTING
 
 
 # --- a host without time -------------------------------------------------------------------------

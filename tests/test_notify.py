@@ -21,8 +21,9 @@ def systemd(tmp_path, monkeypatch):
 
 
 def test_ready_names_the_process(systemd):
-    notify.ready()
-    assert systemd.recv(100).decode() == "READY=1\nMAINPID=%d" % os.getpid()
+    notify.ready("12 guests:\n10 ok, 2 lost")
+    said = "READY=1\nMAINPID=%d\nSTATUS=12 guests: 10 ok, 2 lost" % os.getpid()
+    assert systemd.recv(100).decode() == said
 
 
 def test_an_abstract_socket_is_reached(monkeypatch):

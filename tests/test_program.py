@@ -404,6 +404,7 @@ LATER = """
 import sys
 import guestmtce.server.master as master
 master.CONFIGURED_FLAG = master.GO_FLAG = sys.argv.pop(1)
+master.PLATFORM = "/"
 sys.exit(master.main())
 """
 
@@ -493,7 +494,12 @@ def test_systemd_is_told_of_start_life_reload_and_end(daemon):
     watched = {**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "40000"}
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=watched)
     try:
-        assert systemd.recv(1000).decode().split("\n") == ["READY=1", "MAINPID=%d" % process.pid]
+        serves = {
+            "guestServer": "STATUS=0 guests",
+            "guestAgent": "STATUS=0 hosts, 0 instances: 0 heartbeating; VIM reachable, 0 events wait",
+        }
+        first = systemd.recv(1000).decode().split("\n")
+        assert first == ["READY=1", "MAINPID=%d" % process.pid, serves[daemon.name]]
         assert {systemd.recv(1000) for _ in range(3)} == {b"WATCHDOG=1"}
         process.send_signal(signal.SIGHUP)
         heard = next(word for word in iter(lambda: systemd.recv(1000), b"") if word != b"WATCHDOG=1")

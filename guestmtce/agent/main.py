@@ -221,6 +221,15 @@ class Agent(program.Service[AgentSettings]):
 
     # --- reports for people ------------------------------------------------------------------------
 
+    def status(self) -> str:
+        """How many hosts and instances there are, and whether the VIM can be reached."""
+        with self._lock:
+            instances = self._inventory.instances.values()
+            beating = sum(one.heartbeating for one in instances)
+            reached = "reachable" if self._vim.reachable else "UNREACHABLE"
+            values = (len(self._inventory.hosts), len(instances), beating, reached, len(self._outbox))
+            return "%d hosts, %d instances: %d heartbeating; VIM %s, %d events wait" % values
+
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
         with self._lock:

@@ -163,13 +163,15 @@ class VimLink:
         if self._is_for_another(item):
             self._note_gone(item)
             return
-        body = None
+        body, began = None, time.monotonic()
         try:
             reply = self._call(item, caller)
-            self.reachable = True
+            self._note_reachable()
+            self._log_answer(item, "status %d" % reply.status, began)
             body = self._note_reply(item, reply)
         except vimcall.Silent as error:
-            self.reachable = True
+            self._note_reachable()
+            self._log_answer(item, "closed without a byte", began)
             self._note_refusal(item, str(error))
         except Unwanted:
             self._note(self._outbox.unsent, item)
@@ -182,6 +184,20 @@ class VimLink:
             self._note_failure(item, error)
         if item.kind == events.QUESTION:
             self._on_reply(item, body)
+
+    def _note_reachable(self) -> None:
+        """It has answered. Under the lock, for several threads may see its return."""
+        with self._more:
+            returned, self.reachable = not self.reachable, True
+        if returned:
+            log.info("the VIM at %s answers again", self._base)
+
+    def _log_answer(self, item: events.Item, answer: str, began: float) -> None:
+        """What was told, to whom, the answer, and how long it took; a question, of every audit, as debug."""
+        level = logging.DEBUG if item.kind == events.QUESTION else logging.INFO
+        took = (time.monotonic() - began) * 1000
+        values = (item.uuid, item.what, item.method, item.path, self._base, answer, took)
+        log.log(level, "%s: %s: %s %s to the VIM at %s: %s after %d ms", *values)
 
     def _call(self, item: events.Item, caller: vimcall.Caller) -> vimcall.Reply:
         log.debug("%s %s %r", item.method, item.path, item.body)

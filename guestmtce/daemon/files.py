@@ -76,3 +76,12 @@ def remove_leftovers(folder: str, name: str = "") -> None:
             remove(os.path.join(folder, each))
     except OSError:
         pass
+
+
+def is_title(title: str) -> bool:
+    """Whether this process has the title `title`, as others see it."""
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            return file.read().rstrip(b"\0 ").decode("utf-8", "replace") == title
+    except OSError:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from typing import Dict, List, Tuple
 
@@ -53,10 +54,14 @@ class Throttle:
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
+    Where stderr is systemd's journal, each line has its level, and the journal's time stamp is the only one.
     Nobody who logs waits for any of them (see `logwriter`). Raises OSError.
     """
     form = "%(asctime)s " + name + " %(levelname)s %(message)s"
-    if foreground:
+    if foreground and logwriter.is_journal(sys.stderr.fileno()):
+        handler = logwriter.Handler(logwriter.to_journal)
+        form = "%(levelname)s %(message)s"
+    elif foreground:
         handler = logwriter.Handler(logwriter.to_stderr)
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
         handler = logwriter.Handler(logwriter.to_syslog(SYSLOG_SOCKET, name))

@@ -144,6 +144,32 @@ def to_stderr() -> Write:
     return lambda _, text: _write_all(descriptor, text)
 
 
+def is_journal(descriptor: int) -> bool:
+    """Whether `descriptor` is the stream to the journal that systemd has opened for us (systemd.exec(5))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        there = os.fstat(descriptor)
+        return (int(device), int(inode)) == (there.st_dev, there.st_ino)
+    except (OSError, ValueError):
+        return False
+
+
+def to_journal() -> Write:
+    """A line to stderr that begins with its level (sd-daemon(3)), each line of a longer text, too."""
+    descriptor = sys.stderr.fileno()
+
+    def write(level: int, text: str) -> None:
+        prefix = "<%d>" % _severity(level)
+        _write_all(descriptor, "\n".join(prefix + line for line in text.splitlines()))
+
+    return write
+
+
+def _severity(level: int) -> int:
+    """That of syslog(3)."""
+    return next((number for least, number in SEVERITIES if level >= least), DEBUG_SEVERITY)
+
+
 def to_file(path: str) -> Write:
     """Append to the file `path`, and to the new one once it was rotated away. Raises OSError."""
     return _File(path).write
@@ -200,8 +226,7 @@ class _Syslog:
         self._socket: Any = None
 
     def write(self, level: int, text: str) -> None:
-        severity = next((number for least, number in SEVERITIES if level >= least), DEBUG_SEVERITY)
-        prefix = "<%d>%s: " % (LOCAL5 + severity, self._name)
+        prefix = "<%d>%s: " % (LOCAL5 + _severity(level), self._name)
         for line in text.splitlines():
             self._send((prefix + line + "\0").encode("utf-8", "replace"))
 

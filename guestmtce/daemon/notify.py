@@ -31,9 +31,19 @@ def tell(*words: str) -> bool:
     return True
 
 
-def ready() -> None:
-    """It serves; and which process it is, for who sees another start."""
-    tell(READY, "MAINPID=%d" % os.getpid())
+def is_listened_to() -> bool:
+    """Whether systemd wants to be told."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def status(text: str) -> str:
+    """The word that `systemctl status` shows: one line, whatever `text` holds."""
+    return "STATUS=" + " ".join(text.split())
+
+
+def ready(text: str) -> None:
+    """It serves; which process it is, for who sees another start; `text`: for `systemctl status`."""
+    tell(READY, "MAINPID=%d" % os.getpid(), status(text))
 
 
 def watchdog_period() -> Optional[float]:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
 LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
 DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
+STATUS_PERIOD = 2.0  # s between two looks whether systemd is to be told of another status
 PRESENCE_CHECK = 5.0  # s between two looks whether our files are still in the run folder
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
@@ -51,6 +52,10 @@ class Service(Generic[Settings]):
 
     def reload(self, settings: Settings) -> None:
         """HUP: these were read, whatever has changed. Raises OSError if one of them cannot be used."""
+
+    def status(self) -> str:
+        """One line for `systemctl status`: what it does now."""
+        raise NotImplementedError
 
     def health(self) -> List[str]:
         """The lines of the health report."""
@@ -85,6 +90,11 @@ def run(
     try:
         set_up_log(name, settings)
         files.remove_leftovers(settings.log_dir, name + ".dump.")
+        if not files.is_title(name):
+            text = "setproctitle has no effect here: pidof and the init scripts do not find %s by its name"
+            log.warning(
+                text + " (its wheel without compiled code is installed: a C compiler makes the other)", name
+            )
         for note in notes:
             log.info("%s", note)
         _raise_descriptor_limit()
@@ -148,6 +158,7 @@ class _Life(Generic[Settings]):
         self._throttle = logs.Throttle(log)
         self._started = time.monotonic()
         self._status = 1  # until it serves
+        self._told_status = ""  # to systemd
         self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
 
     def live(self, make: Callable[[Loop, Settings], Service[Settings]]) -> int:
@@ -165,7 +176,10 @@ class _Life(Generic[Settings]):
             service.open()
             if self._settings.pmon_port:
                 pmon.serve(loop, self._name, self._settings.pmon_port, self._settings.pmon_reply_port)
-            notify.ready()
+            self._told_status = service.status()
+            notify.ready(self._told_status)
+            if notify.is_listened_to():
+                loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
             notify.feed_watchdog(loop.after)
             loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
             self._starter.ready()
@@ -182,6 +196,14 @@ class _Life(Generic[Settings]):
             self._pid_file.release()
             loop.close()  # from now on a second signal would kill
         return self._status
+
+    def _tell_status(self, loop: Loop, service: Service[Settings]) -> None:
+        """Tell systemd what has changed since it was last told."""
+        loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
+        status = service.status()
+        if status != self._told_status:
+            self._told_status = status
+            notify.tell(notify.status(status))
 
     def _end_in_time(self) -> None:
         """Whatever hangs, a handler of the VIM's included: this process ends. It forks no more."""

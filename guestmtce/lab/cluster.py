@@ -6,6 +6,7 @@ process per host. Everything is gone after `stop`, whatever happened before.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -376,14 +377,10 @@ class Cluster:
         return [uuid for uuid, row in rows if (row["reporting"], row["judged"]) != ("enabled", "yes")]
 
     def children(self, host: Optional[Host] = None) -> Dict[str, psutil.Process]:
-        """The child process of every guest, by uuid."""
+        """The child process of every guest, by uuid, as guestServer knows them: titles may have no effect."""
         found = {}
-        for process in psutil.Process((host or self.hosts[0]).server.popen.pid).children():
-            try:
-                title = " ".join(process.cmdline()).strip()
-            except psutil.Error:
-                continue
-            name, _, uuid = title.partition(": ")
-            if name == "guestServer" and uuid in self.uuids:
-                found[uuid] = process
+        for uuid, row in (host or self.hosts[0]).server.dump("guest").items():
+            if uuid in self.uuids and int(row["pid"]):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found[uuid] = psutil.Process(int(row["pid"]))
         return found

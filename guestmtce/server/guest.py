@@ -14,6 +14,10 @@ RETRYING = "retrying"
 CONNECTING = "connecting"
 CONNECTED = "connected"
 
+# What is wrong with a guest.
+LOST = "lost"  # its heartbeat
+ILL = "ill"
+
 PEER_CLOSED = "the guest's side closed the channel"
 GAVE_UP = "the child asked for a new connection"
 DIED = "the child died"
@@ -136,12 +140,12 @@ class Guest:
     """One row. Counters are for the health report."""
 
     __slots__ = (
-        "answered_since_notice", "backoff", "deaths", "deaths_at", "enablings", "failing",
+        "answered_since_notice", "backoff", "deaths", "deaths_at", "enablings", "failure",
         "heartbeating", "hold_until", "ident", "ill_told_at", "illnesses", "init", "late",
         "late_illness", "late_illness_due", "left_out", "lines", "link", "linked_at", "links", "losses",
         "missed_at", "missed_before", "misses", "owes_answer", "path", "patience_until", "provisioned",
-        "questions", "reporting", "retry_at", "running", "silence_until", "state_changes", "state_due",
-        "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
+        "questions", "reporting", "resting", "retry_at", "running", "silence_until", "state_changes",
+        "state_due", "stopped_due", "told", "turned_away", "untold", "uuid", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, uuid: str, backoff: float, state_period: float) -> None:
@@ -155,7 +159,8 @@ class Guest:
         self.backoff = backoff
         self.linked_at = -NEVER
         self.deaths_at: List[float] = []  # of its children, within the last minute
-        self.failing = False  # too many of them: it rests
+        self.resting = False  # too many of them: there is none for a while
+        self.failure = ""  # LOST or ILL: what is wrong with the guest now, reported or not
         self.turned_away = 0.0  # s; for how long it has refused every connection
         self.init: Optional[channel.Init] = None
         self.heartbeating = False

@@ -38,7 +38,9 @@ from guestmtce.server.guest import (
     CONNECTED,
     CONNECTING,
     FAILURE,
+    ILL,
     ILLNESS,
+    LOST,
     NEVER,
     RETRYING,
     STATE,
@@ -147,6 +149,7 @@ class Guests(Links):
         if self._questions.expected_silence(guest, now) > 0:
             guest.owes_answer = False  # it was told to restart
         guest.late_illness = None
+        guest.failure = "" if guest.failure == ILL else guest.failure
         guest.silence_until = guest.patience_until = guest.ill_told_at = -NEVER
         self.outbox.untell(guest, ILLNESS, "the guest has restarted")
         self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
@@ -156,7 +159,8 @@ class Guests(Links):
     def _running(self, guest: Guest, report: reports.Running, now: float) -> None:
         guest.running = guest.heartbeating = guest.answered_since_notice = True
         guest.owes_answer = guest.enablings == 0
-        guest.failing = False
+        guest.resting = False
+        guest.failure = "" if guest.failure == LOST else guest.failure
         guest.stopped_due = NEVER
         guest.patience_until = -NEVER
         self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
@@ -167,7 +171,7 @@ class Guests(Links):
         self.outbox.save(guest)
 
     def _stopped(self, guest: Guest, report: reports.Stopped, now: float) -> None:
-        guest.running = False
+        guest.running, guest.failure = False, ""
         guest.late_illness = None
         guest.owes_answer = guest.owes_answer and guest.answered_since_notice and not report.gone
         if report.gone:
@@ -189,6 +193,7 @@ class Guests(Links):
             self._ask_again(guest, now)
             return
         guest.losses += 1
+        guest.failure = LOST
         guest.running = guest.owes_answer = False
         guest.late_illness = None
         # The stop is named before the loss, though told after it: whoever hears of a stop that was named
@@ -211,6 +216,7 @@ class Guests(Links):
         self._replace_child(guest, now)
 
     def _ill(self, guest: Guest, report: reports.Ill, now: float) -> None:
+        guest.failure = ILL
         if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
             return  # a new child found out what the one before had told
         self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
@@ -227,7 +233,7 @@ class Guests(Links):
 
     def _well(self, guest: Guest, report: reports.Well, now: float) -> None:
         self._say(guest, now, INFO, "healthy again")
-        guest.late_illness = None
+        guest.late_illness, guest.failure = None, ""
         self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
         if guest.ill_told_at != -NEVER:
             guest.ill_told_at = -NEVER
@@ -307,7 +313,7 @@ class Guests(Links):
             self.outbox.save(guest)
         if guest.link == ABSENT:
             self.outbox.add(Look(guest.uuid))
-        elif guest.link == RETRYING and not guest.failing:
+        elif guest.link == RETRYING and not guest.resting:
             self._retry(guest, now, now)
 
     def _set_host(self, reporting: bool, now: float) -> None:
@@ -372,7 +378,7 @@ class Guests(Links):
         if guest.running:
             self._questions.put(guest, number, now)
         elif (question.notification_type, question.event_type) == (channel.NOTICE, "resume") and guest.path:
-            guest.failing = False
+            guest.resting = False
             for older in sorted(guest.questions):
                 if older != number:  # its child, which had it, goes
                     self._questions.agree(guest, older, "overtaken by a new question", now)

@@ -17,6 +17,7 @@ from guestmtce.server.guest import (
     CONNECTING,
     DIED,
     FAILURE,
+    ILL,
     ILLNESS,
     NEVER,
     PEER_CLOSED,
@@ -81,7 +82,8 @@ class Links:
                 return  # ours already, or its other name (spec 1 knows two)
             self._unlink(guest, now)
         if fresh or guest.ident not in (None, ident):  # made anew, perhaps while we did not run
-            guest.owes_answer = guest.failing = False
+            guest.owes_answer = guest.resting = False
+            guest.failure = ""
             guest.deaths_at = []
             guest.silence_until = -NEVER
             for kind in (FAILURE, ILLNESS):
@@ -105,6 +107,7 @@ class Links:
         """A child serves the guest."""
         guest = self.table[uuid]
         guest.link = CONNECTED
+        guest.failure = "" if guest.failure == ILL else guest.failure  # the new child finds out
         guest.linked_at = now
         guest.links += 1
         guest.turned_away = 0.0
@@ -148,12 +151,12 @@ class Links:
         """Whether its children are to rest: forking them without end would cost the other guests."""
         guest.deaths += 1
         guest.deaths_at = [at for at in guest.deaths_at if now - at < DEATHS_WINDOW] + [now]
-        guest.failing = len(guest.deaths_at) > self._settings.child_deaths_max
-        if guest.failing:
+        guest.resting = len(guest.deaths_at) > self._settings.child_deaths_max
+        if guest.resting:
             text = "%d of its children died within %d s: no other for %g s"
             values = (len(guest.deaths_at), DEATHS_WINDOW, self._child_rest(guest))
             self._say(guest, now, logging.ERROR, text, *values)
-        return guest.failing
+        return guest.resting
 
     def _child_rest(self, guest: Guest) -> float:
         """Who kills the children of a guest that was heartbeating does not hide its hang for long."""

@@ -6,6 +6,7 @@ the table wants comes out as effects, which are carried out here, one short meth
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -27,12 +28,15 @@ from guestmtce.server.children import Children, Handlers
 from guestmtce.server.guests import Guests
 from guestmtce.server.liveness import Liveness
 from guestmtce.server.reports import Report
-from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, ServerSettings
+from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
 from guestmtce.server.store import Store
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
 
+# States of guests in `systemctl status`, in its order.
+OK, RESTING, SILENT = "ok", "without process", "not heartbeating"
+STATES = (OK, guest.LOST, guest.ILL, RESTING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
@@ -70,10 +74,15 @@ class Master(program.Service[ServerSettings]):
 
     def open(self) -> None:
         """Start at once if the host is ready, else as soon as it is."""
-        if self._settings.no_wait or _host_ready():
+        if self._settings.no_wait:
+            self._start()
+        elif not os.path.isdir(PLATFORM):
+            log.info("there is no %s, so this is no host of StarlingX: waiting for nothing", PLATFORM)
+            self._start()
+        elif not _missing_flags():
             self._start()
         else:
-            log.info("waiting for %s and %s", CONFIGURED_FLAG, GO_FLAG)
+            log.info("%s", self.status())
             self._loop.after(self._settings.flag_poll, self._poll_host)
 
     def close(self) -> None:
@@ -103,7 +112,7 @@ class Master(program.Service[ServerSettings]):
             log.warning(text, name, self._settings.hostname)
 
     def _poll_host(self) -> None:
-        if not _host_ready():
+        if _missing_flags():
             self._loop.after(self._settings.flag_poll, self._poll_host)
         else:
             self._loop.after(self._settings.start_delay, self._start_or_stop)
@@ -289,6 +298,14 @@ class Master(program.Service[ServerSettings]):
 
     # --- reports for people ------------------------------------------------------------------------
 
+    def status(self) -> str:
+        """What it waits for, or how many guests there are, and how they are."""
+        if self._store is None:
+            return "waiting for " + (" and ".join(_missing_flags()) or "the end of [timeouts] start_delay")
+        states = collections.Counter(_state(row) for row in self._guests.table.values())
+        text = ", ".join("%d %s" % (states[state], state) for state in STATES if states[state])
+        return "%d guests" % len(self._guests.table) + (": " + text if text else "")
+
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
         table = self._guests.table.values()
@@ -315,7 +332,8 @@ class Master(program.Service[ServerSettings]):
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
-            "failing %d" % sum(row.failing for row in table),
+            "failing %d resting %d"
+            % (sum(bool(row.failure or row.resting) for row in table), sum(row.resting for row in table)),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
             % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
@@ -343,7 +361,9 @@ def _guest_line(row: guest.Guest, pid: int) -> str:
         "losses": row.losses,
         "late": row.late,
         "withdrawn": row.withdrawn,
-        "failing": "yes" if row.failing else "no",
+        "failing": "yes" if row.failure or row.resting else "no",
+        "failure": row.failure or "none",
+        "resting": "yes" if row.resting else "no",
         "untold": ",".join(kind.replace(" ", "-") for kind in row.untold) or "nothing",
     }
     return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
@@ -362,8 +382,18 @@ _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
 }
 
 
-def _host_ready() -> bool:
-    return os.path.exists(CONFIGURED_FLAG) and os.path.exists(GO_FLAG)
+def _missing_flags() -> List[str]:
+    """What a host of StarlingX does not have before it is configured and go-enabled."""
+    return [flag for flag in (CONFIGURED_FLAG, GO_FLAG) if not os.path.exists(flag)]
+
+
+def _state(row: guest.Guest) -> str:
+    """One of STATES: what matters most of a guest to who looks at this host."""
+    if row.failure:
+        return row.failure
+    if row.resting:
+        return RESTING
+    return OK if row.heartbeating else SILENT
 
 
 def _identity(user: str) -> Optional[confine.Identity]:

@@ -13,6 +13,7 @@ from guestmtce.server import reports
 NAME = "guestServer"
 FILES = {MAIN: "/etc/mtc/guestServer.ini"}
 
+PLATFORM = "/etc/platform"  # a folder that every host of StarlingX has
 CONFIGURED_FLAG = "/etc/platform/.initial_config_complete"
 GO_FLAG = "/var/run/.goenabled"
 

@@ -22,7 +22,7 @@ def daemon_files(name, units):
         "/etc/mtc/%s.ini" % name: PLAIN,
         "/etc/mtc/tmp": "drwxr-xr-x",
         "/etc/logrotate.d/" + name: PLAIN,
-        "/usr/share/guestmtce/%s.notify.conf" % name: PLAIN,
+        "%s-generators/%s" % (units, name): PROGRAM,
         "%s/%s.service" % (units, name): PLAIN,
     }
 

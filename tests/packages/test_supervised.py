@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from xml.dom import minidom
@@ -117,12 +118,10 @@ def test_the_units_are_sound_and_hardened(place, name):
 
 @contextlib.contextmanager
 def notified(tree, name, *changes):
-    """systemd itself watches the daemon meanwhile, by the drop-in with some lines changed."""
+    """systemd watches the daemon meanwhile by its unit with these lines changed."""
     folder = "/etc/systemd/system/%s.service.d" % name
-    drop_in = "%s/%s.notify.conf" % (folder, name)
-    tree.run("mkdir -p %s && cp /usr/share/guestmtce/%s.notify.conf %s" % (folder, name, drop_in))
-    for change in changes:
-        tree.run("sed -i 's/^%s=.*/%s/' %s" % (change.split("=")[0], change, drop_in))
+    tree.run("mkdir -p %s" % folder)
+    tree.write(folder + "/test.conf", "\n".join(["[Service]", *changes, ""]))
     tree.run("systemctl daemon-reload && systemctl restart " + name)
     try:
         yield
@@ -154,3 +153,50 @@ def test_what_the_init_script_stops_is_not_restarted_by_systemd(cloud):
         time.sleep(4)  # s, beyond RestartSec
         assert (server.titles(), server.is_active()) == ([], "inactive")
     cloud.await_beats()
+
+
+def shown(tree, name, what):
+    """A property of a unit."""
+    return tree.run("systemctl show --value -p %s %s" % (what, name)).strip()
+
+
+def test_systemd_restarts_a_daemon_that_dies_and_not_where_pmon_does(cloud):
+    tree, unit = cloud.tree, "/etc/systemd/system/pmon.service"
+    tree.run("mkdir -p /etc/pmon.d")  # by itself it is no pmon
+    for daemon in (cloud.server, cloud.agent):
+        assert shown(tree, daemon.name, "Type") == "notify"
+        assert shown(tree, daemon.name, "Restart") == "on-failure"
+        pid = daemon.pid
+        daemon.signal("KILL")
+        wait_for(lambda one=daemon, old=pid: one.pid not in (0, old), "it was replaced", WAIT, POLL)
+        wait_for(lambda one=daemon: one.is_active() == "active", "it serves", WAIT, POLL)
+    tree.write(unit, "[Service]\nExecStart=/bin/sleep 1000\n")
+    tree.run("systemctl daemon-reload")
+    assert [shown(tree, one, "Restart") for one in ("guestServer", "guestAgent")] == ["no", "no"]
+    tree.run("rm %s && ln -s /dev/null %s && systemctl daemon-reload" % (unit, unit))
+    assert [shown(tree, one, "Restart") for one in ("guestServer", "guestAgent")] == ["on-failure"] * 2
+    tree.run("rm %s && systemctl daemon-reload" % unit)
+    cloud.await_beats()
+
+
+def test_systemctl_status_shows_the_guests_and_what_is_waited_for(cloud):
+    tree = cloud.tree
+    wait_for(lambda: shown(tree, "guestServer", "StatusText") == "3 guests: 3 ok", "the guests", WAIT, POLL)
+    assert 'Status: "3 guests: 3 ok"' in tree.run("systemctl status guestServer")
+    wait_for(lambda: "3 heartbeating" in shown(tree, "guestAgent", "StatusText"), "the instances", WAIT, POLL)
+    tree.run("mv /run/.goenabled /run/away && systemctl restart guestServer")
+    assert shown(tree, "guestServer", "StatusText") == "waiting for /var/run/.goenabled"
+    tree.run("mv /run/away /run/.goenabled")
+    wait_for(lambda: "3 ok" in shown(tree, "guestServer", "StatusText"), "the guests again", WAIT, POLL)
+    tree.run("mv /etc/platform /etc/away && systemctl restart guestServer")
+    wait_for(lambda: "3 ok" in shown(tree, "guestServer", "StatusText"), "it waited for nothing", WAIT, POLL)
+    tree.run("mv /etc/away /etc/platform")
+    cloud.await_beats()
+
+
+def test_the_journal_has_levels_and_one_time_stamp(cloud):
+    said = cloud.tree.run("journalctl -t guestServer -o json --no-pager -n 50")
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    started = [line for line in lines if "started, pid" in str(line["MESSAGE"])]
+    assert started and started[-1]["PRIORITY"] == "6" and started[-1]["SYSLOG_FACILITY"] == "21"
+    assert started[-1]["MESSAGE"].startswith("INFO started, pid")
