@@ -28,6 +28,7 @@ class Service(program.Service):
     def close(self): pass
     def health(self): return []
     def dump(self): return []
+    def status(self): return "serving"
     def reload(self, settings):
         if settings.key_file == "bad":
             raise OSError("bad: it holds no key")
