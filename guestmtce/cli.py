@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
+from guestmtce import __version__
 from guestmtce.lab import bench, crowd, demo, guestoptions, mtcagent, vim
 from guestmtce.wire.datagram import HostRecord
 
@@ -14,6 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="guestmtce", description="guest heartbeat: demo, bench and laboratory"
     )
+    parser.add_argument("--version", action="version", version="guestmtce " + __version__)
     words = parser.add_subparsers(dest="word", required=True)
     words.add_parser("demo", help="a whole cloud on this machine, for under a minute")
     _add_bench(words.add_parser("bench", help="how much, how fast and how lasting, with real daemons"))

@@ -78,6 +78,11 @@ class AgentSettings(DaemonSettings):
         """The shared keys, or nothing. Raises OSError for a file that holds none."""
         return read_keys(self.key_file, self.old_key_file)
 
+    def check(self) -> None:
+        """The keys, and the hosts that are known without mtcAgent. Raises OSError."""
+        self.keys()
+        self.known_hosts()
+
     @property
     def vim_base(self) -> str:
         """The VIM's base URL."""

@@ -14,8 +14,10 @@ import configparser
 import dataclasses
 import math
 import re
+import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
+from guestmtce import __version__
 from guestmtce.daemon import inifile
 from guestmtce.daemon.log import printable
 
@@ -62,39 +64,71 @@ def load(
     """The settings of the daemon `name`, and lines for its log about what was not configured.
 
     `files` maps a file's name, as settings use it, to its path; `--config` replaces the main one's. Raises
-    ConfigError; exits as argparse does for a wrong command line and for --help.
+    ConfigError, the first of all; exits as argparse does for a wrong command line and for --help, and for
+    --check-config with 0 or 1 after it has named every fault.
     """
     given = vars(_parser(kind, name).parse_args(arguments))
+    values, notes, faults = _values(kind, files, given)
+    if given["check_config"]:
+        sys.exit(_tell_check(name, kind, values, notes, faults))
+    if faults:
+        raise ConfigError(faults[0])
+    return kind(**values), notes
+
+
+def _tell_check(name: str, kind: Any, values: Dict[str, Any], notes: List[str], faults: List[str]) -> int:
+    """--check-config: a line for each fault, which would keep the daemon from starting, and each note."""
+    if not faults:
+        try:
+            kind(**values).check()
+        except (ConfigError, OSError) as error:
+            faults = [str(error)]
+    for note in notes:
+        print("%s: note: %s" % (name, note))
+    for fault in faults:
+        print("%s: fault: %s" % (name, fault))
+    print("%s: %s" % (name, "%d faults: it would not start" % len(faults) if faults else "it would start"))
+    return int(bool(faults))
+
+
+def _values(
+    kind: Any, files: Dict[str, str], given: Dict[str, Any]
+) -> Tuple[Dict[str, Any], List[str], List[str]]:
+    """What is configured, notes, and what is wrong. Raises ConfigError for what cannot even be read."""
     files = dict(files)
     if given["config"]:
         files[MAIN] = given["config"]
     parsers, missing, notes = _read(files, explicit=given["config"])
     settable = _overrides(kind, given["set"])
-    values, absent = {}, []
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    values: Dict[str, Any] = {}
+    absent, faults = [], []
+    for field in dataclasses.fields(kind):
         place = field.metadata["place"]
         if given.get(field.name) is not None:
-            values[field.name] = _convert(field, given[field.name], field.metadata["flag"])
+            found, source = given[field.name], field.metadata["flag"]
         elif field.name in settable:
-            values[field.name] = _convert(field, settable[field.name], "--set %s.%s" % place[1:])
+            found, source = settable[field.name], "--set %s.%s" % place[1:]
         elif place and parsers[place.file].has_option(place.section, place.key):
-            text = parsers[place.file].get(place.section, place.key)
+            found = parsers[place.file].get(place.section, place.key)
             source = "%s: [%s] %s" % (files[place.file], place.section, place.key)
-            try:
-                values[field.name] = _convert(field, text, source)
-            except ConfigError as error:
-                if place.file == MAIN:
-                    raise
+        else:
+            if place and place.file not in missing:
+                absent.append("%s.%s" % (place.section, place.key))
+            continue
+        try:
+            values[field.name] = _convert(field, found, source)
+        except ConfigError as error:
+            if place and place.file != MAIN and source.startswith(files[place.file]):
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
-        elif place and place.file not in missing:
-            absent.append("%s.%s" % (place.section, place.key))
+            else:
+                faults.append(str(error))
     unused = _unused(kind, parsers[MAIN])
     if unused:
         notes.append("%s: not used: %s" % (files[MAIN], ", ".join(unused)))
     notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
         notes.append("not configured, default taken: " + ", ".join(absent))
-    return kind(**values), notes
+    return values, notes, faults
 
 
 def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: Dict[str, Any]) -> List[str]:
@@ -121,6 +155,10 @@ def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version="%s %s" % (name, __version__))
+    parser.add_argument(
+        "--check-config", action="store_true", help="name each fault of the configuration, and do not start"
+    )
     parser.add_argument("--config", metavar="FILE", help="the INI file to read")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="any value of the INI file"

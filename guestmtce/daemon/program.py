@@ -102,10 +102,12 @@ def run(
     except OSError as error:
         if not settings.foreground and log.hasHandlers():
             log.error("cannot start: %s", error)
+        pid_file.release()  # whoever hears of the failure may try again at once
         starter.failed("%s: %s" % (name, error))
         return 1
     except Exception as error:
         log.exception("a defect in guestmtce")
+        pid_file.release()
         starter.failed("%s: a defect in guestmtce: %r" % (name, error))
         return 1
     finally:

@@ -27,3 +27,6 @@ class DaemonSettings:
     )
     pmon_port: int = setting(0, "pmon.port", 0, PORT_MAX)  # 0: pmon watches in its passive mode
     pmon_reply_port: int = setting(2200, "pmon.reply_port", 1, PORT_MAX)
+
+    def check(self) -> None:
+        """Look at what the values name, as a start would. Raises OSError for what would prevent it."""

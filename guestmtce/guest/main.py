@@ -7,6 +7,7 @@ import sys
 import time
 from typing import FrozenSet, List, Optional, Sequence
 
+from guestmtce import __version__
 from guestmtce.guest import ask, client, config, daemon, endurance, host, options
 from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
@@ -273,8 +274,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         arguments = sys.argv[1:]
     try:
         given = options.parse(arguments)
-        if given.help:
-            print(options.HELP, end="")
+        if given.help or given.version:
+            print(options.HELP if given.help else "guestClient %s\n" % __version__, end="")
             return 0
         return _start(given)
     except daemon.AlreadyRunning as error:

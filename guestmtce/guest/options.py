@@ -27,6 +27,7 @@ The heartbeat client of a guest. It goes into the background.
   --members         tell which local processes the client that runs here knows, and how they are
   --forget NAME     have it forget a local process that has failed and is gone
   --set NAME=VALUE  a setting for developers, see guestmtce/guest/settings.py
+  --version         which one this is
   -h, --help        this text
 """ % (DEVICE, CONFIG_FILE, SOCKET, PID_FILE, FAULT_WAIT)
 
@@ -47,6 +48,7 @@ class Options(NamedTuple):
     members: bool = False
     forget: str = ""
     help: bool = False
+    version: bool = False
 
 
 # Option → field; those with a trailing `=` take a value, as getopt writes it.
@@ -54,6 +56,7 @@ NAMES = {
     "device=": "device", "config=": "config", "socket=": "socket", "group=": "group",
     "pid-file=": "pid_file", "foreground": "foreground", "log=": "log", "set=": "settings", "help": "help",
     "service": "service", "may-start": "may_start", "members": "members", "forget=": "forget",
+    "version": "version",
 }  # fmt: skip
 LETTERS = {"-f": "--foreground", "-l": "--log", "-h": "--help"}
 

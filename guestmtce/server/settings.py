@@ -104,6 +104,10 @@ class ServerSettings(DaemonSettings):
         """The shared keys, or nothing. Raises OSError for a file that holds none."""
         return read_keys(self.key_file, self.old_key_file)
 
+    def check(self) -> None:
+        """The keys. Raises OSError."""
+        self.keys()
+
     def agent_names(self) -> List[str]:
         """Who may command us where no key is configured: a controller has a floating and an own address."""
         names = [name.strip() for name in self.agents.split(",") if name.strip()]
