@@ -65,7 +65,7 @@ def test_many_heartbeats_without_growth(host, tmp_path, count):
     ident = introduce(host.accept())
     example = subprocess.Popen([sys.executable, str(EXAMPLE), client.socket])
     try:
-        wait_for(lambda: "example is registered" in client.log(), "the example is registered")
+        wait_for(lambda: "example (pid " in client.log(), "the example is registered")
         first = int(count * WARM)
         heartbeats(host, ident, range(first))
         before = Measured(client.popen.pid)
