@@ -9,14 +9,14 @@ import pytest
 
 from guestmtce.guest import log as logs
 from guestmtce.guest.daemon import PidFile
-from guestmtce.guest.log import Log, open_log, to_file, to_syslog
+from guestmtce.guest.log import Log, log_to, open_log, to_syslog
 
 WAIT = 5.0  # s
 
 
 def test_lost_lines_are_counted_and_the_next_one_says_so():
     reader, writer = os.pipe()
-    log = Log(to_file(writer), 0)
+    log = log_to(writer, 0)
     for _ in range(2000):
         log("x" * 200)
     lost = 2000 - os.read(reader, 1 << 20).count(b"\n")

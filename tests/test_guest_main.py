@@ -16,7 +16,7 @@ import pytest
 from guest_process import FAST, GuestProcess, Host, write_script
 from pythons import find_python
 
-from guestmtce.guest.log import Log, printable, to_file
+from guestmtce.guest.log import Log, log_to, printable
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ChallengeResponse, Exit, Init, InitAck
@@ -120,13 +120,15 @@ def test_a_signal_ends_it_with_a_goodbye(start, host, number):
 def test_hup_reads_the_configuration_again(start, host, tmp_path):
     process = start(HB_INTERVAL=1000)
     host.heartbeat()
-    assert "configuration: HB_INTERVAL=1000 CORRECTIVE_ACTION=reboot VOTE=8" in process.log()
+    before = "configuration: HB_INTERVAL=1000 CORRECTIVE_ACTION=reboot VOTE=8"
+    wait_for(lambda: before in process.log(), "it says what is in effect")
     with open(os.path.join(process.folder, "conf"), "w", encoding="utf-8") as file:
         file.write("HB_INTERVAL=2000\nCORRECTIVE_ACTION=log\n")
     process.signal(signal.SIGHUP)
     init = host.hear(Init)
     assert (init.heartbeat_interval_ms, init.corrective_action) == (2000, "log")
-    assert "configuration: HB_INTERVAL=2000 CORRECTIVE_ACTION=log" in process.log()
+    after = "configuration: HB_INTERVAL=2000 CORRECTIVE_ACTION=log"
+    wait_for(lambda: after in process.log(), "it says what is in effect")
 
 
 def test_hup_takes_another_health_script_at_once(start, host, tmp_path):
@@ -225,7 +227,8 @@ def test_wrong_values_are_logged_and_the_guest_is_watched_all_the_same(start, ho
     process = start(VOTE="soon", HB_INTERVAL=500)
     init = host.hear(Init)
     assert (init.vote_secs, init.heartbeat_interval_ms) == (9, 500)
-    assert "line 1: VOTE=soon: a number from 1 to 2147482 expected; 8 is taken" in process.log()
+    said = "line 1: VOTE=soon: a number from 1 to 2147482 expected; 8 is taken"
+    wait_for(lambda: said in process.log(), "it says so")
 
 
 # --- in the background, and the init script --------------------------------------------------------
@@ -279,6 +282,28 @@ def test_the_init_script_starts_over_a_stale_pid_file_and_tells_a_dead_one(init_
     host.accept().heartbeat()
 
 
+def test_the_init_script_finds_a_client_whose_pid_file_was_cleaned_away(init_script, host, tmp_path):
+    assert init_script("start")[0] == 0
+    pid = int((tmp_path / "pid").read_text())
+    host.accept().heartbeat()
+    (tmp_path / "pid").unlink()
+    assert init_script("status") == (0, "guestClient runs, pid %d\n" % pid)
+    assert init_script("start") == (0, "guestClient: it runs already, with pid %d\n" % pid)
+    assert init_script("stop")[0] == 0
+    assert host.hear(Exit)
+    assert init_script("status")[0] == 3
+
+
+def test_a_service_goes_on_without_a_pid_file(init_script, host, tmp_path):
+    assert init_script("start", PIDFILE="/nonexistent/pid")[0] == 0
+    host.accept().heartbeat()
+    assert (
+        "/nonexistent/pid: No such file or directory: there is no pid file" in (tmp_path / "log").read_text()
+    )
+    assert init_script("stop", PIDFILE="/nonexistent/pid")[0] == 0
+    assert host.hear(Exit)
+
+
 def test_the_init_script_without_program_port_or_word(init_script):
     assert init_script("start", DAEMON="/nonexistent")[0] == 5
     assert init_script("start", DEVICE="/nonexistent")[0] == 0
@@ -311,7 +336,7 @@ def test_of_lines_about_one_thing_one_a_period_is_logged():
 def test_a_log_that_nobody_reads_costs_lines_and_no_time():
     reader, writer = os.pipe()
     os.set_blocking(writer, True)
-    log = Log(to_file(writer), 0)
+    log = log_to(writer, 0)
     for _ in range(2000):
         log("x" * 200)
     os.close(reader)

@@ -12,7 +12,7 @@ import pytest
 from guest_process import FAST, GuestProcess, Host, write_script
 from slow_open import SlowOpen
 
-from guestmtce.guest.log import Log, to_file
+from guestmtce.guest.log import log_to
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse
@@ -122,11 +122,11 @@ def test_a_line_reaches_the_file_by_a_process_that_holds_nothing_else(tmp_path):
     other = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(other, True)
     with open(tmp_path / "log", "w+", encoding="ascii") as file:
-        write = to_file(file.fileno())
+        write = log_to(file.fileno(), 0)
         write("one")
         wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
         writer = psutil.Process().children()[-1]
-        assert writer.num_fds() == 2
+        assert writer.num_fds() == 2 and writer.name() == "guestClient-log"
         writer.terminate()  # whoever ends the client by its group wants its last lines
         write("two")
         wait_for(lambda: "two" in (tmp_path / "log").read_text(), "it is written")
@@ -138,7 +138,7 @@ def test_a_line_reaches_the_file_by_a_process_that_holds_nothing_else(tmp_path):
 
 def test_a_writer_that_was_killed_is_replaced_and_its_line_counted(tmp_path):
     with open(tmp_path / "log", "w+", encoding="ascii") as file:
-        log = Log(to_file(file.fileno()), 0)
+        log = log_to(file.fileno(), 0)
         log("one")
         wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
         first = psutil.Process().children()[-1]

@@ -34,6 +34,13 @@ class PidFile:
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._path) from None
 
+    def write_if_possible(self) -> None:
+        """The lock counts, and a file without a pid names nobody: no guest is lost for a full disk."""
+        try:
+            self.write()
+        except OSError:
+            pass
+
     def remove(self) -> None:
         """We end. A file that was cleaned away, or is another's by now, is not ours to remove."""
         try:
@@ -60,6 +67,6 @@ def go_background(pid_file: Optional[PidFile]) -> None:
         os.dup2(null, standard)
     os.close(null)
     if pid_file is not None:
-        pid_file.write()
+        pid_file.write_if_possible()
     os.write(tell, b"1")
     os.close(tell)

@@ -33,7 +33,10 @@ class Log:
     A `write` that raises an OSError has lost its line. The next line that gets through says how many.
     """
 
-    def __init__(self, write: Callable[[str], None], period: float) -> None:
+    def __init__(
+        self, write: Callable[[str], None], period: float, close: Callable[[], None] = lambda: None
+    ) -> None:
+        self.close = close  # no more lines come
         self._write = write
         self._period = period
         self._said: Dict[str, Tuple[float, int]] = {}
@@ -66,14 +69,18 @@ class Log:
         return more
 
 
-def to_file(descriptor: int) -> Callable[[str], None]:
-    """Writes lines with the time to a descriptor; one is lost that it does not take at the moment.
+def log_to(descriptor: int, period: float) -> Log:
+    """Lines with the time go to a descriptor; one is lost that it does not take at the moment.
 
     A file's file system may stand still and says nothing of that before: a process of its own writes to it.
     """
-    is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-    put: Callable[[bytes], None] = FileWriter(descriptor).write if is_file else _to_stream(descriptor)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        writer = FileWriter(descriptor)
+        return Log(_with_time(writer.write), period, writer.close)
+    return Log(_with_time(_to_stream(descriptor)), period)
 
+
+def _with_time(put: Callable[[bytes], None]) -> Callable[[str], None]:
     def write(text: str) -> None:
         line = "%s %s[%d] %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), NAME, os.getpid(), text)
         put(line.encode("ascii"))
@@ -120,5 +127,5 @@ def open_log(foreground: bool, path: str, period: float) -> Log:
     if path:
         # O_NONBLOCK: a pipe that nobody reads is refused, and not waited for.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
-        return Log(to_file(os.open(path, flags, 0o640)), period)
-    return Log(to_file(sys.stderr.fileno()) if foreground else to_syslog, period)
+        return log_to(os.open(path, flags, 0o640), period)
+    return log_to(sys.stderr.fileno(), period) if foreground else Log(to_syslog, period)

@@ -83,9 +83,11 @@ class Program:
             self._linger()
         except Exception:
             self._log_defect()
+            self._log.close()
             raise
         self._close()
         self._log("ended")
+        self._log.close()
 
     def _log_defect(self) -> None:
         import traceback  # for this only
@@ -221,13 +223,25 @@ def _start(given: Options) -> int:
     if given.foreground:
         _run(given, settings, log)
         return 0
-    pid_file = daemon.PidFile(given.pid_file)
+    pid_file = _claim(given, log)
     daemon.go_background(pid_file)
     try:
         _run(given, settings, log)
     finally:
-        pid_file.remove()
+        if pid_file is not None:
+            pid_file.remove()
     return 0
+
+
+def _claim(given: Options, log: Log) -> Optional[daemon.PidFile]:
+    """The pid file. Raises OSError, AlreadyRunning; but no guest is lost for it: a service does without."""
+    try:
+        return daemon.PidFile(given.pid_file)
+    except OSError as error:
+        if not given.service:
+            raise
+        log("%s: %s: there is no pid file" % (given.pid_file, error.strerror))
+        return None
 
 
 def _open_log(given: Options, settings: Settings) -> Log:

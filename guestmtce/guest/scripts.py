@@ -156,6 +156,7 @@ def _become(arguments: List[str], output: int, trouble: int) -> None:
     """The new process becomes the script, or says why not."""
     trouble = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 3)
     try:
+        process.rename("guestClient-run")
         process.reset_ignored_signals()
         become_ordinary()
         os.setsid()

@@ -8,11 +8,13 @@ line.
 import fcntl
 import os
 import signal
+import time
 from typing import Optional
 
 from guestmtce.guest import process
 
 CHUNK = 65536  # bytes, a whole pipe
+CLOSE_WAIT = 0.2  # s
 UNWANTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -36,6 +38,19 @@ class FileWriter:
         except BrokenPipeError:  # it was killed
             self._end()
             raise
+
+    def close(self) -> None:
+        """No more lines come. The process has a moment for the last ones; it goes on if that is too short."""
+        pid, self.pid = self.pid, 0
+        self._end()
+        until = time.monotonic() + CLOSE_WAIT
+        while pid and time.monotonic() < until:
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    return
+            except ChildProcessError:
+                return  # its parent was the process that has gone into the background
+            time.sleep(0.005)
 
     def _start(self) -> None:
         lines, self._pipe = os.pipe()
@@ -64,6 +79,7 @@ def _write_all(lines: int, descriptor: int) -> None:
     for number in UNWANTED:
         signal.signal(number, signal.SIG_IGN)  # whoever ends the client wants its last lines
     os.setsid()
+    process.rename("guestClient-log")
     process.close_others({lines, descriptor})
     while True:
         data = os.read(lines, CHUNK)
