@@ -146,6 +146,8 @@ class AgentLink:
         """Take the keys as they are now."""
         if self._seal.rekey(*keys):
             log.info("the key shared with guestAgent was changed")
+            if not self._seal:
+                log.warning("no [security] key_file any more: guestAgent is believed by its address")
 
     def complaint(self) -> str:
         """What is wrong with the agent, for people; empty if nothing is."""
