@@ -250,6 +250,29 @@ def test_ten_thousand_strangers_are_one_line_in_the_log(bench, caplog):
     assert (bench.link.refused, len(lines(caplog, "was dropped"))) == (600, 1)
 
 
+@pytest.mark.parametrize(
+    "addresses, said, period",
+    [
+        ([], "cannot resolve the.controller", 0.0),  # for ever, so not even throttled
+        (["fd00::1"], "--bind 127.0.0.1 reaches no address of --controller the.controller", 60.0),
+    ],
+)
+def test_a_controller_that_cannot_be_told_is_one_line_however_much_there_is_to_tell(
+    caplog, addresses, said, period
+):
+    bench = Bench(controller="the.controller", agents="", names=addresses and {"the.controller": addresses})
+    try:
+        bench.link._throttle._period = period
+        resolver = bench.link._resolver
+        bench.until(lambda: resolver.addresses("the.controller") or lines(caplog, "cannot resolve"))
+        for number in range(10):
+            bench.link.tell(running(number))
+        (line,) = lines(caplog, "the.controller")
+        assert said in line
+    finally:
+        bench.close()
+
+
 def test_an_agent_that_takes_nothing_is_complained_of(caplog):
     bench = Bench(unconfirmed_warn=0.1)
     try:

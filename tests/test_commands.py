@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guestmtce.agent import commands
+from guestmtce.agent import command_app, commands
 from guestmtce.agent.commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.rows import Send
@@ -336,6 +336,16 @@ def test_replies_are_objects_with_a_length_and_then_the_connection_closes(bench,
     assert status == expected and isinstance(json.loads(body), dict)
     assert headers["content-type"] == "application/json"
     assert int(headers["content-length"]) == len(body) and "www-authenticate" not in headers
+
+
+@pytest.mark.parametrize("name", [name for name, (_, status) in RAW.items() if status != 200])
+def test_whoever_refuses_a_command_the_log_says_so(bench, caplog, name):
+    """Our server, CherryPy or the application."""
+    data, expected = RAW[name]
+    for throttle in (command_app._throttle, bench.commands._server._throttle):
+        throttle._keys.clear()
+    raw(bench.port, data + b"\r\n")
+    assert [line for line in caplog.messages if str(expected) in line or "a defect in guestmtce" in line]
 
 
 def test_head_is_refused_without_a_body(bench):

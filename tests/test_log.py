@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import select
 import socket
 import sys
@@ -157,6 +158,32 @@ def test_to_a_file_and_on_to_a_new_one_after_its_rotation(root, tmp_path):
     assert "one" in (tmp_path / "guestServer.log.1").read_text()
     (line,) = path.read_text().splitlines()
     assert line.endswith("guestServer DEBUG two")
+
+
+def test_a_file_is_opened_again_where_a_thousand_guests_have_descriptors(root, tmp_path):
+    """While its folder was away its low descriptor went to a guest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("a limit of %d open files" % hard)
+    folder, away = tmp_path / "log", tmp_path / "away"
+    folder.mkdir()
+    logs.set_up("guestServer", False, True, str(folder), logging.INFO)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = []
+    try:
+        folder.rename(away)
+        logging.getLogger("x").info("lost")
+        logs.flush(WAIT)
+        taken += [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+        away.rename(folder)
+        logging.getLogger("x").info("heard")
+        logs.flush(WAIT)
+        text = (folder / "guestServer.log").read_text()
+        assert "1 lines of this log were lost" in text and "heard" in text
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_setting_up_again_replaces_what_was_there(root, tmp_path, capfd):

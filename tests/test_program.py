@@ -354,6 +354,10 @@ def test_hup_takes_a_changed_key_and_leaves_the_former_where_the_new_one_is_none
     running.signal(signal.SIGHUP)
     wait_for(lambda: "chmod 0600 %s" % key in running.log(), "it is refused with the remedy")
     assert running.log().count("was changed") == 2
+    assert "no [security] key_file any more" not in running.log()
+    ini.write_text("[security]\nkey_fil=%s\n" % key)
+    running.signal(signal.SIGHUP)
+    wait_for(lambda: "no [security] key_file any more" in running.log(), "it is said that no key is left")
 
 
 def test_hup_takes_the_level_of_the_log_back(running):

@@ -155,5 +155,6 @@ def test_what_is_no_name_at_all_is_an_error_like_others(service, name):
 def test_what_is_an_address():
     assert all(map(is_address, ["10.0.0.1", "::1", "fe80::1%eth0", "::ffff:10.0.0.1"]))
     assert not any(map(is_address, ["", "..", "localhost", "256.1.1.1", "1.2.3", "a" * 70, ":", "1\0"]))
+    assert not is_address("10.0.0.1%a.name")  # a socket would have it looked up
     assert spelled("::ffff:10.0.0.1") == "10.0.0.1"
     assert "127.0.0.1" in look_up("127.0.0.1")

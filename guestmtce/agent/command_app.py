@@ -113,8 +113,9 @@ cherrypy.tools.check_user_agent = cherrypy.Tool("on_start_resource", _check_user
 # --- what CherryPy refuses, and what breaks --------------------------------------------------------
 
 
-def show_error(status: str, **_: str) -> str:
+def show_error(status: str, message: str, **_: str) -> str:
     """An object, like every answer."""
+    _throttle.warning("cherrypy " + status[:3], "a command was refused with %s: %s", status, message)
     failure = Failure(500, vim.BAD_STATE) if status.startswith("5") else Failure(400, vim.PARSE_ERROR)
     cherrypy.serving.response.headers["Content-Type"] = "application/json"
     return json.dumps(failure.body())

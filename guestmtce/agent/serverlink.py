@@ -152,6 +152,8 @@ class ServerLink:
         """Take the keys as they are now; under the lock."""
         if self._seal.rekey(*keys):
             log.info("the key shared with guestServers was changed")
+            if not self._seal:
+                log.warning("no [security] key_file any more: guestServers are believed by their addresses")
 
     def close(self) -> None:
         """Say goodbye to every server, so that it follows the next agent at once, and close the socket."""

@@ -132,8 +132,10 @@ class Handler(logging.Handler):
 
 def _write_all(descriptor: int, text: str) -> None:
     data = (text + "\n").encode("utf-8", "replace")
+    ready = select.poll()  # select() takes no descriptor above 1023
+    ready.register(descriptor, select.POLLOUT)
     while data:
-        if not select.select([], [descriptor], [], PATIENCE)[1]:
+        if not ready.poll(PATIENCE * 1000):
             raise OSError(errno.EAGAIN, "nobody reads it")
         data = data[os.write(descriptor, data) :]
 

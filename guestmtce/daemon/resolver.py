@@ -35,9 +35,12 @@ def look_up(name: str) -> List[str]:
 
 
 def is_address(text: str) -> bool:
-    """Whether a socket takes it without a look-up."""
+    """Whether a socket takes it without a look-up. Only an address of IPv6 has an interface, after a "%"."""
     try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text.partition("%")[0])
+        if ":" in text:
+            socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+        else:
+            socket.inet_pton(socket.AF_INET, text)
         return True
     except (OSError, ValueError):
         return False

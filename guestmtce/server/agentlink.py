@@ -146,6 +146,8 @@ class AgentLink:
         """Take the keys as they are now."""
         if self._seal.rekey(*keys):
             log.info("the key shared with guestAgent was changed")
+            if not self._seal:
+                log.warning("no [security] key_file any more: guestAgent is believed by its address")
 
     def complaint(self) -> str:
         """What is wrong with the agent, for people; empty if nothing is."""
@@ -180,9 +182,10 @@ class AgentLink:
         if address:
             data = speaker.dress(data, tag, self._route_out)
             self.port.send(data, address, self._settings.agent_port)
-        else:
-            text = "guestAgent is not told: no address of --controller %s is known"
-            self._throttle.warning("agent", text, self._settings.controller)
+        elif self._resolver.addresses(self._settings.controller):  # if it has none, that has been said once
+            text = "guestAgent is not told: --bind %s reaches no address of --controller %s"
+            bind = self._settings.bind or "(all)"
+            self._throttle.warning("agent", text, bind, self._settings.controller)
 
     def _say_ready(self, address: str, speaker: Speaker) -> None:
         ready = datagram.Ready(self._settings.hostname)
