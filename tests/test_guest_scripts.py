@@ -31,9 +31,10 @@ def script(tmp_path):
     """Gives a function that makes a shell script of the text and returns its path."""
 
     def make(text, mode=0o755):
-        path = tmp_path / "script"
-        path.write_text("#!/bin/sh\n" + text)
-        path.chmod(mode)
+        path, new = tmp_path / "script", tmp_path / "script.new"
+        new.write_text("#!/bin/sh\n" + text)
+        new.chmod(mode)
+        new.rename(path)  # one before it may still be in use
         return str(path)
 
     return make
