@@ -5,6 +5,7 @@ the group that was configured, may connect. A user has only so many connections,
 only so many more: root always gets in. What is said on it is the registry's affair.
 """
 
+import errno
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from typing import Callable, Dict, Tuple
 
 from guestmtce.guest import registry
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import Loop
+from guestmtce.guest.loop import NEVER, Loop
 from guestmtce.guest.registry import Peer, Registry
 from guestmtce.guest.settings import Settings
 
@@ -23,6 +24,7 @@ CONNECTIONS_MAX = 16  # registered or not yet, of all users but root, and as man
 CONNECTIONS_OF_A_USER = 8
 BACKLOG = 16  # connections that we have not seen yet
 CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: pid, uid, gid
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 FOLDER_MODE = 0o755
 READ_SIZE = 8192  # bytes
 
@@ -40,6 +42,8 @@ class Apps:
         self.registry = Registry(settings)
         self._loop = loop
         self._log = log
+        self._accept_pause = settings.accept_pause
+        self._accept_at = NEVER  # s; no connection is taken before then
         self._path = path
         self._links: Dict[int, socket.socket] = {}
         self._uids: Dict[int, int] = {}  # of each connection
@@ -50,11 +54,14 @@ class Apps:
 
     @property
     def deadline(self) -> float:
-        """When a heartbeat is due."""
-        return self.registry.deadline
+        """When a heartbeat is due, or connections are taken again."""
+        return min(self.registry.deadline, self._accept_at)
 
     def tick(self, now: float) -> None:
         """Heartbeats are due. Who has answered meanwhile is heard first."""
+        if now >= self._accept_at and self._listener is not None:
+            self._accept_at = NEVER
+            self._loop.watch(self._listener.fileno(), self._accept)
         for key in list(self._links):
             self._read(key)
         self.registry.tick(now)
@@ -78,6 +85,7 @@ class Apps:
             self._loop.unwatch(self._listener.fileno())
             self._listener.close()
             self._listener = None
+            self._accept_at = NEVER
             if _ident(self._path) == self._own:  # else somebody has removed it, or has put another there
                 os.unlink(self._path)
 
@@ -87,8 +95,10 @@ class Apps:
         assert self._listener is not None
         try:
             link, _ = self._listener.accept()
-        except OSError:
-            return  # it has gone again
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self._pause(error)
+            return  # else it has gone again
         link.setblocking(False)
         peer = _peer(link)
         why = self._refusal(peer)
@@ -100,6 +110,13 @@ class Apps:
         self._links[key], self._uids[key] = link, peer.uid
         self._loop.watch(key, lambda: self._serve(key))
         self.registry.opened(key, self._loop.now, peer)
+
+    def _pause(self, error: OSError) -> None:
+        """One that cannot be accepted stays in the queue: it would wake the loop without end."""
+        assert self._listener is not None
+        self._loop.unwatch(self._listener.fileno())
+        self._accept_at = self._loop.now + self._accept_pause
+        self._log("%s: no local process can connect: %s" % (self._path, error.strerror), "accept")
 
     def _refusal(self, peer: Peer) -> str:
         """Why it may not connect; nothing: it may."""

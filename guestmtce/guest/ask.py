@@ -5,8 +5,10 @@ import socket
 import sys
 from typing import Any, Dict
 
+from guestmtce.guest.log import printable
+
 WAIT = 5.0  # s for its answer
-ANSWER_MAX = 65536  # bytes
+ANSWER_MAX = 262144  # bytes; 48 processes, every byte of name and illness escaped as six
 HEAD = ("NAME", "PID", "UID", "CONNECTED", "ACTION", "ILLNESS")
 
 
@@ -37,4 +39,5 @@ def print_members(path: str, forget: str) -> None:
         illness = one["illness"] or "healthy"
         rows.append((one["name"], one["pid"], one["uid"], connected, one["corrective_action"], illness))
     for row in rows:
-        sys.stdout.write("%-31s %7s %6s %-9s %-6s %s\n" % row)
+        # What processes say goes to a terminal, perhaps root's.
+        sys.stdout.write("%-31s %7s %6s %-9s %-6s %s\n" % tuple(printable(str(value)) for value in row))

@@ -61,6 +61,8 @@ class Config(NamedTuple):
         )
 
 
+DEFAULTS = Config()
+
 # Each takes a value's text and returns the value, or raises ValueError with what would be right.
 
 
@@ -134,10 +136,11 @@ def _word(value: Any) -> str:
     return "%g" % value if isinstance(value, float) else str(value)
 
 
-def parse(text: str, name: str, settings: Settings) -> Tuple[Config, List[str]]:
+def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
     """The configuration in `text`, and a line for the log for each thing in it that cannot be used.
 
-    `name` is the file's, for those lines. Of a key given twice the last counts, as in a shell.
+    Where a value cannot be used, that of `before` stays in effect. `name` is the file's, for the log.
+    Of a key given twice the last counts, as in a shell.
     """
     keys = _keys(settings)
     values: Dict[str, Any] = {}
@@ -162,9 +165,9 @@ def parse(text: str, name: str, settings: Settings) -> Tuple[Config, List[str]]:
         except KeyError:
             notes.append("%s, line %d: %s: unknown key, ignored" % (name, number, key))
         except ValueError as error:
-            default = getattr(Config(), field)
-            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, number, key, value, error, default))
-            values.pop(field, None)
+            values[field] = getattr(before, field)
+            fallback = values[field]
+            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, number, key, value, error, fallback))
     return Config(**values), notes
 
 
@@ -188,11 +191,16 @@ def _open_at_once(path: str, flags: int) -> int:
     return descriptor
 
 
-def load(path: str, settings: Settings) -> Tuple[Config, List[str]]:
-    """The configuration in the file `path`, and lines for the log. A file that cannot be read: defaults."""
+def load(path: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
+    """The configuration in the file `path`, and lines for the log.
+
+    `before` is what is in effect: it stays where the file, or a value in it, cannot be used. So a slip of the
+    pen, or a file that is just being replaced, does not make a `reboot` of a `log`.
+    """
     try:
         with open(path, encoding="utf-8-sig", errors="replace", opener=_open_at_once) as file:
             text = file.read()
     except OSError as error:
-        return Config(), ["%s: %s: the defaults are taken" % (path, error.strerror)]
-    return parse(text, path, settings)
+        kept = "the defaults are taken" if before == DEFAULTS else "what is in effect stays"
+        return before, ["%s: %s: %s" % (path, error.strerror, kept)]
+    return parse(text, path, settings, before)

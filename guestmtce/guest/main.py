@@ -116,7 +116,7 @@ class Program:
 
     def _reload(self) -> None:
         """HUP: the configuration is read again."""
-        self._config, notes = config.load(self._given.config, self._settings)
+        self._config, notes = config.load(self._given.config, self._settings, self._config)
         for line in [*notes, "configuration: " + config.describe(self._config)]:
             self._log(line)
         self._health.configure(self._config)

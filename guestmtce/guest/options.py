@@ -69,6 +69,8 @@ def parse(arguments: Sequence[str]) -> Options:
         raise ValueError(str(error)) from None
     if rest:
         raise ValueError("unexpected: " + rest[0])
+    if ("--forget", "") in pairs:
+        raise ValueError("--forget: the name of a local process expected")  # and no daemon that starts
     given: Dict[str, Any] = {"settings": []}
     for letter, value in pairs:
         name = LETTERS.get(letter, letter)[2:]

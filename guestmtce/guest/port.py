@@ -70,6 +70,7 @@ class Port:
         self._attached = False  # a host is at the other end
         self._waiting: Deque[bytes] = collections.deque()
         self._begun = False  # part of the first waiting message is written
+        self._why_closed = ""  # what the log has said of it
 
     # --- coming and going --------------------------------------------------------------------------
 
@@ -82,10 +83,16 @@ class Port:
             elif self._has_failed():
                 raise OSError("the port has failed")
         except OSError as error:
-            self._log("%s: %s" % (self._path, error.strerror or error), "open")
+            self._name_once(str(error.strerror or error))
             self._fail()
         else:
             self._attach() if self._is_socket else self._read()
+
+    def _name_once(self, why: str) -> None:
+        """A port that is not there may not be there for years."""
+        if why != self._why_closed:
+            self._log("%s: %s" % (self._path, why))
+        self._why_closed = why
 
     def _open(self) -> int:
         """Raises OSError."""
@@ -120,6 +127,7 @@ class Port:
         self._attached = True
         self._reopen.reset()
         self._probe.reset()
+        self._why_closed = ""
         self._log("%s: connected" % self._path, "connected")
         self.on_open()
 

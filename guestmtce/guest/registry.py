@@ -10,7 +10,9 @@ with its own corrective action until it answers again, or a process of its name 
 heartbeat leaves without a trace.
 
 A failed member whose connection is gone has no place any more. Its name is remembered, and the guest ill, for
-`remember_failed` s, or until somebody who may has it forgotten; of more than REMEMBERED_MAX the oldest goes.
+`remember_failed` s, or until somebody who may has it forgotten. Of more than REMEMBERED_MAX, root's and the
+others' counted apart, the oldest of the user with the most goes: nobody has another's failure forgotten. Nor
+keeps anybody root from a name: root's process takes it over.
 
 The rules: a line of at most LINE_MAX bytes, an object that we understand, RATE lines a second (BURST at
 once), and registering within `register_within`. Who breaks one is told why and loses its connection.
@@ -178,7 +180,7 @@ class Registry:
         if member.interval:
             self._fail(member, why)
             member.forgotten_at = now + self._settings.remember_failed
-            self._limit_remembered()
+            self._limit_remembered(member.peer.uid == 0)
         else:
             del self._members[member.name]
         self._leave(member)
@@ -283,18 +285,32 @@ class Registry:
         """Raises Broken."""
         name = _word(message, "name")
         known = self._members.get(name)
-        if known is not None and known.forgotten_at == NEVER:
+        if known is not None and known.forgotten_at == NEVER and not (peer.uid == 0 != known.peer.uid):
             raise Broken("a process of this name is registered")
         if known is not None and peer.uid not in (0, known.peer.uid):
             raise Broken("this name is of uid %d" % known.peer.uid)
         seated = [link.member for link in self._links.values() if link.member is not None]
         if sum((one.peer.uid == 0) == (peer.uid == 0) for one in seated) >= MEMBERS_MAX:
             raise Broken("%d processes are registered: no more" % MEMBERS_MAX)
+        interval, action = self._interval(message), _action(message)
+        if known is not None and known.forgotten_at == NEVER:
+            self._oust(known)
         votes = message.get("votes") is True
-        member = Member(name, self._interval(message), _action(message), votes, now, peer)
+        member = Member(name, interval, action, votes, now, peer)
         self._members[name] = member
-        self._note("the local process %s (%s) is registered" % (name, peer))
+        self._note("the local process %s (%s) is registered" % (name, peer), peer)
         return member
+
+    def _oust(self, member: Member) -> None:
+        """Root's process takes the name."""
+        key = next(key for key, link in self._links.items() if link.member is member)
+        self._say(key, type="refused", reason="a process of root's has this name now")
+        del self._links[key]
+        self._leave(member)
+        self._reports.append(Close(key))
+        self._note(
+            "the local process %s (%s) loses its name to root" % (member.name, member.peer), member.peer
+        )
 
     def _say_members(self, key: int) -> None:
         self._say(key, type="members", members=self.described)
@@ -312,13 +328,17 @@ class Registry:
 
     def _forget(self, member: Member, why: str) -> None:
         del self._members[member.name]
-        self._note("the failed local process %s (%s) is forgotten: %s" % (member.name, member.peer, why))
+        text = "the failed local process %s (%s) is forgotten: %s"
+        self._note(text % (member.name, member.peer, why), member.peer)
 
-    def _limit_remembered(self) -> None:
-        gone = [member for member in self._members.values() if member.forgotten_at != NEVER]
+    def _limit_remembered(self, of_root: bool) -> None:
+        known = self._members.values()
+        gone = [one for one in known if one.forgotten_at != NEVER and (one.peer.uid == 0) == of_root]
         if len(gone) > REMEMBERED_MAX:
-            oldest = min(gone, key=lambda member: member.forgotten_at)
-            self._forget(oldest, "%d others have failed since" % REMEMBERED_MAX)
+            uids = [member.peer.uid for member in gone]
+            most = max(uids, key=uids.count)
+            oldest = min((one for one in gone if one.peer.uid == most), key=lambda one: one.forgotten_at)
+            self._forget(oldest, "uid %d has %d failed ones" % (most, uids.count(most)))
 
     def _interval(self, message: Dict[str, Any]) -> float:
         """The interval of its heartbeat in s; 0: none. Raises Broken."""
@@ -333,7 +353,7 @@ class Registry:
         member.answered, member.misses = True, 0
         if member.failure is not None:
             member.failure = None
-            self._note("the local process %s (%s) answers again" % (member.name, member.peer))
+            self._note("the local process %s (%s) answers again" % (member.name, member.peer), member.peer)
         if "health" in message:
             self._feel(member, message)
 
@@ -357,7 +377,7 @@ class Registry:
         del self._members[member.name]
         self._leave(member)
         self._reports.append(Close(key))
-        self._note("the local process %s (%s) left" % (member.name, member.peer))
+        self._note("the local process %s (%s) left" % (member.name, member.peer), member.peer)
 
     # --- heartbeats --------------------------------------------------------------------------------
 
@@ -374,7 +394,8 @@ class Registry:
     def _fail(self, member: Member, why: str) -> None:
         if member.failure is None:
             member.failure = member.ill(why)
-            self._note("the local process %s (%s) failed: %s" % (member.name, member.peer, why))
+            text = "the local process %s (%s) failed: %s" % (member.name, member.peer, why)
+            self._reports.append(Note("failed process of uid %d" % member.peer.uid, text))
 
     def _leave(self, member: Member) -> None:
         if member.votes:
@@ -385,8 +406,9 @@ class Registry:
     def _say(self, key: int, **message: Any) -> None:
         self._reports.append(Say(key, json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"))
 
-    def _note(self, text: str) -> None:
-        self._reports.append(Note("member", text))
+    def _note(self, text: str, peer: Peer) -> None:
+        """Counted by user: what one user's processes do hides nothing of another's, and no failure."""
+        self._reports.append(Note("process of uid %d" % peer.uid, text))
 
 
 # --- fields ----------------------------------------------------------------------------------------

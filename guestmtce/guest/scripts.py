@@ -278,13 +278,17 @@ class HealthScript:
         self._excused = False
 
     def configure(self, config: Config) -> None:
-        """From now on this configuration counts: another script runs at once, and none says nothing more."""
+        """From now on this configuration counts: another script runs at once, and none says nothing more.
+
+        A run of the same script goes on to its end: it is not late because the configuration was read.
+        """
         before, self._config = self._config, config
-        if not config.health_check_script:
+        if before.health_check_script != config.health_check_script:
             self._runner.stop()
+        if not config.health_check_script:
             self.deadline = NEVER
             self._feel(None)
-        elif before != config:
+        elif before != config and not self._runner.runs:
             self.deadline = time.monotonic()
 
     def tick(self, now: float) -> None:

@@ -27,6 +27,7 @@ class Settings(NamedTuple):
     # local processes
     member_floor_ms: int = 100  # the smallest interval of their heartbeats
     remember_failed: float = 300.0  # a failed one that is gone makes the guest ill for so long
+    accept_pause: float = 1.0  # before connections are taken again where no descriptor was left for one
     register_within: float = 5.0  # a connection that has not registered by then is closed
     # the log
     log_period: float = 10.0  # between two lines about the same thing
