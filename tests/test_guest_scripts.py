@@ -9,6 +9,7 @@ import signal
 import pytest
 from guest_rig import Rig
 
+from guestmtce.guest import scripts
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.scripts import DYING_MAX, LEFT_MAX, EventScript, HealthScript, Runner, Script
@@ -147,7 +148,7 @@ def health(rig, path, interval):
 
 
 def test_the_health_script_runs_at_once_and_every_interval(rig, script, tmp_path):
-    felt = health(rig, script("[ -e %s/ill ] || exit 0; echo no disk; exit 1" % tmp_path), 0.05)
+    felt = health(rig, script("[ -e %s/ill ] || exit 0; echo no disk; exit 1" % tmp_path), 0.4)
     rig.serve(lambda: len(felt) >= 2, "two runs")
     assert set(felt) == {None}
     (tmp_path / "ill").touch()
@@ -225,7 +226,8 @@ def test_a_script_that_cannot_become_one_for_want_of_memory_is_an_illness(rig, s
 
 
 def test_runs_that_cannot_be_killed_do_not_pile_up(rig, script, monkeypatch):
-    monkeypatch.setattr(Script, "kill", lambda self: None)
+    monkeypatch.setattr(scripts, "UNKILLABLE_AFTER", 0.0)
+    monkeypatch.setattr(Script, "kill", lambda self: setattr(self, "killed_at", 0.0))
     felt = health(rig, script("sleep 1.5"), 0.05)
     rig.serve(lambda: len(felt) >= 6, "it was due often")
     assert len(rig.runner._dying) == DYING_MAX
@@ -241,11 +243,46 @@ def test_a_script_is_not_too_slow_for_a_time_in_which_we_stood_still(rig, script
     config = Config(health_check_script=path, health_check_interval=10, corrective_action="stop")
     part = HealthScript(rig.runner, config, felt.append, rig.log)
     now = part.deadline
-    part.tick(now)
-    part.tick(now + 25)  # due at 10
-    assert felt == [] and part.deadline == now + 35
-    part.tick(now + 35)
+    for at in (0, 0.25, 25.25, 25.5):  # due at 10; 24.75 of that were not ours
+        part.tick(now + at)
+    assert felt == []
+    for _ in range(200):
+        if not felt:
+            last = part.deadline
+            part.tick(last)
     assert felt == [Illness("stop", "the script was killed: it did not end in time")]
+    assert last == pytest.approx(now + 10 + 24.75)
+
+
+def test_a_stall_that_ends_before_the_deadline_counts_no_more_than_one_across_it(rig, script, tmp_path):
+    path, begun, go, _ = cleaning_up(script, tmp_path)
+    felt = []
+    config = Config(health_check_script=path, health_check_interval=3, corrective_action="stop")
+    part = HealthScript(rig.runner, config, felt.append, rig.log)
+    now = part.deadline
+    for at in (0, 0.2, 2.8):
+        part.tick(now + at)
+    part.tick(now + 3.1)
+    assert felt == [], "2.35 s of these 3 were not the script's"
+
+
+def test_a_look_that_is_in_time_excuses_nothing(rig, script, tmp_path):
+    path, begun, go, _ = cleaning_up(script, tmp_path)
+    felt = []
+    config = Config(health_check_script=path, health_check_interval=1, corrective_action="stop")
+    part = HealthScript(rig.runner, config, felt.append, rig.log)
+    now = part.deadline
+    for at in (0, 0.3, 0.6, 0.9, 1.0):
+        part.tick(now + at)
+    assert felt == [Illness("stop", "the script was killed: it did not end in time")]
+
+
+@pytest.mark.parametrize("number", [errno.ETXTBSY, errno.EINVAL, errno.ESTALE])
+def test_what_nobody_has_thought_of_reboots_nobody(rig, script, monkeypatch, number):
+    monkeypatch.setattr(os, "execve", lambda *_: no_process(number)())
+    felt = health(rig, script("exit 0"), 5)
+    rig.serve(lambda: felt, "it was tried")
+    assert felt == [None] and os.strerror(number) in rig.lines[0]
 
 
 def test_without_a_health_script_nothing_runs(rig):
@@ -346,6 +383,25 @@ def test_a_notices_script_that_outlives_us_is_not_killed_by_what_it_says(script,
     go.touch()
     wait_for(done.exists, "it is done")
     os.waitpid(one.pid, 0)
+
+
+def test_a_notices_script_that_outlives_us_may_say_much(rig, script, tmp_path):
+    done = tmp_path / "done"
+    told, event = events(rig, script("sleep 0.3; head -c 300000 /dev/zero; touch %s" % done))
+    event.put(1, "irrevocable", "stop")
+    event.withdraw(1, False)
+    rig.runner.close()
+    wait_for(done.exists, "it is done")
+    assert told == []
+
+
+def test_many_votes_in_one_turn_are_no_sign_of_a_disk_that_stands_still(rig, script):
+    told, event = events(rig, script("exit 0"))
+    for number in range(1, 9):
+        event.put(number, "revocable", "stop")
+        event.withdraw(number, False)
+    event.put(9, "revocable", "stop")
+    assert rig.serve(lambda: told, "the answer") == [(9, "accept", "")]
 
 
 def test_a_notices_script_whose_time_is_up_is_killed(rig, script, tmp_path):

@@ -115,6 +115,11 @@ def test_a_frozen_file_system_of_log_and_script_delays_no_answer(host, tmp_path,
         guest.stop()
 
 
+def the_writer():
+    named = [child for child in psutil.Process().children() if child.name() == "guestClient-log"]
+    return [child for child in named if child.status() != psutil.STATUS_ZOMBIE][-1]
+
+
 # --- the log's writer ------------------------------------------------------------------------------
 
 
@@ -125,7 +130,7 @@ def test_a_line_reaches_the_file_by_a_process_that_holds_nothing_else(tmp_path):
         write = log_to(file.fileno(), 0)
         write("one")
         wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
-        writer = psutil.Process().children()[-1]
+        writer = the_writer()
         assert writer.num_fds() == 2 and writer.name() == "guestClient-log"
         writer.terminate()  # whoever ends the client by its group wants its last lines
         write("two")
@@ -141,7 +146,7 @@ def test_a_writer_that_was_killed_is_replaced_and_its_line_counted(tmp_path):
         log = log_to(file.fileno(), 0)
         log("one")
         wait_for(lambda: "one" in (tmp_path / "log").read_text(), "it is written")
-        first = psutil.Process().children()[-1]
+        first = the_writer()
         first.kill()
         wait_for(lambda: first.status() == psutil.STATUS_ZOMBIE, "it is gone")
         log("two")
@@ -149,6 +154,6 @@ def test_a_writer_that_was_killed_is_replaced_and_its_line_counted(tmp_path):
         wait_for(
             lambda: "three (1 lines before it were lost)" in (tmp_path / "log").read_text(), "it goes on"
         )
-        second = psutil.Process().children()[-1]
+        second = the_writer()
         second.kill()
         second.wait(5)

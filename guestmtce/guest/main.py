@@ -97,7 +97,7 @@ class Program:
 
     def _close(self) -> None:
         for runner in self._runners:
-            runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
+            runner.close()  # what a notice's script has begun goes on: it was left by the goodbye
         self._apps.close()
         self._port.close()
         self._loop.close()

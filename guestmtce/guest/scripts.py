@@ -8,6 +8,7 @@ background. Of its output (both streams) the first line counts, and the rest is 
 import errno
 import fcntl
 import os
+import select
 import signal
 import time
 from typing import Callable, List, NamedTuple, Optional
@@ -25,14 +26,15 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 KEPT = 1024  # bytes of a script's output that are kept
 CHUNK = 65536  # bytes read at once: a script that floods us gets one turn like everybody else
 LAST_CHUNKS = 16  # read from a script that has ended; more is what it left behind in the background
-DYING_MAX = 2  # scripts of one purpose that were killed and are still there: they wait for a disk
+UNKILLABLE_AFTER = 1.0  # s; a script that is still there so long after it was killed waits for a disk
+DYING_MAX = 2  # such scripts of one purpose
+KILLED_MAX = 16  # scripts of one purpose that were killed and are still there
 LEFT_MAX = 8  # scripts of notices that go on though nobody waits for them; of more the oldest is killed
-STALL = 0.5  # s; a deadline that is looked at so late was missed by us
-# Why a script cannot be executed whatever the guest does. All else is the guest's trouble.
-MISCONFIGURED = (
-    errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.EPERM,
-)  # fmt: skip
+LOOK_PERIOD = 0.25  # s; while the health script runs we look so often whether we stood still
+STALL = 0.1  # s; a look that is later than that was missed by us
+# Why no process can be made, or become a script, in a guest that is not well. All else is a fault of the
+# configuration, for which nobody is rebooted.
+GUEST_IS_ILL = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses by which a shell says that it could not
 
 
@@ -71,6 +73,7 @@ class Script:
     def __init__(self, arguments: List[str]) -> None:
         self._kept = b""
         self._status: Optional[int] = None
+        self.killed_at = NEVER
         self.output, output = os.pipe()
         try:
             self._trouble, trouble = os.pipe()
@@ -106,6 +109,7 @@ class Script:
 
     def kill(self) -> None:
         """Kill it, all of its process group, and those that have left that for another session."""
+        self.killed_at = time.monotonic()
         others = process.descendants(self.pid)
         for kill in (os.killpg, os.kill):  # it has no group of its own before it runs
             _try(kill, self.pid)
@@ -196,9 +200,13 @@ class Runner:
     def start(self, arguments: List[str], done: Callable[[Ended], None]) -> None:
         """Start a script; `done` is told how it ends. Raises OSError if no process can be made."""
         self.stop()
-        if len(self._dying) >= DYING_MAX:
-            text = "%d runs of it cannot be killed: they wait for a disk" % len(self._dying)
-            raise OSError(errno.EBUSY, text)
+        self._dying = [script for script in self._dying if script.poll() is None]
+        long_ago = time.monotonic() - UNKILLABLE_AFTER
+        stuck = sum(script.killed_at <= long_ago for script in self._dying)
+        if stuck >= DYING_MAX or len(self._dying) >= KILLED_MAX:
+            raise OSError(
+                errno.EIO, "%d runs of it cannot be killed: they wait for a disk" % len(self._dying)
+            )
         self._script = Script(arguments)
         self._done = done
         self._loop.watch(self._script.output, self._read)
@@ -241,6 +249,16 @@ class Runner:
             self._dying.append(oldest)
             self._end_left(oldest)
 
+    def close(self) -> None:
+        """We end. A process that stays reads what a notice's script says: it would wait else."""
+        self.stop()
+        outputs = [script.output for script in self._left]
+        if outputs:
+            try:
+                process.fork(lambda: _read_to_the_end(outputs))
+            except OSError:
+                pass  # it has the room of a pipe
+
     def _read(self) -> None:
         if self._script is not None and self._script.read() == 0:
             self._loop.unwatch(self._script.output)
@@ -258,6 +276,21 @@ class Runner:
         script.close()
 
 
+def _read_to_the_end(outputs: List[int]) -> None:
+    """All that comes from there, by a process of its own, which ends with the last of the writers."""
+    process.rename("guestClient-run")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    process.close_others(set(outputs))
+    left = list(outputs)
+    while left:
+        for output in select.select(left, [], [])[0]:
+            if not os.read(output, CHUNK):
+                left.remove(output)
+    os._exit(0)
+
+
 class HealthScript:
     """Runs the health script every `interval` s and tells how the guest feels: None is well.
 
@@ -270,12 +303,17 @@ class HealthScript:
     def __init__(
         self, runner: Runner, config: Config, feel: Callable[[Optional[Illness]], None], log: Log
     ) -> None:
-        self.deadline = time.monotonic() if config.health_check_script else NEVER
+        self._due = time.monotonic() if config.health_check_script else NEVER  # the next run
+        self._looked_at = 0.0
         self._runner = runner
         self._config = config
         self._feel = feel
         self._log = log
-        self._excused = False
+
+    @property
+    def deadline(self) -> float:
+        """When to look next."""
+        return min(self._due, self._looked_at + LOOK_PERIOD) if self._runner.runs else self._due
 
     def configure(self, config: Config) -> None:
         """From now on this configuration counts: another script runs at once, and none says nothing more.
@@ -286,34 +324,40 @@ class HealthScript:
         if before.health_check_script != config.health_check_script:
             self._runner.stop()
         if not config.health_check_script:
-            self.deadline = NEVER
+            self._due = NEVER
             self._feel(None)
         elif before != config and not self._runner.runs:
-            self.deadline = time.monotonic()
+            self._due = time.monotonic()
 
     def tick(self, now: float) -> None:
-        """The next run is due."""
-        interval = self._config.health_check_interval
-        late = now - self.deadline
-        if late > STALL and self._runner.runs and not self._excused:
-            self._excused = True
-            self.deadline = now + min(late, interval)
-            return
-        self._excused = False
-        self.deadline = now + interval
+        """The next run is due, or it is time to see whether we, and perhaps the script, stood still."""
+        if self._runner.runs:
+            late = now - self._looked_at - LOOK_PERIOD
+            if late > STALL:
+                self._due += late
+        self._looked_at = now
+        if now >= self._due:
+            self._run(now)
+
+    def _run(self, now: float) -> None:
+        self._due = now + self._config.health_check_interval
         self._runner.expire()
         try:
             self._runner.start([self._config.health_check_script], self._ended)
         except OSError as error:
-            self._tell_ill("cannot start the health script: %s" % error.strerror)
+            self._not_started(error.errno or errno.EIO, str(error.strerror))
+
+    def _not_started(self, number: int, why: str) -> None:
+        if number in GUEST_IS_ILL:
+            self._tell_ill("cannot start the health script: " + why)
+        else:
+            path = self._config.health_check_script
+            self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, why), "check")
+            self._feel(None)
 
     def _ended(self, ended: Ended) -> None:
-        path = self._config.health_check_script
-        if ended.error in MISCONFIGURED:
-            self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, ended.reason), "check")
-            self._feel(None)
-        elif ended.error:
-            self._tell_ill("cannot start the health script: " + ended.reason)
+        if ended.error:
+            self._not_started(ended.error, ended.reason)
         elif ended.killed or ended.status != 0:
             self._tell_ill(ended.reason)
         else:
