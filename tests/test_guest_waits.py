@@ -91,6 +91,22 @@ def disk(tmp_path):
 
 
 @as_root
+def test_a_client_starts_though_the_file_system_of_its_log_stands_still(host, tmp_path, disk):
+    folder, freeze, thaw = disk
+    log = folder / "log"
+    freeze()
+    guest = GuestProcess(tmp_path / "guest", host.path, FAST, ["--log", str(log)])
+    try:
+        host.accept().heartbeat()
+        assert heartbeats(host, 1.0) < INTERVAL
+        thaw()
+        wait_for(lambda: log.exists() and "started, pid" in log.read_text(), "the log is there")
+    finally:
+        thaw()
+        guest.stop()
+
+
+@as_root
 def test_a_frozen_file_system_of_log_and_script_delays_no_answer(host, tmp_path, disk):
     folder, freeze, thaw = disk
     script = write_script(folder / "health", "echo looking >>%s/looked\n" % folder)

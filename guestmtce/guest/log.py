@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Callable, Dict, Optional, Tuple
 
-from guestmtce.guest.writer import FileWriter
+from guestmtce.guest.writer import FileWriter, keep_open
 
 NAME = "guestClient"
 SYSLOG_SOCKET = "/dev/log"
@@ -75,9 +75,13 @@ def log_to(descriptor: int, period: float) -> Log:
     A file's file system may stand still and says nothing of that before: a process of its own writes to it.
     """
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        writer = FileWriter(descriptor)
-        return Log(_with_time(writer.write), period, writer.close)
+        return _file_log(keep_open(descriptor), period)
     return Log(_with_time(_to_stream(descriptor)), period)
+
+
+def _file_log(open_file: Callable[[], int], period: float) -> Log:
+    writer = FileWriter(open_file)
+    return Log(_with_time(writer.write), period, writer.close)
 
 
 def _with_time(put: Callable[[bytes], None]) -> Callable[[str], None]:
@@ -122,10 +126,21 @@ def _send(kind: int, message: bytes) -> None:
             raise BlockingIOError
 
 
+def _is_file(path: str) -> bool:
+    """Whether it is, or may become, a file that we may write to."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.W_OK)
+    except FileNotFoundError:
+        return os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK)
+
+
 def open_log(foreground: bool, path: str, period: float) -> Log:
     """The log in the file `path`, or on stderr in the foreground, or in syslog. Raises OSError."""
     if path:
         # O_NONBLOCK: a pipe that nobody reads is refused, and not waited for.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
-        return log_to(os.open(path, flags, 0o640), period)
+        if not _is_file(path):
+            return log_to(os.open(path, flags, 0o640), period)
+        # To open it, or make it, may take as long as its file system stands still.
+        return _file_log(lambda: os.open(path, flags, 0o640), period)
     return log_to(sys.stderr.fileno(), period) if foreground else Log(to_syslog, period)

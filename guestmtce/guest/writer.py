@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import time
-from typing import Optional
+from typing import Callable, Optional
 
 from guestmtce.guest import process
 
@@ -18,13 +18,18 @@ CLOSE_WAIT = 0.2  # s
 UNWANTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
-class FileWriter:
-    """`write` gives a line to the process that writes to `descriptor`."""
+def keep_open(descriptor: int) -> Callable[[], int]:
+    """For a FileWriter: an open file, kept beyond the standard ones, which the background replaces."""
+    kept = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    return lambda: kept
 
-    def __init__(self, descriptor: int) -> None:
+
+class FileWriter:
+    """`write` gives a line to the process that writes to what `open_file` opens, in that process."""
+
+    def __init__(self, open_file: Callable[[], int]) -> None:
         self.pid = 0
-        # Beyond the standard ones, which going into the background replaces.
-        self._descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        self._open_file = open_file
         self._pipe: Optional[int] = None
 
     def write(self, line: bytes) -> None:
@@ -56,7 +61,7 @@ class FileWriter:
         lines, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         try:
-            self.pid = process.fork(lambda: _write_all(lines, self._descriptor))
+            self.pid = process.fork(lambda: _write_all(lines, self._open_file))
         except OSError:
             self._end()
             raise
@@ -75,11 +80,12 @@ class FileWriter:
             self.pid = 0
 
 
-def _write_all(lines: int, descriptor: int) -> None:
+def _write_all(lines: int, open_file: Callable[[], int]) -> None:
     for number in UNWANTED:
         signal.signal(number, signal.SIG_IGN)  # whoever ends the client wants its last lines
     os.setsid()
     process.rename("guestClient-log")
+    descriptor = open_file()
     process.close_others({lines, descriptor})
     while True:
         data = os.read(lines, CHUNK)
