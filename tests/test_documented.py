@@ -150,7 +150,7 @@ def options():
         words = [["--help"]]
         if name == "guestmtce":
             words += [["bench", "--help"], ["lab", "guests", "--help"], ["lab", "vim", "--help"]]
-            words += [["lab", "mtcagent", "--help"]]
+            words += [["lab", "mtcagent", "--help"], ["files", "--help"]]
         said = "".join(_said(module, each) for each in words)
         found[name] = set(OPTION.findall(said))
     return found
@@ -164,7 +164,8 @@ def _said(module, words):
 # Options of commands of others, and of scripts of the checkout, that documents name.
 OTHERS = {
     "docs/install.md": {
-        "--upgrade", "--prefix", "--now", "--del-subuids", "--add-subuids", "--version", "--uninstall",
+        "--upgrade", "--prefix", "--now", "--del-subuids", "--add-subuids", "--version",
+        "--uninstall", "--grep",
     },
     "docs/virtual-machines.md": {"--property"},
     "docs/guest-images.md": None,  # those of the makers of images
