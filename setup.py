@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -13,7 +15,22 @@ def _read(*path: str) -> str:
         return file.read()
 
 
+class BuildWithFiles(build_py):
+    """The modules, and guestmtce/data for `guestmtce files`. What is editable has the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            data = os.path.join(self.build_lib, "guestmtce", "data")
+            shutil.rmtree(data, ignore_errors=True)
+            for name in ("scripts", "docs"):
+                shutil.copytree(os.path.join(HERE, name), os.path.join(data, name))
+            for name in ("README.md", "LICENSE"):
+                shutil.copy(os.path.join(HERE, name), data)
+
+
 setup(
+    cmdclass={"build_py": BuildWithFiles},
     name="guestmtce",
     version=re.findall('__version__ = "(.+)"', _read("guestmtce", "__init__.py"))[0],
     description="Guest heartbeat service for compute clouds",

@@ -1,13 +1,15 @@
-"""The command `guestmtce`: the demo, the bench and the lab."""
+"""The command `guestmtce`: the demo, the bench, the lab, and the files that pip does not put in place.
+
+What a word needs is imported when it is given: --help needs nothing that is not here.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.lab import bench, crowd, demo, guestoptions, mtcagent, vim
 from guestmtce.wire.datagram import HostRecord
 
 
@@ -19,6 +21,10 @@ def _parser() -> argparse.ArgumentParser:
     words = parser.add_subparsers(dest="word", required=True)
     words.add_parser("demo", help="a whole cloud on this machine, for under a minute")
     _add_bench(words.add_parser("bench", help="how much, how fast and how lasting, with real daemons"))
+    one = words.add_parser(
+        "files", help="lay out scripts, units, configuration and documents, to install from"
+    )
+    one.add_argument("--to", metavar="DIR", required=True, help="a folder that is not there yet")
     lab = words.add_parser("lab", help="a stand-in for a neighbour of the daemons")
     stand_ins = lab.add_subparsers(dest="word", required=True)
     _add_guests(stand_ins.add_parser("guests", help="simulated guests; stdin takes `WHO WORD …` lines"))
@@ -59,6 +65,8 @@ def _host(text: str) -> HostRecord:
 
 
 def _bench(given: argparse.Namespace) -> int:
+    from guestmtce.lab import bench
+
     try:
         amounts = (given.guests, given.interval_ms, given.seconds, given.kill, given.fail, given.cycles)
         plan = bench.make_plan(*amounts)
@@ -68,19 +76,51 @@ def _bench(given: argparse.Namespace) -> int:
     return bench.run(plan, given.json)
 
 
+def _guests(given: argparse.Namespace) -> int:
+    from guestmtce.lab import crowd, guestoptions
+
+    options = guestoptions.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
+    return crowd.run(options, given.count, given.first)
+
+
+def _vim(given: argparse.Namespace) -> int:
+    from guestmtce.lab import vim
+
+    return vim.run(given.port, given.record)
+
+
+def _mtcagent(given: argparse.Namespace) -> int:
+    from guestmtce.lab import mtcagent
+
+    return mtcagent.run(given.host, given.address, given.event_port, given.command_port)
+
+
+def _files(given: argparse.Namespace) -> int:
+    from guestmtce import files
+
+    return files.run(given.to)
+
+
+def _demo(_given: argparse.Namespace) -> int:
+    from guestmtce.lab import demo
+
+    return demo.run()
+
+
+_RUN: Dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "bench": _bench,
+    "files": _files,
+    "guests": _guests,
+    "vim": _vim,
+    "mtcagent": _mtcagent,
+}
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     given = _parser().parse_args(arguments)
-    if given.word == "guests":
-        options = guestoptions.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
-        return crowd.run(options, given.count, given.first)
-    if given.word == "bench":
-        return _bench(given)
-    if given.word == "vim":
-        return vim.run(given.port, given.record)
-    if given.word == "mtcagent":
-        return mtcagent.run(given.host, given.address, given.event_port, given.command_port)
-    return demo.run()
+    return _RUN[given.word](given)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,11 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def help_text(kind: Any, name: str) -> str:
+    """What the daemon `name` says with --help."""
+    return _parser(kind, name).format_help()
+
+
 def _read(
     files: Dict[str, str], explicit: str
 ) -> Tuple[Dict[str, configparser.ConfigParser], List[str], List[str]]:

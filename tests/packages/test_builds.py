@@ -11,26 +11,38 @@ from checkout import git_status
 from tree import REPOSITORY
 
 PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
+DOCUMENTS = ["README.md", *os.listdir(os.path.join(REPOSITORY, "docs"))]
+DOCS = "/usr/share/doc/python3-guestmtce"
 DEPENDENCIES = {"cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"}
 
 
 def daemon_files(name, units):
     """What every daemon's package brings: path → mode."""
     return {
-        "/usr/local/bin/" + name: PRIVATE,
+        "/usr/local/bin/" + name: PROGRAM,
         "/etc/init.d/" + name: PRIVATE,
         "/etc/mtc/%s.ini" % name: PLAIN,
         "/etc/mtc/tmp": "drwxr-xr-x",
         "/etc/logrotate.d/" + name: PLAIN,
         "%s-generators/%s" % (units, name): PROGRAM,
         "%s/%s.service" % (units, name): PLAIN,
+        **manual(name, 8),
+    }
+
+
+def manual(name, section):
+    """A manual page, which Debian packs, and a completion."""
+    return {
+        "/usr/share/man/man%d/%s.%d.gz" % (section, name, section): PLAIN,
+        "/usr/share/bash-completion/completions/" + name: PLAIN,
     }
 
 
 def wanted(units, pmon, modules):
     """Package → path → mode: the paths that others rely on."""
     shared = {
-        modules + "/guestmtce/%s/__init__.py" % part: PLAIN for part in ("daemon", "wire", "server", "agent")
+        modules + "/guestmtce/%s/__init__.py" % part: PLAIN
+        for part in ("daemon", "wire", "server", "agent", "lab")
     }
     return {
         "mtce-guest-server": {
@@ -49,8 +61,16 @@ def wanted(units, pmon, modules):
             "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
             "/etc/init.d/heartbeat_init": PROGRAM,
             units + "/guestClient.service": PLAIN,
+            **manual("guestClient", 8),
         },
-        "python3-guestmtce": {**shared, "/usr/share/guestmtce/daemon-functions": PLAIN},
+        "python3-guestmtce": {
+            **shared,
+            **manual("guestmtce", 1),
+            modules + "/guestmtce/cli.py": PLAIN,
+            "/usr/bin/guestmtce": PROGRAM,
+            "/usr/share/guestmtce/daemon-functions": PLAIN,
+            **{DOCS + "/" + name: PLAIN for name in DOCUMENTS},
+        },
     }
 
 
@@ -73,7 +93,7 @@ def _rpm_files(package):
 
 def _check(files, expected):
     assert {path: files.get(path) for path in expected} == expected
-    assert [path for path in files if "/lab" in path or "__pycache__" in path or "cli.py" in path] == []
+    assert [path for path in files if "__pycache__" in path or "manual.py" in path] == []
 
 
 @pytest.mark.ci

@@ -191,3 +191,23 @@ def test_host_install_replaces_the_running_original_as_install_md_says(place, ch
     tree.run("\n".join(commands("In place of the original", block)))
     assert (daemon.found(), original.runs(tree, daemon.pid)) == ([daemon.pid], False)
     assert (daemon.is_active(), reserved(tree)) == ("active", [RANGE])
+
+
+def test_host_install_takes_away_running_daemons_as_install_md_says(place, checkout):
+    tree = place.tree
+    assert {place.server.is_active(), place.agent.is_active()} == {"active"}
+    steps = commands("Without packages", 1)
+    assert steps.pop() == "rm -r /opt/guestmtce"
+    steps.insert(0, steps[0].replace(" server ", " agent "))
+    tree.run("set -e; cd %s\n%s" % (checkout, "\n".join(steps)))
+    assert (place.server.found(), place.agent.found(), reserved(tree)) == ([], [], [])
+    others = (checkout, original.SOURCES, "/usr/lib/python3")
+    left = {path for path in place.of_packages() if not path.startswith(others)}
+    assert left == {"/etc/mtc", "/etc/mtc/guestServer.ini", "/etc/mtc/guestAgent.ini"}  # the original's
+
+
+def test_host_install_leaves_to_a_package_what_is_its(place, checkout):
+    place.tree.run("apt-get -q install mtce-guest-server")
+    said = place.tree.run("%s/scripts/host-install --uninstall server ''" % checkout, status=1)
+    assert "/usr/local/bin/guestServer belongs to a package" in said
+    assert place.server.is_active() == "active"

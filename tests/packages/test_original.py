@@ -153,7 +153,7 @@ def test_host_install_replaces_a_program_that_runs(tmp_path):
     try:
         subprocess.run([os.path.join(SCRIPTS, "host-install"), "server", str(tmp_path)], check=True)
         assert "guestmtce.server.master" in program.read_text()
-        assert program.stat().st_mode & 0o777 == 0o700
+        assert program.stat().st_mode & 0o777 == 0o755
         assert not os.path.exists(str(program) + ".new")
     finally:
         os.kill(pid, 9)

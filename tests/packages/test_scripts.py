@@ -129,3 +129,45 @@ def test_the_resource_agent_starts_asks_for_health_and_stops(make):
     assert [daemon.ocf(word) for word in ("meta-data", "validate-all", "monitor")] == [0, 0, NOT_RUNNING]
     assert [daemon.ocf(word) for word in ("start", "monitor", "status", "start")] == [0] * 4
     assert [daemon.ocf(word) for word in ("stop", "monitor", "stop")] == [0, NOT_RUNNING, 0]
+
+
+def _said_by_host_install(*words):
+    command = [os.path.join(SCRIPTS, "host-install"), *words]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+
+
+def test_host_install_says_what_it_does():
+    done = _said_by_host_install()
+    assert done.returncode == 2
+    for word in ("server", "agent", "functions", "shared", "ROOT", "--uninstall", "docs/install.md"):
+        assert word in done.stdout.decode()
+    assert _said_by_host_install("--help").returncode == 0
+    for words in (["server"], ["nothing", "/nowhere"], ["--uninstall", "server"], ["server", "a", "b"]):
+        done = _said_by_host_install(*words)
+        assert (done.returncode, "usage: host-install" in done.stdout.decode()) == (USAGE, True), words
+
+
+def _files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+
+
+def test_host_install_takes_away_what_it_has_put_and_no_more(tmp_path):
+    kept = tmp_path / "etc/mtc/others.ini"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    parts = ("shared", "functions", "server", "agent")
+    for part in parts:
+        _host_install(part, str(tmp_path))
+    assert len(_files_in(tmp_path)) > 50
+    changed = tmp_path / "etc/mtc/guestAgent.ini"
+    changed.write_text("[agent]\nhosts =\n")
+    said = [_said_by_host_install("--uninstall", part, str(tmp_path)) for part in parts]
+    assert [done.returncode for done in said] == [0] * len(parts)
+    assert _files_in(tmp_path) == ["etc/mtc/guestAgent.ini", "etc/mtc/others.ini"]
+    assert "%s was changed, and stays" % changed in said[-1].stdout.decode()
+    assert not (tmp_path / "usr/share/guestmtce").exists() and (tmp_path / "usr/local/bin").is_dir()
+
+
+def test_whoever_is_not_root_may_ask_the_programs_for_their_options(tmp_path):
+    _host_install("server", str(tmp_path))
+    assert (tmp_path / "usr/local/bin/guestServer").stat().st_mode & 0o777 == 0o755
