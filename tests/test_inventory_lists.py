@@ -290,14 +290,3 @@ def test_what_the_vim_enables_and_only_a_server_has_named_is_enabled_anew():
     made.set(named(), True)
     sent = [one for one in of(Send, made.take_effects()) if isinstance(one.command, SetInstance)]
     assert [one.anew for one in sent] == [True, False]
-
-
-def test_what_the_vim_enables_for_the_first_time_is_enabled_anew_though_its_list_has_it_enabled():
-    """An agent before this one was told that it is disabled, and killed: the server may not have heard."""
-    made = settled(A)
-    made.audit()
-    answer_list(made, A.hostname, [ON_A], question(made) or 99)
-    made.take_effects()
-    for _ in range(2):
-        made.set(named(), True)
-    assert [one.anew for one in of(Send, made.take_effects())] == [True, False]

@@ -103,25 +103,22 @@ class Inventory:
         host = self._named_host(named, 400)
         instance = self.instances.get(named.uuid.lower())
         if instance is None:
-            instance = self._ledger.add(named.uuid.lower(), host, named.hostname, reporting=False)
-            instance.commanded = True
+            self._ledger.add(named.uuid.lower(), host, named.hostname, reporting=False)
         else:
             self._ledger.claim(instance, host, named.hostname)
 
     def set(self, named: Named, reporting: bool) -> Dict[str, Any]:
         """Instance set; an unknown instance is added. Returns the reply.
 
-        One that the VIM enables for the first time of this agent was disabled by an agent before this one,
-        whose command may not have arrived: the VIM's list, and a server's word, say nothing of that.
+        One that the VIM enables, and of which this agent has no word of the VIM yet, was disabled by an agent
+        before this one, whose command may not have arrived.
         """
         host = self._named_host(named, 404)
         instance = self.instances.get(named.uuid.lower())
         if instance is None:
-            instance = self._ledger.add(named.uuid.lower(), host, named.hostname, reporting, anew=True)
-            instance.commanded = True
+            self._ledger.add(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
-            anew = not instance.commanded
-            instance.commanded = True
+            anew = instance.adopted
             self._ledger.set_reporting(instance, reporting)
             if not self._ledger.claim(instance, host, named.hostname):
                 self._ledger.send_state(datagram.MOD_INST, instance, anew)

@@ -145,9 +145,10 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "commanded", "heard", "heartbeating", "host", "hostname", "known", "lost", "lost_in",
-        "missed", "outcome_until", "repair_action", "reporting", "restart_secs", "resume_notice_secs",
-        "shutdown_notice_secs", "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
+        "adopted", "heard", "heartbeating", "host", "hostname", "known", "lost", "lost_in", "missed",
+        "outcome_until",
+        "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
+        "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
     )  # fmt: skip
 
     def __init__(self, uuid: str, host: Host, hostname: str, reporting: bool, adopted: bool = False) -> None:
@@ -156,7 +157,6 @@ class Instance:
         self.hostname = hostname  # of `host`, as the VIM spells it
         self.reporting = reporting
         self.adopted = adopted
-        self.commanded = False  # the VIM has set its reporting; until then its list, or a server, told it
         self.missed: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
         self.told = False  # the VIM has been told its state once
         self.heartbeating = False
