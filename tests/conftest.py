@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+import psutil
 import pytest
 
 TIERS = {"quick": (), "ci": ("ci",), "all": ("ci", "full")}
@@ -23,6 +25,27 @@ def pytest_collection_modifyitems(config, items):
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+# What they fork outlives what forked it, on purpose.
+LEAVE_PROCESSES = (
+    "test_guest_scripts.py",
+    "test_guest_waits.py",
+    "test_guest_hostile.py",
+    "test_guest_log.py",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_processes_left(request):
+    """Other tests of this worker look at all of its children."""
+    yield
+    if os.path.basename(str(request.fspath)) in LEAVE_PROCESSES:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+            with contextlib.suppress(psutil.Error, ChildProcessError):
+                child.wait(5)
 
 
 @pytest.fixture

@@ -26,8 +26,13 @@ def connect(path):
 
 
 def guest_of(port):
-    wait_for(lambda: os.path.exists(port.device), "the guest sees the host")
-    return connect(port.device)
+    def try_to():
+        try:
+            return connect(port.device)
+        except OSError:  # it is being made
+            return None
+
+    return wait_for(try_to, "the guest sees the host")
 
 
 def test_words_go_both_ways_and_are_kept_until_the_guest_is_there(port):
