@@ -485,3 +485,19 @@ def test_who_refuses_after_its_patience_was_spent_in_the_question_s_time_has_it_
     bench.run(PATIENCE + 2, answers=False)
     assert bench.session.state == WAITING, "it is not challenged for ever"
     assert bench.told(s.Lost) == []
+
+
+def test_who_owes_an_answer_has_its_patience_anew_when_it_refuses():
+    bench = agreed("reboot")
+    bench.run(12.5, answers=True)
+    bench.run(
+        3.6, answers=False
+    )  # the silence has ended: it is asked whether it is there, and owes an answer
+    bench.ask(2, NOTICE, "suspend", 60000)
+    bench.run(20, answers=False)
+    bench.respond("suspend", NOTICE, "reject")
+    bench.forget()
+    bench.run(PATIENCE - 0.5, answers=False)
+    assert bench.told(s.Lost) == []
+    bench.run(1, answers=False)
+    assert len(bench.told(s.Lost)) == 1

@@ -491,7 +491,7 @@ class Session:
         if ends_silence(question.notification_type, question.event_type, vote):
             self._silence_until = None
             self.misses = 0  # those in the time of the question were excused
-            if self.state == RESUMING and self._patience_until == NEVER:  # and so was all its patience
+            if self.state == RESUMING and now >= self._patience_until:  # and so was all its patience
                 self._ask_whether_there(now)
         elif agrees_to_silence(question.notification_type, question.event_type, vote):
             self._silence_until = now + self._settings.expected_silence
