@@ -237,12 +237,16 @@ def test_runs_that_cannot_be_killed_do_not_pile_up(rig, script, monkeypatch):
     rig.serve(lambda: rig.runner._dying == [], "they are gone")
 
 
-def test_a_script_is_not_too_slow_for_a_time_in_which_we_stood_still(rig, script, tmp_path):
-    path, begun, go, _ = cleaning_up(script, tmp_path)
+def unfinished(rig, path, interval):
+    """A part that runs a script which does not end: what it felt, the part, and when it is to begin."""
     felt = []
-    config = Config(health_check_script=path, health_check_interval=10, corrective_action="stop")
+    config = Config(health_check_script=path, health_check_interval=interval, corrective_action="stop")
     part = HealthScript(rig.runner, config, felt.append, rig.log)
-    now = part.deadline
+    return felt, part, part.deadline
+
+
+def test_a_script_is_not_too_slow_for_a_time_in_which_we_stood_still(rig, script, tmp_path):
+    felt, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 10)
     for at in (0, 0.25, 25.25, 25.5):  # due at 10; 24.75 of that were not ours
         part.tick(now + at)
     assert felt == []
@@ -255,11 +259,7 @@ def test_a_script_is_not_too_slow_for_a_time_in_which_we_stood_still(rig, script
 
 
 def test_a_stall_that_ends_before_the_deadline_counts_no_more_than_one_across_it(rig, script, tmp_path):
-    path, begun, go, _ = cleaning_up(script, tmp_path)
-    felt = []
-    config = Config(health_check_script=path, health_check_interval=3, corrective_action="stop")
-    part = HealthScript(rig.runner, config, felt.append, rig.log)
-    now = part.deadline
+    felt, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 3)
     for at in (0, 0.2, 2.8):
         part.tick(now + at)
     part.tick(now + 3.1)
@@ -267,11 +267,7 @@ def test_a_stall_that_ends_before_the_deadline_counts_no_more_than_one_across_it
 
 
 def test_a_look_that_is_in_time_excuses_nothing(rig, script, tmp_path):
-    path, begun, go, _ = cleaning_up(script, tmp_path)
-    felt = []
-    config = Config(health_check_script=path, health_check_interval=1, corrective_action="stop")
-    part = HealthScript(rig.runner, config, felt.append, rig.log)
-    now = part.deadline
+    felt, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 1)
     for at in (0, 0.3, 0.6, 0.9, 1.0):
         part.tick(now + at)
     assert felt == [Illness("stop", "the script was killed: it did not end in time")]

@@ -35,15 +35,6 @@ class TimedOut(AssertionError):
     """A condition did not come true in time."""
 
 
-def _has_titled_children(pid: int) -> bool:
-    """Whether titles have an effect: the spawner of this guestServer has one."""
-    for process in psutil.Process(pid).children():
-        with contextlib.suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("guestServer: "):
-                return True
-    return False
-
-
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, step: float = 0.01) -> Any:
     """The first true value of `condition`. Raises TimedOut."""
     until = time.monotonic() + seconds
@@ -391,21 +382,17 @@ class Cluster:
         Where titles have no effect guestServer is asked, which one that stands still does not answer.
         """
         host = host or self.hosts[0]
-        found = self._titled_children(host)
-        return found if found else self._dumped_children(host)
-
-    def _titled_children(self, host: Host) -> Dict[str, psutil.Process]:
-        found = {}
+        titled = {}
         for process in psutil.Process(host.server.popen.pid).children():
             with contextlib.suppress(psutil.Error):
-                name, _, uuid = " ".join(process.cmdline()).strip().partition(": ")
-                if name == "guestServer" and uuid in self.uuids:
-                    found[uuid] = process
-        return found
+                name, colon, rest = " ".join(process.cmdline()).strip().partition(": ")
+                if name == "guestServer" and colon:
+                    titled[rest] = process
+        if not titled:  # not even the spawner
+            return self._dumped_children(host)
+        return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
     def _dumped_children(self, host: Host) -> Dict[str, psutil.Process]:
-        if _has_titled_children(host.server.popen.pid):
-            return {}  # there are none for now
         found = {}
         for uuid, row in host.server.dump("guest").items():
             if uuid in self.uuids and int(row["pid"]):
