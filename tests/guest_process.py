@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from guestmtce.lab.cluster import Process
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse, Init, InitAck
@@ -69,6 +71,14 @@ class Host:
 
     def close(self):
         self.listener.close()
+
+
+@pytest.fixture
+def host(tmp_path):
+    """guestServer's place, for a test."""
+    one = Host(tmp_path / "host")
+    yield one
+    one.close()
 
 
 def write_script(path, text):

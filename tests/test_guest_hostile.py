@@ -10,7 +10,7 @@ import socket
 import time
 
 import pytest
-from guest_process import GuestProcess, Host, write_script
+from guest_process import GuestProcess, host, write_script
 from guest_rig import Rig
 
 from guestmtce.guest import ask, options
@@ -21,17 +21,12 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse, Init, InitAck
 
+__all__ = ["host"]  # a fixture
+
 USER = 1000
 
 
 # --- HUP -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def host(tmp_path):
-    one = Host(tmp_path / "host")
-    yield one
-    one.close()
 
 
 def reread(guest, text):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from guest_process import FAST, GuestProcess, Host, write_script
+from guest_process import FAST, GuestProcess, host, write_script
 from pythons import find_python
 
 from guestmtce.guest.log import Log, log_to, printable
@@ -21,17 +21,12 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ChallengeResponse, Exit, Init, InitAck
 
+__all__ = ["host"]  # a fixture
+
 HERE = Path(__file__).resolve().parent.parent
 OLD_PYTHON = find_python("3.6")
 RSS_MAX = 15e6  # bytes
 SOURCES = [*(HERE / "guestmtce" / "guest").glob("*.py"), HERE / "guestmtce" / "wire" / "channel.py"]
-
-
-@pytest.fixture
-def host(tmp_path):
-    one = Host(tmp_path / "host")
-    yield one
-    one.close()
 
 
 @pytest.fixture

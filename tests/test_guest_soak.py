@@ -7,12 +7,14 @@ import sys
 
 import psutil
 import pytest
-from guest_process import GuestProcess, Host, write_script
+from guest_process import GuestProcess, host, write_script
 from test_guest_apps import EXAMPLE
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import ActionResponse, ChallengeResponse, Init, InitAck
+
+__all__ = ["host"]  # a fixture
 
 HEARTBEATS = [pytest.param(2000, marks=pytest.mark.ci), pytest.param(100000, marks=pytest.mark.full)]
 WARM = 0.1  # of the heartbeats, before it is measured
@@ -20,13 +22,6 @@ VOTE_EVERY = 500  # heartbeats
 HANG_UPS_IN = 500  # heartbeats
 WARM_HANG_UPS = 10
 GROWTH_MAX = 300e3  # bytes
-
-
-@pytest.fixture
-def host(tmp_path):
-    one = Host(tmp_path / "host")
-    yield one
-    one.close()
 
 
 class Measured:

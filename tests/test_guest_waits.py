@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from guest_process import FAST, GuestProcess, Host, write_script
+from guest_process import FAST, GuestProcess, host, write_script
 from slow_open import SlowOpen
 
 from guestmtce.guest.log import log_to
@@ -17,19 +17,14 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse
 
+__all__ = ["host"]  # a fixture
+
 INTERVAL = 0.4  # s, the shortest that a guest may have
 STANDS_STILL = 10.0  # s
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 DISK = 16 * 2**20  # bytes
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root freezes file systems and delays opens")
-
-
-@pytest.fixture
-def host(tmp_path):
-    one = Host(tmp_path / "host")
-    yield one
-    one.close()
 
 
 def heartbeats(host, seconds):
