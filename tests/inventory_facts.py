@@ -20,9 +20,9 @@ ADD, MOD, DEL = datagram.ADD_INST, datagram.MOD_INST, datagram.DEL_INST
 NEWEST = 1 << 40  # the serial of a question that was put after all else
 
 
-def answer_list(made, hostname, listed, serial=NEWEST):
-    """The VIM's list; it was asked for just now unless `serial` says when."""
-    made.vim_instances(hostname, listed, serial)
+def answer_list(made, hostname, listed, serial=NEWEST, now=0.0):
+    """The VIM's list; it was asked for just now unless `serial` says when. It comes long before NOW."""
+    made.vim_instances(hostname, listed, serial, now)
 
 
 def answer_state(made, hostname, reporting, serial=NEWEST):
@@ -74,7 +74,7 @@ def origin(number, host=A, sender=7):
 
 def enabled(heartbeating=True):
     made = inventory(A, B)
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     if heartbeating:
         made.server_state(info())
     made.take_effects()

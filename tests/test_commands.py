@@ -82,7 +82,7 @@ def bench(server):
     server.inventory = Inventory()
     for host in (A, B):
         server.inventory.host_set(host)
-        server.inventory.vim_instances(host.hostname, [], 1 << 40)
+        server.inventory.vim_instances(host.hostname, [], 1 << 40, 0.0)
     server.inventory.take_effects()
     server.effects = []
     return server

@@ -53,7 +53,7 @@ def test_create_adds_once_with_reporting_disabled_and_repeats_change_nothing():
     assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
     made.create(named())
     assert made.take_effects() == []
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.create(named())
     assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
     assert made.instances[U].reporting
@@ -62,11 +62,11 @@ def test_create_adds_once_with_reporting_disabled_and_repeats_change_nothing():
 @pytest.mark.parametrize("reporting", [True, False])
 def test_set_adds_the_unknown_and_modifies_the_known(reporting):
     made = inventory()
-    reply = made.set(named(), reporting)
+    reply = made.set(named(), reporting, NOW)
     assert reply == vim.services_reply(U, A.hostname, reporting, False, 0)
     # An agent before this one may have disabled it, which the server may have missed.
     assert made.take_effects() == [send(A, ADD, SetInstance(U, reporting))._replace(anew=reporting)]
-    assert made.set(named(), reporting) == reply == made.reply(U)
+    assert made.set(named(), reporting, NOW) == reply == made.reply(U)
     assert made.take_effects() == [send(A, MOD, SetInstance(U, reporting))]
 
 
@@ -74,11 +74,11 @@ def test_set_adds_the_unknown_and_modifies_the_known(reporting):
 @pytest.mark.parametrize("by_set", [True, False])
 def test_a_move_tells_both_hosts_and_keeps_reporting(reporting, by_set):
     made = inventory(A, B)
-    made.set(named(A), reporting)
+    made.set(named(A), reporting, NOW)
     made.server_state(info(A))
     made.take_effects()
     if by_set:
-        assert made.set(named(B), reporting)["hostname"] == B.hostname
+        assert made.set(named(B), reporting, NOW)["hostname"] == B.hostname
     else:
         made.create(named(B))
     effects = made.take_effects()
@@ -93,13 +93,13 @@ def test_a_move_tells_both_hosts_and_keeps_reporting(reporting, by_set):
 
 def test_a_set_that_moves_takes_the_new_reporting():
     made = enabled()
-    made.set(named(B), False)
+    made.set(named(B), False, NOW)
     assert made.take_effects()[-1] == send(B, ADD, SetInstance(U, False))
 
 
 COMMANDS = {
     "create": (lambda made: made.create(named()), 400, True),
-    "set": (lambda made: made.set(named(), True), 404, True),
+    "set": (lambda made: made.set(named(), True, NOW), 404, True),
     "host": (lambda made: made.host(A.uuid), 404, True),
     "host reporting": (lambda made: made.host_reporting(A.uuid, False), 404, True),
     "query": (lambda made: made.reply(U), 404, False),
@@ -155,9 +155,9 @@ def test_host_reporting_is_the_vims_else_what_its_instances_suggest():
     made = inventory()
     host = made.host(A.uuid)
     assert host.reporting is None and not host.enabled
-    made.set(named(), False)
+    made.set(named(), False, NOW)
     assert not host.enabled
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     assert host.reporting is None and host.enabled
     made.take_effects()
     answer_state(made, A.hostname, None)
@@ -177,7 +177,7 @@ def test_host_reporting_is_the_vims_else_what_its_instances_suggest():
 @pytest.mark.parametrize("reporting", [True, False])
 def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
     made = inventory()
-    made.set(named(), reporting)
+    made.set(named(), reporting, NOW)
     answer_state(made, A.hostname, host)
     made.server_state(info(reporting=reporting))
     made.take_effects()
@@ -192,9 +192,9 @@ def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
 
 def test_disabling_withdraws_what_was_not_told():
     made = enabled()
-    made.set(named(), False)
+    made.set(named(), False, NOW)
     assert Withdraw in kinds(made.take_effects())
-    made.set(named(), False)
+    made.set(named(), False, NOW)
     assert Withdraw not in kinds(made.take_effects())
     made.host_reporting(A.uuid, False)
     assert [effect.uuid for effect in of(Withdraw, made.take_effects())] == [U]
@@ -210,7 +210,7 @@ def test_a_new_host_is_asked_about_and_queried_a_known_one_updated():
     assert made.take_effects() == [*asked, send(A, datagram.QRY_INST, Query())]
     made.host_set(A)
     assert made.take_effects() == [asks(A, False)]
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.take_effects()
     moved = A._replace(ip="10.0.0.9")
     made.host_set(moved)
@@ -300,18 +300,19 @@ INFO = st.builds(info, ONE_HOST, ONE_UUID, st.booleans(), st.booleans())
 ORIGIN = st.one_of(st.none(), st.builds(origin, st.integers(1, 9)))
 NAME = st.sampled_from([*HOSTS, ""])
 SERIAL = st.one_of(st.integers(1, 40), st.just(NEWEST))
+CLOCK = st.sampled_from([NOW, NOW + 1, NOW + 10])  # s, monotonic
 STEP = st.one_of(
     st.tuples(st.just("host_set"), ONE_HOST),
     st.tuples(st.just("host_deleted"), ONE_HOST),
     st.tuples(st.just("create"), st.builds(named, ONE_HOST, ONE_UUID)),
-    st.tuples(st.just("set"), st.builds(named, ONE_HOST, ONE_UUID), st.booleans()),
+    st.tuples(st.just("set"), st.builds(named, ONE_HOST, ONE_UUID), st.booleans(), CLOCK),
     st.tuples(st.just("delete"), ONE_UUID),
     st.tuples(st.sampled_from(["server_state", "server_answer"]), INFO, ORIGIN),
     st.tuples(st.just("server_ill"), st.builds(info, ONE_HOST, ONE_UUID), ORIGIN),
     st.tuples(st.just("server_loss"), st.one_of(INFO, st.builds(loss, ONE_HOST, ONE_UUID)), ORIGIN),
     st.tuples(st.just("vim_host_state"), st.sampled_from(list(HOSTS)), st.booleans(), SERIAL),
     st.tuples(st.just("vim_instances"), st.sampled_from(list(HOSTS)),
-              st.lists(st.builds(Listed, ONE_UUID, NAME, st.booleans()), max_size=2), SERIAL),
+              st.lists(st.builds(Listed, ONE_UUID, NAME, st.booleans()), max_size=2), SERIAL, CLOCK),
     st.tuples(st.just("audit")),
 )  # fmt: skip
 

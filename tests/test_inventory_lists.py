@@ -4,6 +4,7 @@ import pytest
 from inventory_facts import (
     ADD,
     DEL,
+    NOW,
     A,
     B,
     U,
@@ -121,7 +122,7 @@ def test_a_silent_vim_makes_no_server_forget_anything():
 
 COMMANDS = {
     "create": lambda made: made.create(named()),
-    "set": lambda made: made.set(named(), True),
+    "set": lambda made: made.set(named(), True, NOW),
 }
 
 
@@ -180,7 +181,7 @@ def test_only_a_list_that_was_asked_for_after_a_delete_brings_an_instance_back(k
     made.host_set(A)
     asked = question(made)
     if known:
-        made.set(named(), True)
+        made.set(named(), True, NOW)
         made.delete(U)
     else:
         with pytest.raises(Failure):
@@ -217,7 +218,7 @@ def test_a_list_from_before_a_move_moves_nothing_back(by):
     asked = of(AskVim, made.take_effects())[1].serial
     made.server_state(info(A))
     if by == "set":
-        made.set(named(B), True)
+        made.set(named(B), True, NOW)
     else:
         made.create(named(B))
     made.take_effects()
@@ -286,7 +287,18 @@ def test_what_the_vim_enables_and_only_a_server_has_named_is_enabled_anew():
     made = settled()
     made.server_state(info())
     made.take_effects()
-    made.set(named(), True)
-    made.set(named(), True)
+    made.set(named(), True, NOW)
+    made.set(named(), True, NOW)
     sent = [one for one in of(Send, made.take_effects()) if isinstance(one.command, SetInstance)]
     assert [one.anew for one in sent] == [True, False]
+
+
+@pytest.mark.parametrize("later, anew", [(0.0, True), (1.9, True), (2.1, False)])
+def test_what_the_vim_enables_just_after_its_list_said_so_is_enabled_anew(later, anew):
+    """An agent before this one was told that it is disabled, and killed: the server may not have heard."""
+    made = inventory(A, listed=False)
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)], now=NOW)
+    made.take_effects()
+    for _ in range(2):
+        made.set(named(), True, NOW + later)
+    assert [one.anew for one in of(Send, made.take_effects())] == [anew, False]

@@ -106,19 +106,19 @@ def test_the_vim_is_answered_and_told_in_its_own_spelling(spelling):
     mine = A._replace(hostname=spelling)
     made.create(named(mine))
     assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
-    assert made.set(named(mine), True)["hostname"] == spelling == made.reply(U)["hostname"]
+    assert made.set(named(mine), True, NOW)["hostname"] == spelling == made.reply(U)["hostname"]
     assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
     made.server_state(info(A))
     assert of(TellService, made.take_effects())[0].body["hostname"] == spelling
     assert made.ask(named(mine), channel.VOTE, "stop", NOW)["hostname"] == spelling
-    assert made.set(named(B), True)["hostname"] == B.hostname
-    assert made.set(named(mine), True)["hostname"] == spelling  # moved back
+    assert made.set(named(B), True, NOW)["hostname"] == B.hostname
+    assert made.set(named(mine), True, NOW)["hostname"] == spelling  # moved back
 
 
 def test_the_vims_newest_spelling_is_taken_in_place():
     made = enabled()
     other = A._replace(hostname="Compute-0")
-    made.set(named(other), True)
+    made.set(named(other), True, NOW)
     assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
     assert made.reply(U)["hostname"] == "Compute-0"
     made.create(named())
@@ -164,8 +164,8 @@ def test_one_uuid_in_both_cases_is_one_instance_and_a_reply_is_spelled_as_its_co
     made = inventory()
     made.create(named(uuid=UPPER))
     assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
-    assert made.set(named(uuid=UPPER), True)["uuid"] == UPPER
-    assert made.set(named(), True)["uuid"] == U
+    assert made.set(named(uuid=UPPER), True, NOW)["uuid"] == UPPER
+    assert made.set(named(), True, NOW)["uuid"] == U
     made.server_state(info())
     assert of(TellService, made.take_effects())[0].uuid == U
     answer_list(made, A.hostname, [Listed(U, A.hostname, False)])

@@ -25,7 +25,7 @@ SAID = {
 
 def provisioned():
     made = inventory(A, B)
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.take_effects()
     return made
 
@@ -156,9 +156,9 @@ def test_an_old_server_has_no_numbers_and_its_order_counts():
 def test_after_a_move_the_numbers_of_before_do_not_count():
     made = provisioned()
     say(made, "RUNNING", 900)
-    made.set(named(B), True)
+    made.set(named(B), True, NOW)
     made.server_state(info(B), origin(5, B, sender=9))
-    made.set(named(A), True)
+    made.set(named(A), True, NOW)
     made.take_effects()
     say(made, "RUNNING", 6)
     assert len(of(TellService, made.take_effects())) == 1 and made.instances[U].heartbeating

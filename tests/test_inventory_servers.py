@@ -33,7 +33,7 @@ from guestmtce.wire.vim import Failure, Listed, Named
 @pytest.mark.parametrize("heartbeating", [True, False])
 def test_running_and_stopped_are_stored_and_told(heartbeating):
     made = inventory()
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.take_effects()
     made.server_state(info(heartbeating=heartbeating))
     effects = made.take_effects()
@@ -143,7 +143,7 @@ def test_a_server_that_started_learns_all_that_we_know():
 def unheard():
     """The instance is known from the VIM alone."""
     made = inventory()
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.take_effects()
     return made
 
@@ -189,7 +189,7 @@ def test_a_loss_that_tells_all_is_told_at_once():
 OVER = {
     "running": lambda made: made.server_state(info(), origin(6)),
     "answer": lambda made: made.server_answer(info(), origin(6)),
-    "disabled": lambda made: made.set(named(), False),
+    "disabled": lambda made: made.set(named(), False, NOW),
     "host disabled": lambda made: made.host_reporting(A.uuid, False),
 }
 
@@ -199,7 +199,7 @@ def test_a_loss_that_is_over_while_it_waits_is_not_told(name):
     made = unheard()
     made.server_loss(loss(), origin(5))
     OVER[name](made)
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.host_reporting(A.uuid, True)
     made.server_answer(info(heartbeating=False), origin(7))
     assert alarms(made) == []
@@ -300,7 +300,7 @@ def test_the_list_decides_about_the_adopted(name):
 
 def test_what_the_vim_commanded_is_newer_than_its_list():
     made = inventory(listed=False)
-    made.set(named(), True)
+    made.set(named(), True, NOW)
     made.server_answer(info(uuid=V))
     made.create(named(uuid=V))
     made.take_effects()

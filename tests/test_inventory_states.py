@@ -106,7 +106,7 @@ def test_the_first_answer_about_an_instance_is_told_whatever_it_says(heartbeatin
     if by == "list":
         answer_list(made, A.hostname, [ON_A])
     elif by == "command":
-        made.set(named(), True)
+        made.set(named(), True, NOW)
     made.take_effects()
     for told in (1, 0, 0):
         made.server_answer(info(heartbeating=heartbeating))
@@ -120,7 +120,7 @@ def test_the_first_answer_about_an_instance_is_told_whatever_it_says(heartbeatin
 def test_after_an_event_the_first_answer_that_says_the_same_is_no_news():
     for tell in (Inventory.server_state, Inventory.server_ill):
         made = inventory()
-        made.set(named(), True)
+        made.set(named(), True, NOW)
         made.take_effects()
         tell(made, info(heartbeating=False))
         assert len(of(TellService, made.take_effects())) == 1

@@ -51,7 +51,7 @@ def create_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, A
 
 
 def set_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    return inventory.set(*vim.parse_set(uuid, body))
+    return inventory.set(*vim.parse_set(uuid, body), time.monotonic())
 
 
 def query_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:

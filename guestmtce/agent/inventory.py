@@ -24,6 +24,7 @@ from guestmtce.agent.rows import (
     ANYTHING,
     BEAT,
     FAILED,
+    LONG_AGO,
     START,
     STATE,
     UNHEALTHY,
@@ -46,6 +47,8 @@ UNANSWERED_MAX = 2
 # s after a question's timeout in which the VIM still waits for the outcome; after 1.1 s it goes on by itself
 # (spec 3, "How the real VIM behaves").
 OUTCOME_GRACE = 1.0
+# s after a list of the VIM's in which its command may say the same: the list was quicker than the command.
+SAME_WORD = 2.0
 
 
 class Inventory:
@@ -107,18 +110,20 @@ class Inventory:
         else:
             self._ledger.claim(instance, host, named.hostname)
 
-    def set(self, named: Named, reporting: bool) -> Dict[str, Any]:
+    def set(self, named: Named, reporting: bool, now: float) -> Dict[str, Any]:
         """Instance set; an unknown instance is added. Returns the reply.
 
         One that the VIM enables, and of which this agent has no word of the VIM yet, was disabled by an agent
-        before this one, whose command may not have arrived.
+        before this one, whose command may not have arrived. The same holds where the only word is a list that
+        was quicker than the command.
         """
         host = self._named_host(named, 404)
         instance = self.instances.get(named.uuid.lower())
         if instance is None:
             self._ledger.add(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
-            anew = instance.adopted
+            anew = instance.adopted or now - instance.listed_at < SAME_WORD
+            instance.listed_at = LONG_AGO
             self._ledger.set_reporting(instance, reporting)
             if not self._ledger.claim(instance, host, named.hostname):
                 self._ledger.send_state(datagram.MOD_INST, instance, anew)
@@ -160,7 +165,9 @@ class Inventory:
             log.info("host %s: the VIM says reporting is %s", host.name, datagram.state_word(reporting))
             self._ledger.set_host_reporting(host, reporting)
 
-    def vim_instances(self, hostname: str, listed: Optional[List[vim.Listed]], serial: int) -> None:
+    def vim_instances(
+        self, hostname: str, listed: Optional[List[vim.Listed]], serial: int, now: float
+    ) -> None:
         """The VIM's list of a host's instances; None: it gave none."""
         host = self.hosts.find(hostname)
         if host is None or listed is None:
@@ -169,7 +176,7 @@ class Inventory:
             log.info("host %s: the VIM lists %d instances", host.name, len(listed))
         host.listed, host.wanted, host.unlisted = True, False, 0
         for entry in listed:
-            self._listed(host, entry, serial)
+            self._listed(host, entry, serial, now)
         known = {entry.uuid for entry in listed}
         for instance in [one for one in host.instances.values() if one.adopted and one.uuid not in known]:
             if instance.missed is not None and serial > instance.missed:
@@ -177,17 +184,18 @@ class Inventory:
             else:
                 self._ledger.miss(instance)
 
-    def _listed(self, asked: Host, entry: vim.Listed, serial: int) -> None:
+    def _listed(self, asked: Host, entry: vim.Listed, serial: int, now: float) -> None:
         named = self.hosts.find(entry.hostname)
         host, hostname = (asked, asked.name) if named is None else (named, entry.hostname)
         instance = self.instances.get(entry.uuid)
         if instance is None and self._ledger.deleted_since(entry.uuid, serial):
             self._ledger.want_list(asked)
         elif instance is None:
-            self._ledger.add(entry.uuid, host, hostname, entry.reporting)
+            self._ledger.add(entry.uuid, host, hostname, entry.reporting).listed_at = now
         elif instance.adopted:
             # What the VIM commanded is newer than any list; what a server said is not.
             self._ledger.set_reporting(instance, entry.reporting)
+            instance.listed_at = now
             if not self._ledger.claim(instance, host, hostname):
                 self._ledger.send_state(datagram.ADD_INST, instance)
                 self._ledger.tell_waiting(instance)

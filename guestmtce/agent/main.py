@@ -217,7 +217,8 @@ class Agent(program.Service[AgentSettings]):
             self._apply(lambda inventory: inventory.vim_host_state(item.uuid, state, item.serial))
         else:
             listed = vim.parse_instances(reply)
-            self._apply(lambda inventory: inventory.vim_instances(item.uuid, listed, item.serial))
+            now = time.monotonic()
+            self._apply(lambda inventory: inventory.vim_instances(item.uuid, listed, item.serial, now))
 
     # --- reports for people ------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from guestmtce.wire import channel, datagram, extension
 
 FAILED = "failed"
 UNHEALTHY = "unhealthy"
-
+LONG_AGO = float("-inf")  # s, monotonic
 
 # What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
 # one void: a start voids an illness, a beat a loss, anything an answer.
@@ -145,10 +145,9 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "heard", "heartbeating", "host", "hostname", "known", "lost", "lost_in", "missed",
-        "outcome_until",
-        "repair_action", "reporting", "restart_secs", "resume_notice_secs", "shutdown_notice_secs",
-        "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
+        "adopted", "heard", "heartbeating", "host", "hostname", "known", "listed_at", "lost", "lost_in",
+        "missed", "outcome_until", "repair_action", "reporting", "restart_secs", "resume_notice_secs",
+        "shutdown_notice_secs", "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
     )  # fmt: skip
 
     def __init__(self, uuid: str, host: Host, hostname: str, reporting: bool, adopted: bool = False) -> None:
@@ -158,6 +157,7 @@ class Instance:
         self.reporting = reporting
         self.adopted = adopted
         self.missed: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
+        self.listed_at = LONG_AGO  # s, monotonic: only a list of the VIM's has named it since
         self.told = False  # the VIM has been told its state once
         self.heartbeating = False
         self.unanswered = 0  # audits since its server spoke of it
