@@ -9,6 +9,7 @@ from serverlink_bench import NAME, OurServer
 from test_agent_main import HOST, INFO, LOSS, U, World, confirmed, told, vote
 
 from guestmtce.lab.cluster import Cluster, wait_for
+from guestmtce.lab.pace import within
 from guestmtce.wire import datagram
 
 FAST = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]
@@ -123,7 +124,8 @@ def test_a_stale_outcome_is_confirmed_and_not_told(world, word):
     one.vim.stop()
     told(server, vote(), 2)
     one.until(lambda: 2 in confirmed(server), "nobody wants it any more")
-    assert 1.9 < time.monotonic() - asked < 10
+    took = time.monotonic() - asked
+    assert took > 1.9 and within(10, took)
     one.vim.start()
     told(server, LOSS, 3)
     one.until(lambda: 3 in confirmed(server), "the VIM hears again")
@@ -151,7 +153,8 @@ def test_an_outcome_of_a_question_of_another_agent_ends_with_its_timeout(world):
     began = time.monotonic()
     told(server, vote(), 2)
     one.until(lambda: 2 in confirmed(server), "nobody wants it any more")
-    assert 1.9 < time.monotonic() - began < 10
+    took = time.monotonic() - began
+    assert took > 1.9 and within(10, took)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 302])

@@ -10,6 +10,7 @@ import pytest
 from children_driver import ROOT
 
 from guestmtce.lab.cluster import Cluster, TimedOut, wait_for
+from guestmtce.lab.pace import within
 
 pytestmark = [pytest.mark.ci, pytest.mark.skipif(not ROOT, reason="only root has children of another user")]
 
@@ -61,4 +62,4 @@ def test_where_all_have_one_user_a_hang_after_six_kills_is_told_within_15_s():
         cluster.hosts[0].guests.say(uuid, "hang")
         began = time.monotonic()
         wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears of it", 20)
-        assert time.monotonic() - began < 15
+        assert within(15, time.monotonic() - began)

@@ -11,11 +11,13 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Set, Tuple
 
+from guestmtce.lab import pace
 from guestmtce.lab.cluster import Cluster, TimedOut, wait_for
 
 GUESTS = 20
 INTERVAL = 1.0  # s
 LOSS_TOLERANCE = 0.05  # s
+BUSY_TOLERANCE = 1.0  # s, where the machine has other work
 HUNG, KILLED, VOTER, ILL = 5, 7, 1, 9  # numbers of guests
 REASON = "a backup is running"
 RUN_TOGETHER = 1.5  # s of undisturbed life shown before and after what happens
@@ -87,11 +89,14 @@ def hang(cluster: Cluster) -> str:
     alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears the alarm", 4 * INTERVAL)
     took = alarms[0]["at"] - guests.status()[uuid]["unanswered_since"]
     service = alarms[0]["body"]["event-data"]["services"][0]
-    _check(abs(took - 2 * INTERVAL) <= LOSS_TOLERANCE, "alarm after %.3f s" % took)
+    busy, late = pace.remark(), took - 2 * INTERVAL
+    _check(late >= -LOSS_TOLERANCE, "alarm already after %.3f s" % took)
+    _check(late <= (BUSY_TOLERANCE if busy else LOSS_TOLERANCE), "alarm only after %.3f s" % took)
     _check((service["state"], service["repair-action"]) == ("failed", "reboot"), "alarm says %r" % service)
     return (
         "lab-%d hung: the VIM had the alarm (failed, repair action reboot) %.3f s after the first\n"
-        "   unanswered challenge; two intervals are %.3f s" % (HUNG, took, 2 * INTERVAL)
+        "   unanswered challenge; two intervals are %.3f s%s"
+        % (HUNG, took, 2 * INTERVAL, busy and "\n   (%s)" % busy)
     )
 
 
@@ -169,6 +174,8 @@ def run() -> int:
         return 130
     except (TimedOut, AssertionError, RuntimeError) as error:
         print("\nNOT SEEN: %s" % error)
+        if pace.remark():
+            print("%s; try again when it is not" % pace.remark())
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the clean-up is short and must be whole
         left = _stop(cluster)
