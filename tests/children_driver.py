@@ -14,6 +14,7 @@ import pytest
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.pace import stretched
 from guestmtce.server import confine, reports, sandbox, seccomp
 from guestmtce.server.children import Child, Children, Handlers
 from guestmtce.wire import channel
@@ -67,7 +68,7 @@ class Bench:
             self.loop,
             settings or reports.Settings(),
             confine.Means(identity, FILTER),
-            spawn_timeout,
+            stretched(spawn_timeout),
             Handlers(self.started.append, self._reported, self._ended, lambda: None),
             uids,
         )
@@ -81,7 +82,7 @@ class Bench:
 
     def start(self, uuid=ONE, resume=None):
         near, self.far[uuid] = socket.socketpair()
-        self.far[uuid].settimeout(5)
+        self.far[uuid].settimeout(60)
         self.children.start(uuid, near, resume)
 
     def born(self, uuid=ONE, resume=None):

@@ -7,21 +7,22 @@ import os
 
 import psutil
 import pytest
-
-TIERS = {"quick": (), "ci": ("ci",), "all": ("ci", "full")}
+from hypothesis import settings
+from tiers import MARKS, examples
 
 
 def pytest_configure(config):
+    settings.register_profile("tier", max_examples=examples(100))
+    settings.load_profile("tier")
     config.addinivalue_line("markers", "ci: takes long; runs in continuous integration")
     config.addinivalue_line("markers", "full: takes very long; runs with scripts/test --all")
 
 
 def pytest_collection_modifyitems(config, items):
-    wanted = TIERS[os.environ.get("GUESTMTCE_TIER", "quick")]
     left_out = [
         item
         for item in items
-        if any(item.get_closest_marker(name) and name not in wanted for name in ("ci", "full"))
+        if any(item.get_closest_marker(name) and name not in MARKS for name in ("ci", "full"))
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -45,7 +46,7 @@ def no_processes_left(request):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
             with contextlib.suppress(psutil.Error, ChildProcessError):
-                child.wait(5)
+                child.wait(60)
 
 
 @pytest.fixture

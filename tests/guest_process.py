@@ -42,13 +42,13 @@ class Host:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen(1)
-        self.listener.settimeout(10)
+        self.listener.settimeout(60)
         self.lines = channel.LineBuffer()
         self.heard = []
 
     def accept(self):
         self.link, _ = self.listener.accept()
-        self.link.settimeout(10)
+        self.link.settimeout(60)
         return self
 
     def say(self, message):

@@ -38,7 +38,7 @@ class Bench:
         """A socket where the link expects a guestServer."""
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         one.bind((address, self.server_port))
-        one.settimeout(5)
+        one.settimeout(60)
         self._sockets.append(one)
         return one
 

@@ -128,7 +128,7 @@ def test_an_interrupted_run_leaves_nothing(folder):
         wait_for(lambda: len(tree.children(recursive=True)) >= whole, "the processes are there", 30)
         started = tree.children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == bench.INTERRUPTED
+        assert process.wait(60) == bench.INTERRUPTED
         assert psutil.wait_procs(started, 10)[1] == []
         assert os.listdir(folder) == []
 

@@ -105,7 +105,7 @@ class Evil:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(os.path.join(folder, "cgcs.heartbeat.%s.sock" % EVIL))
         self.listener.listen(1)
-        self.listener.settimeout(10)
+        self.listener.settimeout(60)
         self.channel = None
 
     def call(self, text):
@@ -113,7 +113,7 @@ class Evil:
         try:
             if self.channel is None:
                 self.channel, _ = self.listener.accept()
-                self.channel.settimeout(20)
+                self.channel.settimeout(60)
                 self.channel.send(MARK)
                 answers = self.channel.makefile("rb")
                 while answers.readline() != MARK + b"\n":

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from guestmtce.lab.cluster import Cluster, wait_for
-from guestmtce.lab.pace import within
+from guestmtce.lab.pace import stretched, within
 
 GUESTS = 8
 INTERVAL = 0.1  # s
@@ -257,7 +257,7 @@ def test_a_clean_stop_leaves_no_process_and_no_pid_file(cloud):
     host = cloud.hosts[0]
     children = list(cloud.children().values())
     host.server.signal(signal.SIGTERM)
-    assert host.server.popen.wait(2.0) == 0
+    assert host.server.popen.wait(stretched(2.0)) == 0
     assert all(gone(child) for child in children)
     assert [
         name for name in os.listdir(host.server.folder) if name.endswith((".pid", ".info", ".lock"))

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.agent import events
 from guestmtce.agent.events import ALARM, QUESTION, SERVICE, Outbox
@@ -281,7 +282,7 @@ NEWS = st.one_of(
 TURN = st.tuples(NEWS, st.sampled_from(["delivered", "refused", "unreached", None]), st.floats(0, 3))
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(TURN, max_size=30))
 def test_an_alarm_or_state_that_is_still_true_arrives(turns):
     made, now, open_news = outbox(), NOW, {}

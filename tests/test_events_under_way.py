@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.agent import events
 from guestmtce.agent.events import ACTION, ALARM, NEVER, QUESTION, SERVICE, Outbox
@@ -369,7 +370,7 @@ NEWS = st.one_of(
 STEP = st.one_of(NEWS, st.just("next"), st.tuples(st.sampled_from(ENDS), st.integers(0, 3)), st.floats(0, 3))
 
 
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(400), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEP, max_size=60))
 def test_the_rules_hold_whatever_happens(steps):
     made, now, out = outbox(), NOW, []

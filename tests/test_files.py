@@ -39,7 +39,7 @@ assert sorted(os.listdir(".")) in (["fill", "old"], ["fill", "new", "old"])
 def test_on_a_full_file_system_a_file_that_exists_can_be_changed(tmp_path):
     script = 'mount -t tmpfs -o size=64k x "$1" && exec "$2" -c "$3" "$1"'
     words = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), sys.executable, ON_A_FULL_FILE_SYSTEM]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

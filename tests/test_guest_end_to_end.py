@@ -14,15 +14,17 @@ from guest_process import GuestProcess, write_script
 
 from guestmtce.lab.cluster import Cluster, wait_for
 from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.pace import slowness
 from guestmtce.lab.port import Port
 
-INTERVAL_MS = 150
-GUESTS_PATIENCE = 0.5  # s; 5 s in life
+PACE = slowness()
+INTERVAL_MS = int(150 * PACE)
+GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
 SERVER = [
-    "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
-    "timers.reconnect_max=0.1", "timers.rescan=0.5", "timers.expected_silence=3", "timers.settled=0.05",
-    "timers.state_period=0.02",
-    "timers.ill_repeat=0.3",
+    "client.hbs_pulse_period=50", "timers.stopped_grace=%g" % (0.4 * PACE),
+    "timers.guest_patience=%g" % GUESTS_PATIENCE, "timers.reconnect_max=0.1", "timers.rescan=0.5",
+    "timers.expected_silence=%g" % (3 * PACE), "timers.settled=0.05", "timers.state_period=0.02",
+    "timers.ill_repeat=%g" % (0.3 * PACE),
 ]  # fmt: skip
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "guest" / "process_example.py"
@@ -111,7 +113,7 @@ def test_a_client_that_is_stopped_is_lost_and_comes_back_by_itself(guest):
 def test_a_client_that_is_ended_says_so_and_that_is_no_loss(guest):
     guest.start()
     guest.client.signal(signal.SIGTERM)
-    assert guest.client.popen.wait(5) == 0
+    assert guest.client.popen.wait(60) == 0
     guest.await_status("disabled")
     assert guest.alarms() == []
 

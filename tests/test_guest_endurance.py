@@ -35,7 +35,7 @@ MAY_LOCK = is_allowed("ulimit -l unlimited")
 def python(code, **keys):
     """What a Python process of its own prints."""
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=HERE, stdout=subprocess.PIPE, check=True, timeout=30, **keys)
+    done = subprocess.run(words, cwd=HERE, stdout=subprocess.PIPE, check=True, timeout=60, **keys)
     return done.stdout.decode().strip()
 
 
@@ -226,7 +226,7 @@ def test_the_init_script_starts_nothing_on_a_host_and_says_so(tmp_path):
     }  # fmt: skip
     words = [str(GUEST / "heartbeat_init"), "start"]
     done = subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
     )
     assert (done.returncode, b"not started, it hosts" in done.stdout) == (0, True)
     assert not pid_file.exists()

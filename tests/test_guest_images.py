@@ -135,7 +135,7 @@ def test_the_single_file_heartbeats(built, tmp_path, python):
         host.accept().heartbeat()
         process.terminate()
         assert host.hear(Exit)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     host.close()
 
 

@@ -130,7 +130,7 @@ def test_what_a_parent_left_of_signals_is_undone(tmp_path):
         while "started" not in client.stderr.readline():
             assert client.poll() is None
         client.terminate()
-        assert client.wait(10) == 0
+        assert client.wait(60) == 0
     finally:
         client.kill()
         client.communicate()

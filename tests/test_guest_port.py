@@ -43,7 +43,7 @@ class Host:
 
     def accept(self):
         self.link, _ = self.listener.accept()
-        self.link.settimeout(5)
+        self.link.settimeout(60)
         return self.link
 
     def read(self, size):

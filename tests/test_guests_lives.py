@@ -6,11 +6,12 @@ from guests_driver import UUID
 from guests_world import BEGINNING, STEPS, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.server import guest as row
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.lists(STEPS, max_size=40))
 def test_random_lives_keep_the_rules(steps):
     world = World()

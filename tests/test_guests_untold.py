@@ -7,6 +7,7 @@ from guests_driver import ENDS, INIT, OTHER, SETTINGS, UUID, Bench, heartbeating
 from guests_world import BEGINNING, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.server import guest as row
 from guestmtce.server import reports
@@ -245,7 +246,7 @@ TROUBLE = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.lists(TROUBLE, max_size=30))
 def test_what_is_untold_is_what_is_true_and_unconfirmed(steps):
     world = World()

@@ -19,7 +19,7 @@ from guestmtce.agent.commands import Commands
 from guestmtce.agent.http_connections import Caller
 from guestmtce.agent.http_server import HttpServer
 from guestmtce.agent.inventory import Inventory
-from guestmtce.lab.cluster import free_ports
+from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.lab.pace import within
 from guestmtce.wire import vim
 from guestmtce.wire.datagram import HostRecord
@@ -79,10 +79,7 @@ def read_reply(connection):
 
 
 def until(condition, what):
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.005)
+    wait_for(condition, what, WAIT)
 
 
 def seconds(act):

@@ -29,6 +29,7 @@ from inventory_facts import (
     origin,
     send,
 )
+from tiers import examples
 
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.rows import (
@@ -317,7 +318,7 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEP, max_size=25))
 def test_the_servers_and_the_vim_are_always_told_where_an_instance_is(steps):
     made = Inventory()

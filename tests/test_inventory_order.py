@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inventory_facts import A, B, U, info, inventory, loss, named, of, origin
+from tiers import examples
 
 from guestmtce.agent.events import ALARM, SERVICE, Outbox
 from guestmtce.agent.rows import TellAlarm, TellService
@@ -178,7 +179,7 @@ def deliveries(draw):
     return history, draw(st.permutations(numbers + again)), draw(st.booleans())
 
 
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(500), suppress_health_check=[HealthCheck.too_slow])
 @given(deliveries())
 def test_in_any_order_the_newest_state_stands_and_no_loss_is_lost_or_made_up(delivery):
     history, order, short = delivery
@@ -195,7 +196,7 @@ def test_in_any_order_the_newest_state_stands_and_no_loss_is_lost_or_made_up(del
     assert kinds.count("failed") == (history[-1] == "LOSS")
 
 
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(500), suppress_health_check=[HealthCheck.too_slow])
 @given(deliveries(), st.lists(st.booleans(), min_size=14, max_size=14))
 def test_no_loss_is_told_twice_and_none_that_was_over_when_it_came(delivery, turns):
     """The VIM takes what there is at some moments: an alarm that it has is not told again by anything old."""

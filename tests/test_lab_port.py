@@ -20,7 +20,7 @@ def port(tmp_path):
 
 def connect(path):
     link = socket.socket(socket.AF_UNIX)
-    link.settimeout(5)
+    link.settimeout(60)
     link.connect(path)
     return link
 

@@ -47,6 +47,11 @@ class Bench:
             self.loop.at(min(until, time.monotonic() + ROUND), lambda: None)
             self.loop.run_once()
 
+    def await_gone(self, *names, seconds=5.0):
+        """These are found, in this order, and nobody else."""
+        wait_for(lambda: self.run(ROUND) or len(self.gone) >= len(names), "they are found", seconds, step=0)
+        assert self.gone == list(names)
+
     def close(self):
         self.loop.close()
         for process in self.processes.values():
@@ -75,10 +80,10 @@ def bench(monkeypatch):
 def test_who_sleeps_now_and_then_is_left_alone_and_who_spins_or_stands_still_is_stuck(bench):
     one = bench(beats=BEATS, spins=SPINS, stopped=BEATS)
     one.run(ODD)
-    assert one.gone == ["spins"]
+    one.await_gone("spins")
     one.processes["stopped"].send_signal(signal.SIGSTOP)
-    one.run(ODD)
-    assert one.gone == ["spins", "stopped"] and one.liveness.stuck == 2
+    one.await_gone("spins", "stopped")
+    assert one.liveness.stuck == 2
 
 
 def test_time_in_which_we_stood_still_does_not_count(bench, monkeypatch):
@@ -89,8 +94,7 @@ def test_time_in_which_we_stood_still_does_not_count(bench, monkeypatch):
         one.run(PATIENCE / 2)
         time.sleep(PATIENCE)
     assert one.gone == []
-    one.run(ODD)
-    assert one.gone == ["stopped"]
+    one.await_gone("stopped")
 
 
 def test_one_that_has_ended_is_nobodys_trouble(bench):
@@ -114,10 +118,8 @@ def test_one_that_spins_in_short_naps_is_found_and_a_busy_one_is_not(bench, monk
     """3 ms at work and 0.1 asleep, or a tenth of the time at work, as under a flood."""
     monkeypatch.setattr(liveness, "CPU_DEBT_MAX", 0.2)
     one = bench(naps=NAPS % (0.003, 0.0001), busy=NAPS % (0.002, 0.018), beats=BEATS)
-    for _ in range(50):
-        if not one.gone:
-            one.run(PATIENCE)
-    assert one.gone == ["naps"] and one.liveness.stuck == 0
+    one.await_gone("naps", seconds=15.0)
+    assert one.liveness.stuck == 0
     assert one.spinning["naps"].endswith("s of a processor beyond its share")
 
 

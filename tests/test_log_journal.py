@@ -28,7 +28,7 @@ def logged(stream):
         there = os.fstat(its.fileno())
         stream = "%d:%d" % (there.st_dev, there.st_ino) if stream is None else stream
         environment = {**os.environ, "JOURNAL_STREAM": stream}
-        subprocess.run([sys.executable, "-c", LOGS], stderr=its, env=environment, check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", LOGS], stderr=its, env=environment, check=True, timeout=60)
         return ours.recv(65536).decode().splitlines()
 
 

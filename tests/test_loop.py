@@ -242,7 +242,7 @@ def test_what_a_parent_left_of_signals_is_undone():
     )
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=10, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -270,7 +270,7 @@ def test_a_blocking_call_in_the_loop_is_not_interrupted_by_a_signal():
         "loop.run()\n"
         "print('ended')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=10, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"ended\n", b"")
 
 

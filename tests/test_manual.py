@@ -89,7 +89,7 @@ def test_bash_completes(written, words):
     script = 'set -eu; name=$1; . "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
     script += '"_$name" "$name" "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; printf "%s\\n" "${COMPREPLY[@]}"'
     command = ["bash", "-c", script, "%s/completions/%s" % (written, words[0]), *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=20)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
     assert set(done.stdout.decode().split()) >= set(COMPLETED[words])
     assert all(one.startswith(words[-1]) for one in done.stdout.decode().split())
 

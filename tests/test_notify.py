@@ -14,7 +14,7 @@ from guestmtce.daemon import notify
 def systemd(tmp_path, monkeypatch):
     one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     one.bind(str(tmp_path / "notify"))
-    one.settimeout(5)
+    one.settimeout(60)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     yield one
     one.close()
@@ -30,7 +30,7 @@ def test_an_abstract_socket_is_reached(monkeypatch):
     name = "guestmtce-test-%d" % os.getpid()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\0" + name)
-        systemd.settimeout(5)
+        systemd.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
         assert notify.tell(notify.STOPPING)
         assert systemd.recv(100) == b"STOPPING=1"
@@ -41,7 +41,7 @@ def test_an_at_in_a_path_is_a_part_of_it(tmp_path, monkeypatch):
     path = str(tmp_path / "user@1000" / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
-        systemd.settimeout(5)
+        systemd.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", path)
         assert notify.tell(notify.READY)
         assert systemd.recv(100) == b"READY=1"

@@ -30,7 +30,7 @@ def start(daemon, *before, **environment):
     """Start it with these words before its own."""
     words = [*before, sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder))]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=20, check=False, env={**os.environ, **environment}
+        words, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
     )
     if done.returncode == 0:
         daemon.pids.append(daemon.pid)
@@ -87,7 +87,7 @@ def test_a_run_folder_that_cannot_be_written_to_is_refused(daemon):
         [*before, sys.executable, "-m", MODULES[daemon.name], *words],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
@@ -129,7 +129,7 @@ def test_files_that_are_cleaned_away_are_back(daemon):
     run = daemon.folder / "run"
     words[words.index("--run-dir") + 1] = str(run)
     command = [sys.executable, "-m", MODULES[daemon.name], *words]
-    assert subprocess.run(command, timeout=20, check=False).returncode == 0
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
     pid = int((run / (daemon.name + ".pid")).read_text())
     try:
         kept = set(os.listdir(run))
@@ -137,7 +137,7 @@ def test_files_that_are_cleaned_away_are_back(daemon):
         shutil.rmtree(run)
         wait_for(lambda: run.exists() and kept <= set(os.listdir(run)), "the files are back", KEPT_WITHIN + 5)
         assert int((run / (daemon.name + ".pid")).read_text()) == pid
-        again = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (again.returncode, again.stdout) == (0, "%s is already running, pid %d\n" % (daemon.name, pid))
         assert "%s.pid was cleaned away: it is there again" % (run / daemon.name) in daemon.log()
     finally:

@@ -15,7 +15,7 @@ import pytest
 from children_driver import gone, title
 
 from guestmtce.lab.cluster import free_ports, wait_for
-from guestmtce.lab.pace import within
+from guestmtce.lab.pace import stretched, within
 
 NAMES = ["guestServer", "guestAgent"]
 MODULES = {"guestServer": "guestmtce.server.master", "guestAgent": "guestmtce.agent.main"}
@@ -57,7 +57,7 @@ class Daemon:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=15,
+            timeout=60,
             check=False,
             **options,
         )
@@ -196,7 +196,7 @@ def test_a_bad_file_is_named_with_section_key_and_value(daemon):
     if daemon.name == "guestAgent":
         at = command.index("--server-port")
         command = command[:at] + command[at + 2 :]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == "%s: %s/daemon.ini: [client] rx_port = 70000: not in 1 to 65535\n" % (
         daemon.name, daemon.folder
@@ -381,7 +381,7 @@ def test_hup_takes_the_level_of_the_log_back(running):
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_descriptors_are_nobody_s(daemon, closed):
     words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder))]
-    done = subprocess.run(["sh", "-c", 'exec "$@" ' + closed, "sh", *words], timeout=15, check=False)
+    done = subprocess.run(["sh", "-c", 'exec "$@" ' + closed, "sh", *words], timeout=60, check=False)
     assert done.returncode == 0
     daemon.pids.append(daemon.pid)
     with open(daemon.path(".lock")) as lock, pytest.raises(BlockingIOError):
@@ -396,7 +396,7 @@ def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
         assert daemon.pid == process.pid
         assert title(process.pid) == daemon.name
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=10)
+        _, rest = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "Traceback" not in rest
         assert not daemon.path(".pid").exists()
@@ -423,7 +423,7 @@ def test_a_start_that_fails_later_is_a_failure(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert any("started, pid" in line for line in iter(process.stderr.readline, ""))
     (tmp_path / "ready").touch()
-    _, rest = process.communicate(timeout=10)
+    _, rest = process.communicate(timeout=60)
     blocker.close()
     assert process.returncode == 1
     assert "CRITICAL cannot start: " in rest
@@ -451,7 +451,7 @@ def test_a_daemon_whose_stderr_nobody_reads_ends(daemon):
     try:
         wait_for(daemon.path(".pid").exists, "it serves")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(3) == 0
+        assert process.wait(stretched(3)) == 0
         assert not daemon.path(".pid").exists()
     finally:
         process.kill()
@@ -474,7 +474,7 @@ def test_pmon_is_answered_by_the_loop_and_not_by_one_that_stands_still(daemon):
     daemon.ports["pulse"], reply_port = free_ports(2)
     pmon = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     pmon.bind((LOCALHOST, reply_port))
-    pmon.settimeout(5)
+    pmon.settimeout(60)
     (daemon.folder / "daemon.ini").write_text(
         "[pmon]\nport=%d\nreply_port=%d\n" % (daemon.ports["pulse"], reply_port)
     )
@@ -485,7 +485,7 @@ def test_pmon_is_answered_by_the_loop_and_not_by_one_that_stands_still(daemon):
     with pytest.raises(socket.timeout):
         pulse(pmon, daemon, 2)
     daemon.signal(signal.SIGCONT)
-    pmon.settimeout(5)
+    pmon.settimeout(60)
     assert pmon.recv(100).decode() == "%s edcba987 2" % daemon.name
     pmon.close()
 
@@ -494,7 +494,7 @@ def test_systemd_is_told_of_start_life_reload_and_end(daemon):
     systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     path = str(daemon.folder / "notify")
     systemd.bind(path)
-    systemd.settimeout(5)
+    systemd.settimeout(60)
     words = [sys.executable, "-m", MODULES[daemon.name], *daemon.arguments(str(daemon.folder)), "-f"]
     watched = {**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "40000"}
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, env=watched)
@@ -512,7 +512,7 @@ def test_systemd_is_told_of_start_life_reload_and_end(daemon):
         assert systemd.recv(1000) == b"READY=1"
         process.send_signal(signal.SIGTERM)
         assert b"STOPPING=1" in iter(lambda: systemd.recv(1000), b"")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

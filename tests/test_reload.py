@@ -69,7 +69,7 @@ def running(tmp_path):
     one = Running(tmp_path)
     yield one
     one.process.terminate()
-    assert one.process.wait(10) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_what_the_service_takes_does_not_wait_for_the_next_start(running):

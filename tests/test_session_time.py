@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from session_driver import BEGIN, GUEST, Bench
+from tiers import examples
 
 from guestmtce.server import session as s
 from guestmtce.server.reports import AGREEMENTS, SILENCING
@@ -321,7 +322,7 @@ def step(bench, number, what, *how):
     bench.settle_time()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(RESUMES, st.sampled_from([0, 1, 3]), STEPS)
 @example(Resume(GUEST, True, 0.0), 1, [("ask", channel.NOTICE, "reboot", 300), ("run", 70.0, False)])
 @example(None, 1, [("init", 40000, 0), ("answer", "healthy", 0), ("ask", channel.NOTICE, "stop", 0)]

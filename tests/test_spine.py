@@ -161,7 +161,7 @@ def test_an_interrupted_demo_leaves_nothing(folder):
             assert len(family) > 20
             break
     demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=20)
+    demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert living(family) == []
     assert os.listdir(folder) == []

@@ -8,6 +8,7 @@ import sys
 import pytest
 from children_driver import IDENTITY, NOBODY, ONE, ROOT, bench, make_bench, status
 
+from guestmtce.lab.pace import stretched
 from guestmtce.server import spawner, trial, uids
 
 __all__ = ["bench", "make_bench"]  # fixtures
@@ -105,10 +106,18 @@ ENDED = 124  # timeout(1)'s word for a program that it had to end
 
 def start(folder, *prefix):
     """guestServer's exit status, and all it says; it ends by itself or after 3 s."""
-    words = [*prefix, "timeout", "3", sys.executable, "-m", "guestmtce.server.master", "-f", "--no-wait"]
+    words = [
+        *prefix,
+        *("timeout", "%g" % stretched(3)),
+        sys.executable,
+        "-m",
+        "guestmtce.server.master",
+        "-f",
+        "--no-wait",
+    ]
     words += ["--run-dir", str(folder), "--log-dir", str(folder), "--channel-dir", str(folder)]
     words += ["--set", "client.rx_port=29411", "--bind", "127.0.0.9"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=stretched(20), check=False)
     return done.returncode, done.stdout + done.stderr
 
 

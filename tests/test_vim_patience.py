@@ -268,11 +268,11 @@ def test_what_is_withdrawn_while_its_connection_is_made_is_not_sent(bench):
         one.tell(loss(origin=origin(1)))
         wait_for(lambda: one.outbox._begun, "the connection is being made")
         one.tell(Withdraw(U, "it is over"))
-        full.settimeout(5)
+        full.settimeout(60)
         full.accept()[0].close()
         filler.close()
         late, _ = full.accept()
-        late.settimeout(5)
+        late.settimeout(60)
         assert late.recv(65536) == b""
         assert one.journal.lines == []
         late.close()
@@ -292,7 +292,7 @@ def test_what_the_vims_kernel_has_not_all_of_is_not_sent(size):
         assert error.value.has_all is (size == 100)
         connection, _ = server.accept()
         with connection:
-            connection.settimeout(5)
+            connection.settimeout(60)
             if size == 100:
                 assert b"yyy" in connection.recv(65536)
             else:  # nor does it come later
@@ -334,7 +334,7 @@ def test_what_is_noted_is_noted_between_head_and_body():
 
         def look():
             peer, _ = server.accept()
-            peer.settimeout(5)
+            peer.settimeout(60)
             data = b""
             while b"\r\n\r\n" not in data:
                 data += peer.recv(65536)

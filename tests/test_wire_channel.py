@@ -7,12 +7,13 @@ import pathlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.wire import channel, regular
 from guestmtce.wire.channel import FROM_GUEST, FROM_HOST, LineBuffer, NotAMessage, Refused, build, parse
 
 INT_MAX = 2**31 - 1
-PATIENT = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 TRANSCRIPTS = pathlib.Path(__file__).resolve().parent / "transcripts"
 
 # msg_type → further fields in the order of the tuple; the table of spec 1 with values filled in.

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.wire import channel, regular
 
@@ -15,7 +16,7 @@ ANSWER = channel.ChallengeResponse(1804289383, "healthy", "reboot", "")
 INIT = channel.Init(1804289383, "vm-1", 1000, 9, 9, 9, 14, 601, "reboot")
 BORDERS = [-(2**31) - 1, -1, 0, 1, 10**9 - 1, 10**9, INT_MAX, INT_MAX + 1, 2**32, 10**10, 2**64]
 NUMBERS = st.one_of(st.sampled_from(BORDERS), st.integers(-5, 2**32))
-PATIENT = settings(deadline=None, max_examples=500)
+PATIENT = settings(deadline=None, max_examples=examples(500))
 
 
 def line_of(message, sequence=2):

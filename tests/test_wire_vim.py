@@ -5,11 +5,12 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiers import examples
 
 from guestmtce.wire import channel, vim
 from guestmtce.wire.vim import Failure
 
-PATIENT = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 U = "3ab5e2a6-ce80-4d7c-b2e5-8b7d1d3f0c11"
 OTHER = "11111111-2222-3333-4444-555555555555"
 NAMED = {"uuid": U, "hostname": "compute-0"}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from guestmtce.agent.workers import Workers
+from guestmtce.lab.cluster import wait_for
 
 WAIT = 10  # s
 
 
 def until(condition, what):
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
+    wait_for(condition, what, WAIT)
 
 
 def test_every_piece_of_work_is_done_once_whoever_is_busy():

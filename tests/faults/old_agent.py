@@ -98,7 +98,7 @@ class OldAgent:
         self._beating[info.uuid] = beating
 
     def _tell(self, body: Dict[str, Any]) -> None:
-        link = http.client.HTTPConnection("127.0.0.1", self._vim_port, timeout=20)
+        link = http.client.HTTPConnection("127.0.0.1", self._vim_port, timeout=60)
         try:
             path = vim.EVENT_PATH + "instances/" + body["uuid"]
             link.request("PATCH", path, json.dumps(body), {"Content-Type": "application/json"})

@@ -23,6 +23,7 @@ import apart
 import slowed
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
+from guestmtce.lab.pace import stretched, within
 
 INTERVAL = 0.2  # s
 SERVER = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]
@@ -80,7 +81,7 @@ def test_an_agent_whose_name_server_is_silent_tells_alarms_and_ends(silent_names
         cluster.await_heartbeats()
         wait_for(lambda: silent_names.asked, "a name is looked up")  # and takes 10 s
         assert hang_is_told(cluster, 0, 5) < 2 * INTERVAL + 1.5
-        assert ends(cluster.agent) < ENDED_WITHIN
+        assert within(ENDED_WITHIN, ends(cluster.agent))
 
 
 @apart.needs_root
@@ -100,7 +101,7 @@ def test_a_server_whose_name_server_is_silent_serves_guests_through_a_strangers_
             stranger.sendto(b"\0" * 1060, (host.address, cluster.server_port))
         beat_together(host, time.monotonic())
         assert silent_names.asked
-        assert ends(host.server) < ENDED_WITHIN
+        assert within(ENDED_WITHIN, ends(host.server))
     finally:
         cluster.stop()
 
@@ -269,7 +270,7 @@ def test_an_answer_of_the_vim_that_does_not_end_holds_up_no_other_alarm(kind):
             assert hang_is_told(cluster, number, 5) < 2 * INTERVAL + 1.5
         grown = psutil.Process(cluster.agent.popen.pid).memory_info().rss - before
         assert grown < 16_000_000
-        assert ends(cluster.agent) < ENDED_WITHIN
+        assert within(ENDED_WITHIN, ends(cluster.agent))
 
 
 # --- signals that come while the loop is away ------------------------------------------------------
@@ -290,8 +291,8 @@ def test_a_term_after_a_burst_of_other_signals_is_served(name):
             daemon.signal(signal.SIGUSR1)
             time.sleep(0.0002)
         daemon.signal(signal.SIGTERM)
-        assert daemon.popen.wait(10) == 0
-        assert time.monotonic() - back_at < ENDED_WITHIN
+        assert daemon.popen.wait(60) == 0
+        assert within(ENDED_WITHIN, time.monotonic() - back_at)
 
 
 # --- a syslog that does not read -------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_a_syslog_that_accepts_nobody_costs_lines_and_nothing_else(deaf_syslog, 
         words += ["--no-wait", "--bind", host.address, "--controller", AGENT_ADDRESS, "--hostname", host.name]
         words += ["--rx-port", str(cluster.server_port), "--agent-port", str(cluster.agent_port)]
         program = [*deaf_syslog, sys.executable, "-m", cluster.server_module, *words]
-        subprocess.run(program, timeout=5, check=True)
+        subprocess.run(program, timeout=60, check=True)
         pid = int((run / "guestServer.pid").read_text())
         beat_together(host, time.monotonic())
         for _ in range(20):
@@ -358,7 +359,7 @@ def end(pid):
         process = psutil.Process(pid)
         process.terminate()
         try:
-            process.wait(ENDED_WITHIN)
+            process.wait(stretched(ENDED_WITHIN))
         except psutil.TimeoutExpired:
             process.kill()
 

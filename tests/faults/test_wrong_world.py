@@ -254,7 +254,7 @@ def test_a_full_run_folder_is_named_by_its_file(alone):
             assert folder + os.sep in said[0] and "No space left on device" in said[0]
     finally:
         server.terminate()
-        server.wait(5)
+        server.wait(60)
 
 
 def test_what_a_kill_left_half_written_is_removed_at_the_start(alone):
@@ -312,7 +312,7 @@ def test_a_file_with_strange_bytes_stops_no_agent(tmp_path, name):
 
 ASK = """
 import http.client
-link = http.client.HTTPConnection("127.0.0.1", 42410, timeout=5)
+link = http.client.HTTPConnection("127.0.0.1", 42410, timeout=60)
 link.request("GET", "/v1/instances/%s", headers={"User-Agent": "vim/1.0"})
 print(link.getresponse().read().decode())
 """ % host_uuid(0)
