@@ -51,10 +51,16 @@ def status(pid):
         return {name: text.strip() for name, text in (line.split(":", 1) for line in file)}
 
 
+def filters(pid):
+    """How many filters of system calls it is under; a container may have one of its own for all of us."""
+    facts = status(pid)
+    return int(facts.get("Seccomp_filters", facts["Seccomp"] == "2"))
+
+
 def confined(pid):
     """Whether it has taken the last step that this kernel knows."""
-    facts = status(pid)
-    return facts["NoNewPrivs"] == "1" and (not HAS_FILTER or facts["Seccomp"] == "2")
+    ours = filters(os.getpid())
+    return status(pid)["NoNewPrivs"] == "1" and (not HAS_FILTER or filters(pid) > ours)
 
 
 class Bench:

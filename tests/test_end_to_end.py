@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,22 +13,23 @@ import psutil
 import pytest
 
 from guestmtce.lab.cluster import Cluster, wait_for
-from guestmtce.lab.pace import stretched, within
+from guestmtce.lab.pace import slowness, stretched, within
 
 GUESTS = 8
-INTERVAL = 0.1  # s
+PACE = slowness()
+INTERVAL = 0.1 * PACE  # s
 SERVER = [
-    "client.hbs_pulse_period=50", "timers.stopped_grace=0.4", "timers.guest_patience=0.5",
-    "timers.reconnect_max=0.2", "timers.rescan=0.5", "timers.expected_silence=1.5", "timers.settled=0.05",
-    "timers.state_period=0.02",
+    "client.hbs_pulse_period=50", "timers.stopped_grace=%g" % (0.4 * PACE),
+    "timers.guest_patience=%g" % (0.5 * PACE), "timers.reconnect_max=0.2", "timers.rescan=0.5",
+    "timers.expected_silence=%g" % (1.5 * PACE), "timers.settled=0.05", "timers.state_period=0.02",
 ]  # fmt: skip
-GUESTS_PATIENCE = 0.5  # s; 5 s in life
+GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]
 
 
 @pytest.fixture(scope="module")
 def shared():
-    options = ["--scale", "0.1", "--secs", "1"]
+    options = ["--scale", "%g" % (0.1 * PACE), "--secs", str(math.ceil(PACE))]
     with Cluster(GUESTS, 1, int(INTERVAL * 1000), SERVER, AGENT, options) as cluster:
         cluster.provision()
         cluster.await_heartbeats()

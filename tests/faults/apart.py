@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import List
@@ -12,12 +13,23 @@ from typing import List
 import pytest
 
 SILENT_ADDRESS = "127.0.53.1"  # port 53 of it: resolv.conf has no other
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+# Python code: a network namespace starts with a loopback that is down, and not every machine has ip(8).
+LOOPBACK_UP = """
+import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), %d, struct.pack("16sh14x", b"lo", %d))
+""" % (SIOCSIFFLAGS, IFF_UP)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has mounts of its own")
 
 
 def mounted(*commands: str) -> List[str]:
     """Run the shell commands in a mount namespace, then become the program. Its pid stays."""
     return ["unshare", "--mount", "sh", "-ec", "\n".join([*commands, 'exec "$@"']), "sh"]
+
+
+def loopback_up() -> str:
+    """The shell command that brings it up."""
+    return "'%s' -c '%s'" % (sys.executable, LOOPBACK_UP)
 
 
 def etc(folder: Path) -> Path:

@@ -241,7 +241,7 @@ def live_apart(seed: int) -> Tuple[int, str]:
     """One life in a process of its own: exit status and output."""
     words = [sys.executable, os.path.abspath(__file__), "--here", str(seed)]
     if os.geteuid() == 0:
-        up = ["sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
+        up = ["sh", "-ec", apart.loopback_up() + '; exec "$@"', "sh"]
         own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         words = ["unshare", *own, *up, *words]
     with tempfile.TemporaryFile("w+") as output:  # a pipe would be held by whoever outlives it

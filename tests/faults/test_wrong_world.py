@@ -297,7 +297,7 @@ def test_a_file_with_strange_bytes_stops_no_agent(tmp_path, name):
     (plugins / "config.ini").write_bytes(vim)
     (tmp_path / "own.ini").write_bytes(own)
     words = ["--config", str(tmp_path / "own.ini"), "--mtc-address", AGENT_ADDRESS, "--bind", AGENT_ADDRESS]
-    before = ["unshare", "--net", *apart.mounted("ip link set lo up", apart.bind(etc, "/etc"))]
+    before = ["unshare", "--net", *apart.mounted(apart.loopback_up(), apart.bind(etc, "/etc"))]
     agent = Daemon("guestAgent", "guestmtce.agent.main", str(tmp_path / "run"), words, before)
     try:
         wait_for(lambda: "started, pid" in agent.log() or not agent.alive(), "it starts")
