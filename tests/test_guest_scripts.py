@@ -9,10 +9,11 @@ import signal
 import pytest
 from guest_rig import Rig
 
-from guestmtce.guest import scripts
+from guestmtce.guest import runner
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.guest.scripts import DYING_MAX, LEFT_MAX, EventScript, HealthScript, Runner, Script
+from guestmtce.guest.runner import DYING_MAX, LEFT_MAX, Runner, Script
+from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.lab.cluster import wait_for
 
 
@@ -20,7 +21,7 @@ from guestmtce.lab.cluster import wait_for
 def rig(monkeypatch):
     monkeypatch.setenv("SECRET", "not for scripts")
     one = Rig()
-    one.runner = Runner(one.loop)
+    one.runner = Runner()
     one.loop.on_signal(signal.SIGCHLD, one.runner.reap)
     yield one
     one.runner.stop()
@@ -226,7 +227,7 @@ def test_a_script_that_cannot_become_one_for_want_of_memory_is_an_illness(rig, s
 
 
 def test_runs_that_cannot_be_killed_do_not_pile_up(rig, script, monkeypatch):
-    monkeypatch.setattr(scripts, "UNKILLABLE_AFTER", 0.0)
+    monkeypatch.setattr(runner, "UNKILLABLE_AFTER", 0.0)
     monkeypatch.setattr(Script, "kill", lambda self: setattr(self, "killed_at", 0.0))
     felt = health(rig, script("sleep 1.5"), 0.05)
     rig.serve(lambda: len(felt) >= 6, "it was due often")
@@ -386,7 +387,7 @@ def test_a_notices_script_that_outlives_us_may_say_much(rig, script, tmp_path):
     told, event = events(rig, script("sleep 0.3; head -c 300000 /dev/zero; touch %s" % done))
     event.put(1, "irrevocable", "stop")
     event.withdraw(1, False)
-    rig.runner.close()
+    rig.runner.stop()
     wait_for(done.exists, "it is done")
     assert told == []
 

@@ -16,13 +16,19 @@ from guestmtce.guest.log import Log, open_log
 from guestmtce.guest.loop import Loop, reset_signals
 from guestmtce.guest.options import Options
 from guestmtce.guest.port import Port
-from guestmtce.guest.scripts import EventScript, HealthScript, Runner
+from guestmtce.guest.runner import Runner
+from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
 ON_HOST = 6  # exit status of a service that has no place here; LSB: not configured. The unit knows it
+
+NO_SUBREAPER = (
+    "prctl(PR_SET_CHILD_SUBREAPER) is not to be had: when a script is killed, processes of it that moved to "
+    "another session and whose parent has ended go on"
+)
 
 
 def random_id() -> int:
@@ -45,7 +51,7 @@ class Program:
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
         self._apps = self._make_apps(given)
-        self._runners = [Runner(self._loop), Runner(self._loop)]
+        self._runners = [self._make_runner(), self._make_runner()]
         self._health = HealthScript(self._runners[0], self._config, self._found, log)
         path = self._config.event_notification_script
         self._event = EventScript(self._runners[1], path, self._script_voted, log)
@@ -62,6 +68,11 @@ class Program:
         port.on_close = lambda: self._act(self.client.closed(self._loop.now))
         port.on_data = lambda data: self._act(self.client.receive(data, self._loop.now))
         return port
+
+    def _make_runner(self) -> Runner:
+        runner = Runner()
+        runner.on_no_subreaper = lambda: self._log(NO_SUBREAPER, "subreaper")
+        return runner
 
     def _make_apps(self, given: Options) -> Apps:
         """The socket for local processes; a guest is watched without them, too."""
@@ -97,7 +108,7 @@ class Program:
 
     def _close(self) -> None:
         for runner in self._runners:
-            runner.close()  # what a notice's script has begun goes on: it was left by the goodbye
+            runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
         self._apps.close()
         self._port.close()
         self._loop.close()
