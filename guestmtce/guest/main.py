@@ -8,11 +8,12 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.guest import ask, client, config, daemon, endurance, host, options
+from guestmtce.guest import ask, client, config, daemon, endurance, errand, host, options
 from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
+from guestmtce.guest.config_file import ConfigFile
 from guestmtce.guest.health import Illness, worst
-from guestmtce.guest.log import Log, open_log
+from guestmtce.guest.log import Log, keep_time_zone, open_log
 from guestmtce.guest.loop import Loop, reset_signals
 from guestmtce.guest.options import Options
 from guestmtce.guest.port import Port
@@ -44,9 +45,10 @@ class Program:
         self._given = given
         self._log = log
         self._loop = Loop()
-        self._config, notes = config.load(given.config, settings)
-        for line in [*notes, "configuration: " + config.describe(self._config)]:
-            log(line)
+        self._loop.on_signal(signal.SIGCHLD, self._reap)  # served in the loop, and noted from here on
+        self._config_file = ConfigFile(self._loop, given.config, settings, log)
+        self._config_file.on_read = self._configure
+        self._config_file.load()
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
@@ -55,9 +57,8 @@ class Program:
         self._health = HealthScript(self._runners[0], self._config, self._found, log)
         path = self._config.event_notification_script
         self._event = EventScript(self._runners[1], path, self._script_voted, log)
-        self._loop.parts = [self._port, self._apps, self._health, _Ticking(self)]
-        self._loop.on_signal(signal.SIGCHLD, self._reap)
-        self._loop.on_signal(signal.SIGHUP, self._reload)
+        self._loop.parts = [self._port, self._apps, self._health, self._config_file, _Ticking(self)]
+        self._loop.on_signal(signal.SIGHUP, self._config_file.reload)
         self._loop.on_signal(signal.SIGUSR1, self._tell_state)
         for number in SIGNALS:
             self._loop.on_signal(number, functools.partial(self._stop, number))
@@ -125,11 +126,12 @@ class Program:
         self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
 
-    def _reload(self) -> None:
-        """HUP: the configuration is read again."""
-        self._config, notes = config.load(self._given.config, self._settings, self._config)
-        for line in [*notes, "configuration: " + config.describe(self._config)]:
-            self._log(line)
+    @property
+    def _config(self) -> config.Config:
+        return self._config_file.config
+
+    def _configure(self) -> None:
+        """The configuration was read again."""
         self._health.configure(self._config)
         self._event.configure(self._config.event_notification_script)
         self._act(self.client.configure(self._config, self._loop.now))
@@ -143,7 +145,7 @@ class Program:
         self._log(
             text % (self.client.state, self._given.device, self.client.answers, self._port.dropped, health)
         )
-        self._log("configuration: " + config.describe(self._config))
+        self._config_file.log_config()
         for member in self._apps.registry.described:
             words = ["%s=%s" % pair for pair in member.items()]
             self._log("local process: " + " ".join(words))
@@ -192,6 +194,7 @@ class Program:
         self._act(self.client.feel(worst(mine + self._apps.registry.illnesses)))
 
     def _reap(self) -> None:
+        errand.reap()
         for runner in self._runners:
             runner.reap()
 
@@ -295,6 +298,7 @@ def _wait_out(arguments: Sequence[str]) -> None:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     reset_signals()
+    keep_time_zone()
     if arguments is None:
         arguments = sys.argv[1:]
     try:
