@@ -116,6 +116,48 @@ def test_a_turn_has_one_moment(loop, pipe):
     assert loop.now >= part.now + 0.002
 
 
+# --- its end ---------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_closed_leaves_no_descriptor():
+    before = sorted(os.listdir("/proc/self/fd"))
+    one = Loop()
+    one.on_signal(signal.SIGUSR1, lambda: None)
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 3  # what it waits by, and a pipe
+    one.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_loop_that_is_closed_leaves_no_handler_and_is_woken_by_no_signal():
+    one = Loop()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        one.on_signal(number, lambda: None)
+    assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL
+    one.close()
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)] == [signal.SIG_DFL] * 2
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_loop_without_signals_takes_nothing_from_another_when_it_is_closed(loop):
+    seen = []
+    loop.on_signal(signal.SIGUSR1, lambda: seen.append("signal"))
+    Loop().close()
+    signal.raise_signal(signal.SIGUSR1)
+    woken = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    assert woken != -1
+    loop.run_once()
+    assert seen == ["signal"]
+
+
+def test_a_loop_that_is_closed_waits_for_nothing(pipe):
+    one = Loop()
+    one.watch(pipe[0], lambda: None)
+    one.close()
+    with pytest.raises((OSError, ValueError, RuntimeError, TypeError)):
+        one.run_once()
+
+
 def test_what_a_parent_left_of_signals_is_undone(tmp_path):
     """A TERM that was blocked, and children that were ignored."""
     settings = ["--device", str(tmp_path / "none"), "--config", str(tmp_path / "none"), "--socket", ""]
