@@ -248,6 +248,19 @@ def test_where_the_kernel_lists_no_children_every_process_is_asked_for_its_paren
     test_a_daemon_of_a_script_that_is_killed_ends_with_it(rig, folder, False)
 
 
+def test_without_proc_the_script_and_its_group_are_killed_and_nothing_is_waited_for_for_ever(
+    rig, folder, monkeypatch
+):
+    monkeypatch.setattr(process, "descendants", lambda pid: [])
+    begin(rig, folder, daemon(folder) + "sleep 600 & echo $! $$ >%s/known; wait" % folder)
+    rig.serve(lambda: (folder / "known").exists() and (folder / "known").read_text(), "they run")
+    rig.runner.expire()
+    rig.serve(lambda: rig.runner._dying == [], "nobody waits")
+    for pid in (folder / "known").read_text().split():
+        assert not lives(int(pid))
+    assert lives(pid_in(folder))
+
+
 def test_a_process_without_ctypes_has_no_subreaper():
     code = "import sys; sys.modules['ctypes'] = None\nfrom guestmtce.guest import reaper\n"
     code += "print(reaper._control_process(36, 1))"

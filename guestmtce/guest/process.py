@@ -90,7 +90,11 @@ def _children_by_parent(pid: int) -> List[int]:
     """For a kernel without CONFIG_PROC_CHILDREN: every process is asked for its parent."""
     if _has_children_file():
         return []  # it is only that this process has ended
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == pid]
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    return [int(name) for name in names if name.isdigit() and _parent(name) == pid]
 
 
 def _has_children_file() -> bool:

@@ -141,8 +141,10 @@ class _Reaper:
                 os._exit(0)  # all are killed: the script itself would have been reported
             if pid == 0:
                 break
-            if pid == self._script and self.deadline == NEVER:
-                self._tell(process.exit_status(status))
+            if pid == self._script:
+                if self.deadline == NEVER:
+                    self._tell(process.exit_status(status))
+                self._script = 0
         if self.deadline != NEVER:
             self.tick(self._loop.now)
 
@@ -164,8 +166,15 @@ class _Reaper:
         self._reap()
 
     def tick(self, now: float) -> None:
-        """Kill all that is there. Who is new this time has perhaps started others meanwhile: no rest then."""
+        """Kill all that is there. Who is new this time has perhaps started others meanwhile: no rest then.
+
+        Where the kernel names no children, as without /proc, only the script and its process group are known.
+        """
         found = set(process.descendants(os.getpid()))
+        if self._script:
+            found.add(self._script)
+        elif not found and self._rest == REST_MAX:
+            os._exit(0)
         _kill_all(found)
         self._rest = min(max(2 * self._rest, REST_FIRST), REST_MAX) if found <= self._killed else 0.0
         self.deadline = now + self._rest
