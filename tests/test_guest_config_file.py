@@ -14,6 +14,7 @@ import psutil
 import pytest
 from guest_process import FAST, GuestProcess, host, write_script
 from guest_rig import Rig
+from pythons import find_python
 from slow_open import FAN_OPEN_PERM, SlowOpen
 from test_guest_waits import INTERVAL, as_root, heartbeats
 
@@ -89,6 +90,25 @@ def test_a_client_starts_though_its_configuration_stands_still_and_asks_for_no_r
         finally:
             slow.allow()
             guest.stop()
+
+
+@pytest.mark.skipif(find_python("3.6") is None, reason="no Python 3.6 in the path, of pyenv or of uv")
+def test_the_oldest_python_reads_it_again_at_hup(host, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    more = ["--log", str(tmp_path / "log")]
+    guest = GuestProcess(tmp_path / "guest", host.path, FAST, more, find_python("3.6"), VOTE=5)
+    try:
+        assert host.accept().hear(Init).vote_secs == 6
+        write(Path(guest.folder) / "conf", "VOTE=7\n")
+        guest.signal(signal.SIGHUP)
+        init = host.hear(Init)
+        while init.vote_secs == 6:
+            init = host.hear(Init)
+        assert init.vote_secs == 8
+        wait_for(lambda: "VOTE=7" in (tmp_path / "log").read_text(), "it says so")
+    finally:
+        guest.stop()
+    assert guest.log() == ""
 
 
 @pytest.fixture

@@ -116,6 +116,32 @@ def test_a_turn_has_one_moment(loop, pipe):
     assert loop.now >= part.now + 0.002
 
 
+def test_what_arrives_between_the_wait_and_the_turns_moment_is_read_before_a_deadline_is_judged(
+    loop, pipe, monkeypatch
+):
+    seen, select = [], loop._selector.select
+
+    def select_and_then_it_arrives(timeout):
+        ready = select(timeout)
+        if timeout > 0:
+            os.write(pipe[1], b"word")
+        return ready
+
+    monkeypatch.setattr(loop._selector, "select", select_and_then_it_arrives)
+    loop.watch(pipe[0], lambda: seen.append(os.read(pipe[0], 10)))
+    loop.parts = [Part(time.monotonic() + 0.05, seen)]
+    while "tick" not in seen:
+        loop.run_once()
+    assert seen == [b"word", "tick"]
+
+
+def test_a_signal_wakes_the_loop_once(loop):
+    loop.on_signal(signal.SIGUSR1, lambda: None)
+    signal.raise_signal(signal.SIGUSR1)
+    loop.run_once()
+    assert loop._selector.select(0) == []
+
+
 # --- its end ---------------------------------------------------------------------------------------
 
 

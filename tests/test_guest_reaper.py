@@ -336,6 +336,21 @@ def test_what_ends_the_client_does_not_end_a_reaper_and_its_script_is_like_any_o
     assert {one.partition(":")[0] for one in own} == {"/dev/null", "pipe", "anon_inode"}
 
 
+def test_a_client_without_standard_descriptors_runs_scripts(host, folder):
+    path = write_script(folder / "script", "echo ill; exit 1")
+    words = '%s -m guestmtce.guest.main -f --device %s --config %s --socket "" --log %s <&- >&- 2>&-'
+    (folder / "conf").write_text("HEALTH_CHECK_SCRIPT=%s\nHEALTH_CHECK_INTERVAL=60\n" % path)
+    shell = words % (sys.executable, host.path, folder / "conf", folder / "log")
+    client = subprocess.Popen(["sh", "-c", "exec " + shell], cwd=HERE)
+    try:
+        host.accept()
+        said = "the guest is ill, corrective action reboot: ill"
+        wait_for(lambda: (folder / "log").exists() and said in (folder / "log").read_text(), "it is heard")
+    finally:
+        client.terminate()
+        client.wait(10)
+
+
 def status(pid, word):
     with open("/proc/%d/status" % pid, encoding="ascii") as file:
         return next(line.split()[1] for line in file if line.startswith(word + ":"))

@@ -67,6 +67,7 @@ def become_reaper(arguments: List[str], report: int, client: int) -> None:
     try:
         os.setsid()
         os.chdir("/")
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 3)  # a client without stdin may have it as 0
         _leave_descriptors(report)
         _Reaper(report).run(arguments, client)
     except OSError as error:
