@@ -202,3 +202,17 @@ def test_what_a_parent_left_of_signals_is_undone(tmp_path):
     finally:
         client.kill()
         client.communicate()
+
+
+def test_signals_that_a_parent_ignores_or_python_serves_are_the_systems_own_again():
+    code = "import signal; from guestmtce.guest.loop import reset_signals; reset_signals()\n"
+    code += "print([signal.getsignal(one) == signal.SIG_DFL for one in (signal.SIGCHLD, signal.SIGINT)])\n"
+    code += "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+
+    def leave_them_so():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdout=subprocess.PIPE, check=True, preexec_fn=leave_them_so)
+    assert done.stdout.decode().split("\n")[:2] == ["[True, True]", "set()"]
