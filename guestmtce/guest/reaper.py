@@ -27,6 +27,7 @@ KILL_ORDER = signal.SIGRTMIN
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
 KEPT = 1024  # bytes of a script's output that are kept; a report with them fits a pipe in one piece
 CHUNK = 65536  # bytes read at once
+FLOOD = 2**20  # bytes; who writes more is read by an ordinary process
 LAST_CHUNKS = 16  # read from a script that has ended; more is what it left behind in the background
 REST_FIRST, REST_MAX = 0.001, 0.25  # s between two looks at children that do not die; doubles
 
@@ -99,6 +100,7 @@ class _Reaper:
         self._killed: Set[int] = set()
         self._rest = REST_FIRST
         self._kept = b""
+        self._size = 0  # of the output, in bytes
         self._output, self._inlet = os.pipe()
         self._trouble, self._trouble_inlet = os.pipe()
         for reader in (self._output, self._trouble):
@@ -113,7 +115,6 @@ class _Reaper:
             _control_process(PR_SET_PDEATHSIG, KILL_ORDER)
             if os.getppid() != client:
                 return  # the client has ended before that was known
-        self._set_priority(max(self._nice, 0))
         self._script = process.fork(lambda: _become_script(arguments, self._inlet, self._trouble_inlet))
         os.close(self._inlet)
         os.close(self._trouble_inlet)
@@ -131,7 +132,14 @@ class _Reaper:
         except BlockingIOError:
             return False
         self._kept += data[: KEPT - len(self._kept)]
+        self._count(len(data))
         return bool(data)
+
+    def _count(self, size: int) -> None:
+        """The client's priority is for a script's start and its result, and not for a flood of output."""
+        self._size += size
+        if self._size > FLOOD:
+            self._set_priority(max(self._nice, 0))
 
     def _reap(self) -> None:
         """Children have ended, the script's or those that were adopted."""
@@ -225,12 +233,12 @@ def _become_script(arguments: List[str], output: int, trouble: int) -> None:
     trouble = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 3)
     try:
         process.reset_signals()
-        become_ordinary()
         os.setsid()
         output = _open_for_good(output)
         for standard in (1, 2):
             os.dup2(output, standard)
         process.close_others({0, 1, 2, trouble})
+        become_ordinary()  # last: in a guest without a processor to spare all before would take its time
         os.execve(arguments[0], arguments, ENVIRONMENT)
     except OSError as error:
         os.write(trouble, b"%d" % (error.errno or errno.EIO))
