@@ -115,7 +115,11 @@ PAGES = {
             apps.SOCKET: "the socket for local processes",
             guest.PID_FILE: "its pid",
         },
-        {"TERM": "say goodbye to the host, and end: no failure of the guest"},
+        {
+            "HUP": "read the configuration again; the log says what is in effect",
+            "USR1": "write the state, the configuration and the local processes to the log",
+            "TERM, INT, QUIT": "say goodbye to the host, and end: no failure of the guest",
+        },
         {
             "0": "it has ended as it was told to, or one is running already",
             "2": "a command line or a file cannot be used",

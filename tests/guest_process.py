@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 
@@ -21,7 +22,7 @@ FAST = [
 class GuestProcess(Process):
     """guestClient in the foreground; `folder` holds its configuration, its scripts and its log."""
 
-    def __init__(self, folder, device, settings=FAST, more=(), **keys):
+    def __init__(self, folder, device, settings=FAST, more=(), python=sys.executable, **keys):
         self.folder = str(folder)
         os.makedirs(self.folder, exist_ok=True)
         self.socket = os.path.join(self.folder, "run", "processes.sock")
@@ -31,7 +32,7 @@ class GuestProcess(Process):
         words = ["-m", "guestmtce.guest.main", "--foreground", "--device", str(device), "--config", conf]
         words += ["--socket", self.socket, *more]
         words += [word for setting in settings for word in ("--set", setting)]
-        super().__init__(words, os.path.join(self.folder, "guestClient.log"))
+        super().__init__(words, os.path.join(self.folder, "guestClient.log"), python)
 
 
 class Host:

@@ -1,4 +1,4 @@
-"""A file whose execution waits: fanotify asks us for permission, and we take our time. For root."""
+"""A file whose execution, or opening, waits: fanotify asks for permission, and we take our time. For root."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 FAN_CLASS_CONTENT, FAN_CLOEXEC, FAN_NONBLOCK = 4, 1, 2
-FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, FAN_ALLOW = 1, 0x40000, 1
+FAN_MARK_ADD, FAN_OPEN_PERM, FAN_OPEN_EXEC_PERM, FAN_ALLOW = 1, 0x10000, 0x40000, 1
 AT_FDCWD = -100
 _EVENT = struct.Struct("=IBBHQii")  # event_len, vers, reserved, metadata_len, mask, fd, pid
 
@@ -17,10 +17,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SlowOpen:
-    """A context in which whoever executes `path` waits until `allow`, or the end. `waiting`: one does."""
+    """A context in which whoever executes `path` waits until `allow`, or the end. `waiting`: one does.
 
-    def __init__(self, path: Path) -> None:
+    With FAN_OPEN_PERM as `event` it is whoever opens it, this process too.
+    """
+
+    def __init__(self, path: Path, event: int = FAN_OPEN_EXEC_PERM) -> None:
         self._path = path
+        self._event = event
         self.waiting = threading.Event()
         self._allowed = threading.Event()
 
@@ -28,7 +32,7 @@ class SlowOpen:
         self._group = _libc.fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC)
         if self._group < 0:
             raise OSError(ctypes.get_errno(), "no fanotify here")
-        mark = ctypes.c_uint64(FAN_OPEN_EXEC_PERM)
+        mark = ctypes.c_uint64(self._event)
         if _libc.fanotify_mark(self._group, FAN_MARK_ADD, mark, AT_FDCWD, os.fsencode(self._path)) < 0:
             raise OSError(ctypes.get_errno(), "cannot watch %s" % self._path)
         threading.Thread(target=self._serve, daemon=True).start()

@@ -17,7 +17,7 @@ from guest_rig import Rig
 from guestmtce.guest import apps
 from guestmtce.guest.apps import CONNECTIONS_MAX, CONNECTIONS_OF_A_USER, Apps
 from guestmtce.guest.health import Illness
-from guestmtce.guest.registry import Peer
+from guestmtce.guest.member import Peer
 from guestmtce.guest.settings import Settings
 
 EXAMPLE = Path(__file__).parent.parent / "scripts" / "guest" / "process_example.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from guestmtce.guest import config, options
 from guestmtce.guest.config import Config, describe
+from guestmtce.guest.log import Log, escape
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
@@ -188,5 +190,22 @@ def test_keys_of_the_deployed_client_are_known_and_said_to_mean_nothing(key):
 
 def test_the_configuration_is_described_in_the_words_of_its_file():
     given = Config(2000, "stop", 1, 2, 3, 4, 5, 6.5, "/bin/a", "/bin/b", True)
-    assert read(describe(given).replace(" ", "\n")) == (given, [])
-    assert read(describe(Config()).replace(" ", "\n")) == (Config(), [])
+    assert read("\n".join(describe(given)).replace(" ", "\n")) == (given, [])
+    assert read("\n".join(describe(Config())).replace(" ", "\n")) == (Config(), [])
+
+
+@pytest.mark.parametrize("length", [1, 250, 299, 300, 301, 1500])
+@pytest.mark.parametrize("letter", ["x", "é", "\t"])
+def test_no_line_that_describes_the_configuration_is_cut_by_the_log(length, letter):
+    path = "/" + letter * (length - 1)
+    given = Config(health_check_script=path, event_notification_script=path)
+    logged = []
+    for line in describe(given):
+        Log(logged.append, 0)("configuration: " + line)
+    assert [line for line in logged if line.endswith("...") or len(line) > 400] == []
+    said = "".join(re.sub(r"^configuration: ", " ", line) for line in logged)
+    assert len(escape(path)) < 600 or len(logged) > 3
+    whole = re.sub(r" \w+ \(going on\)=", "", said)
+    escaped = escape(path)
+    assert " HEALTH_CHECK_SCRIPT=%s " % escaped in whole
+    assert " EVENT_NOTIFICATION_SCRIPT=%s " % escaped in whole

@@ -15,7 +15,8 @@ from guest_rig import Rig
 
 from guestmtce.guest import ask, options
 from guestmtce.guest.apps import Apps
-from guestmtce.guest.registry import REMEMBERED_MAX, Close, Note, Peer, Registry, Say
+from guestmtce.guest.member import Peer
+from guestmtce.guest.registry import REMEMBERED_MAX, Close, Note, Registry, Say
 from guestmtce.guest.settings import Settings
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel

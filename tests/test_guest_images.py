@@ -104,6 +104,28 @@ def test_a_guest_with_openrc_gets_a_script_for_it(tmp_path, has_openrc):
     assert not has_openrc or run("sh", "-n", script) == (0, "")
 
 
+MANUAL = {
+    "usr/share/man/man8/guestClient.8": GUEST / "guestClient.8",
+    "usr/share/bash-completion/completions/guestClient": GUEST / "completions" / "guestClient",
+}
+
+
+def test_the_manual_page_and_the_completion_are_installed(tmp_path):
+    assert run(GUEST / "install", tmp_path / "root") == (0, "")
+    for path, source in MANUAL.items():
+        assert (tmp_path / "root" / path).read_bytes() == source.read_bytes()
+        assert (tmp_path / "root" / path).stat().st_mode & 0o777 == 0o644
+
+
+def test_the_manual_page_and_the_completion_are_those_of_the_program(tmp_path):
+    """A guest makes none: it has neither the maker nor its Python. Copy them from these when this fails."""
+    share = tmp_path / "usr" / "share"
+    words = [share / "man", share / "bash-completion" / "completions", "guestClient"]
+    assert run(sys.executable, "-BS", "-m", "guestmtce.manual", *words, cwd=HERE) == (0, "")
+    for path, source in MANUAL.items():
+        assert (tmp_path / path).read_text() == source.read_text(), source
+
+
 # --- what is built ---------------------------------------------------------------------------------
 
 

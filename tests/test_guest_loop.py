@@ -116,6 +116,74 @@ def test_a_turn_has_one_moment(loop, pipe):
     assert loop.now >= part.now + 0.002
 
 
+def test_what_arrives_between_the_wait_and_the_turns_moment_is_read_before_a_deadline_is_judged(
+    loop, pipe, monkeypatch
+):
+    seen, select = [], loop._selector.select
+
+    def select_and_then_it_arrives(timeout):
+        ready = select(timeout)
+        if timeout > 0:
+            os.write(pipe[1], b"word")
+        return ready
+
+    monkeypatch.setattr(loop._selector, "select", select_and_then_it_arrives)
+    loop.watch(pipe[0], lambda: seen.append(os.read(pipe[0], 10)))
+    loop.parts = [Part(time.monotonic() + 0.05, seen)]
+    while "tick" not in seen:
+        loop.run_once()
+    assert seen == [b"word", "tick"]
+
+
+def test_a_signal_wakes_the_loop_once(loop):
+    loop.on_signal(signal.SIGUSR1, lambda: None)
+    signal.raise_signal(signal.SIGUSR1)
+    loop.run_once()
+    assert loop._selector.select(0) == []
+
+
+# --- its end ---------------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_closed_leaves_no_descriptor():
+    before = sorted(os.listdir("/proc/self/fd"))
+    one = Loop()
+    one.on_signal(signal.SIGUSR1, lambda: None)
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 3  # what it waits by, and a pipe
+    one.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_loop_that_is_closed_leaves_no_handler_and_is_woken_by_no_signal():
+    one = Loop()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        one.on_signal(number, lambda: None)
+    assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL
+    one.close()
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)] == [signal.SIG_DFL] * 2
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_loop_without_signals_takes_nothing_from_another_when_it_is_closed(loop):
+    seen = []
+    loop.on_signal(signal.SIGUSR1, lambda: seen.append("signal"))
+    Loop().close()
+    signal.raise_signal(signal.SIGUSR1)
+    woken = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    assert woken != -1
+    loop.run_once()
+    assert seen == ["signal"]
+
+
+def test_a_loop_that_is_closed_waits_for_nothing(pipe):
+    one = Loop()
+    one.watch(pipe[0], lambda: None)
+    one.close()
+    with pytest.raises((OSError, ValueError, RuntimeError, TypeError)):
+        one.run_once()
+
+
 def test_what_a_parent_left_of_signals_is_undone(tmp_path):
     """A TERM that was blocked, and children that were ignored."""
     settings = ["--device", str(tmp_path / "none"), "--config", str(tmp_path / "none"), "--socket", ""]
@@ -134,3 +202,17 @@ def test_what_a_parent_left_of_signals_is_undone(tmp_path):
     finally:
         client.kill()
         client.communicate()
+
+
+def test_signals_that_a_parent_ignores_or_python_serves_are_the_systems_own_again():
+    code = "import signal; from guestmtce.guest.loop import reset_signals; reset_signals()\n"
+    code += "print([signal.getsignal(one) == signal.SIG_DFL for one in (signal.SIGCHLD, signal.SIGINT)])\n"
+    code += "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+
+    def leave_them_so():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdout=subprocess.PIPE, check=True, preexec_fn=leave_them_so)
+    assert done.stdout.decode().split("\n")[:2] == ["[True, True]", "set()"]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestmtce.guest import member
 from guestmtce.guest import registry as r
 from guestmtce.guest.health import Illness, worst
 from guestmtce.guest.registry import MEMBERS_MAX, Close, Left, Registry, Say, Voted
@@ -26,7 +27,7 @@ class Bench:
         self.done = []
 
     def open(self, key=1, uid=0):
-        self.registry.opened(key, self.now, r.Peer(4000 + key, uid))
+        self.registry.opened(key, self.now, member.Peer(4000 + key, uid))
 
     def raw(self, data, key=1):
         self.registry.received(key, data, self.now)
@@ -141,10 +142,10 @@ def test_who_does_not_register_in_time_is_closed():
 def test_more_lines_than_allowed_are_a_failure_and_as_many_as_allowed_are_not():
     bench = Bench().register()
     for _ in range(300):
-        bench.now += 1 / r.RATE
+        bench.now += 1 / member.RATE
         bench.say(type="health", health="healthy")
     assert bench.told(Close) == []
-    for _ in range(int(r.BURST) + 1):
+    for _ in range(int(member.BURST) + 1):
         bench.say(type="health", health="healthy")
     assert "lines a second" in refusal(bench)
     assert len(bench.illnesses()) == 1

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 
 import pytest
 from guest_rig import Rig
 
-from guestmtce.guest import scripts
+from guestmtce.guest import runner, scripts
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.guest.scripts import DYING_MAX, LEFT_MAX, EventScript, HealthScript, Runner, Script
+from guestmtce.guest.runner import DYING_MAX, LEFT_MAX, Runner, Script
+from guestmtce.guest.scripts import LOOK_PERIOD, EventScript, HealthScript
 from guestmtce.lab.cluster import wait_for
+
+STALL = 0.125  # s; a sum of it is exact
 
 
 @pytest.fixture
 def rig(monkeypatch):
     monkeypatch.setenv("SECRET", "not for scripts")
     one = Rig()
-    one.runner = Runner(one.loop)
+    one.runner = Runner()
     one.loop.on_signal(signal.SIGCHLD, one.runner.reap)
     yield one
     one.runner.stop()
@@ -226,7 +230,7 @@ def test_a_script_that_cannot_become_one_for_want_of_memory_is_an_illness(rig, s
 
 
 def test_runs_that_cannot_be_killed_do_not_pile_up(rig, script, monkeypatch):
-    monkeypatch.setattr(scripts, "UNKILLABLE_AFTER", 0.0)
+    monkeypatch.setattr(runner, "UNKILLABLE_AFTER", 0.0)
     monkeypatch.setattr(Script, "kill", lambda self: setattr(self, "killed_at", 0.0))
     felt = health(rig, script("sleep 1.5"), 0.05)
     rig.serve(lambda: len(felt) >= 6, "it was due often")
@@ -271,6 +275,29 @@ def test_a_look_that_is_in_time_excuses_nothing(rig, script, tmp_path):
     for at in (0, 0.3, 0.6, 0.9, 1.0):
         part.tick(now + at)
     assert felt == [Illness("stop", "the script was killed: it did not end in time")]
+
+
+@pytest.mark.parametrize(
+    ("late", "excused"), [(0.0, 0.0), (STALL - 2**-10, 0.0), (STALL, 0.0), (STALL + 2**-10, STALL + 2**-10)]
+)
+def test_a_look_that_is_later_than_a_stall_is_excused_by_all_of_that(
+    rig, script, tmp_path, monkeypatch, late, excused
+):
+    monkeypatch.setattr(scripts, "STALL", STALL)
+    _, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 16)
+    began = math.ceil(now) + 1.0
+    part.tick(began)
+    part.tick(began + LOOK_PERIOD + late)
+    assert part._due == began + 16 + excused
+
+
+def test_while_no_script_runs_no_time_is_given(rig, script):
+    felt, part, now = unfinished(rig, script("exit 0"), 16)
+    part.tick(now)
+    rig.serve(lambda: felt, "it has ended")
+    part.tick(now + 15)
+    part.tick(now + 16)
+    assert rig.runner.runs, "it is run when it was due"
 
 
 @pytest.mark.parametrize("number", [errno.ETXTBSY, errno.EINVAL, errno.ESTALE])
@@ -386,7 +413,7 @@ def test_a_notices_script_that_outlives_us_may_say_much(rig, script, tmp_path):
     told, event = events(rig, script("sleep 0.3; head -c 300000 /dev/zero; touch %s" % done))
     event.put(1, "irrevocable", "stop")
     event.withdraw(1, False)
-    rig.runner.close()
+    rig.runner.stop()
     wait_for(done.exists, "it is done")
     assert told == []
 

@@ -13,6 +13,8 @@ from guest_process import FAST, GuestProcess, host, write_script
 from slow_open import SlowOpen
 
 from guestmtce.guest.log import log_to
+from guestmtce.guest.reaper import NAME as REAPER
+from guestmtce.guest.runner import KILLED_MAX
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel
 from guestmtce.wire.channel import ChallengeResponse
@@ -121,6 +123,33 @@ def test_a_frozen_file_system_of_log_and_script_delays_no_answer(host, tmp_path,
         assert heartbeats(host, STANDS_STILL / 2) < INTERVAL
         thaw()
         wait_for(lambda: "an init_ack of another init was ignored" in log.read_text(), "the log goes on")
+    finally:
+        thaw()
+        guest.stop()
+
+
+@as_root
+def test_processes_that_cannot_be_killed_do_not_pile_up(host, tmp_path, disk):
+    """A file system that stands still holds them. They have left the script's session, and it has ended."""
+    folder, freeze, thaw = disk
+    text = "(setsid sh -c 'echo >>%s/file' &) ; echo run >>%s/runs; sleep 600" % (folder, tmp_path)
+    script = write_script(tmp_path / "health", text)
+    freeze()
+    guest = GuestProcess(
+        tmp_path / "guest", host.path, FAST, HEALTH_CHECK_SCRIPT=script, HEALTH_CHECK_INTERVAL=0.3
+    )
+    try:
+        host.accept().heartbeat()
+        assert heartbeats(host, 6.0) < INTERVAL
+        held = [one for one in psutil.Process(guest.popen.pid).children() if one.name() == REAPER]
+        runs = len((tmp_path / "runs").read_text().split())
+        assert "cannot start the health script: " in guest.log() and "cannot be killed" in guest.log()
+        assert 2 <= len(held) <= KILLED_MAX
+        time.sleep(1.0)
+        assert len((tmp_path / "runs").read_text().split()) == runs, "it is not run meanwhile"
+        thaw()
+        wait_for(lambda: not any(one.is_running() for one in held), "they are gone")
+        wait_for(lambda: len((tmp_path / "runs").read_text().split()) > runs, "it is run again")
     finally:
         thaw()
         guest.stop()

@@ -16,7 +16,8 @@ from typing import Callable, Dict, Tuple
 from guestmtce.guest import registry
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import NEVER, Loop
-from guestmtce.guest.registry import Peer, Registry
+from guestmtce.guest.member import Peer
+from guestmtce.guest.registry import Registry
 from guestmtce.guest.settings import Settings
 
 SOCKET = "/run/guest-client/processes.sock"

@@ -11,6 +11,7 @@ import shlex
 import stat
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+from guestmtce.guest.log import escape
 from guestmtce.guest.settings import Settings
 from guestmtce.wire import channel
 
@@ -29,6 +30,8 @@ NOT_USED = {
 }
 _EXPORT = re.compile(r"export[ \t]+")
 DAY = 86400.0  # s
+FILE_MAX = 65536  # bytes of the file
+LINE_WIDTH = 300  # characters of a line that tells what is in effect: the log cuts no line of that length
 
 
 class Config(NamedTuple):
@@ -123,11 +126,33 @@ def _floored(field: str, value: Any, settings: Settings) -> Any:
     return max(value, settings.interval_floor_ms) if field == "interval_ms" else value
 
 
-def describe(config: Config) -> str:
-    """The configuration as it is in effect, in the file's words, on one line."""
+def describe(config: Config) -> List[str]:
+    """The configuration as it is in effect, in the file's words: lines that the log does not cut.
+
+    A value that is longer than a line goes on in the next, as `KEY (going on)=…`.
+    """
     fields = {field: key for key, (field, _) in _keys(Settings()).items()}
-    values = [(fields[field], value) for field, value in config._asdict().items()]
-    return " ".join("%s=%s" % (key, _word(value)) for key, value in values)
+    lines: List[str] = []
+    for field, value in config._asdict().items():
+        for index, piece in enumerate(_pieces(_word(value))):
+            word = "%s%s=%s" % (fields[field], " (going on)" if index else "", piece)
+            if lines and len(escape(lines[-1] + word)) < LINE_WIDTH:
+                lines[-1] += " " + word
+            else:
+                lines.append(word)
+    return lines
+
+
+def _pieces(text: str) -> List[str]:
+    """`text` in pieces that have no more than LINE_WIDTH characters in the log."""
+    pieces, width = [""], 0
+    for letter in text:
+        width += len(escape(letter))
+        if width > LINE_WIDTH:
+            pieces.append("")
+            width = len(escape(letter))
+        pieces[-1] += letter
+    return pieces
 
 
 def _word(value: Any) -> str:
@@ -182,25 +207,47 @@ def _unquoted(value: str) -> str:
     return words[0] if words else ""
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe is refused: who opens it would wait for a writer. Raises OSError."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+def read_file(path: str) -> bytes:
+    """What is in the file; this waits for its file system. Raises OSError.
+
+    A pipe is refused: who opens it would wait for a writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe, and no file")
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            data = b""
+            while len(data) <= FILE_MAX:
+                more = file.read(FILE_MAX + 1 - len(data))
+                if not more:
+                    return data
+                data += more
+    finally:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is a pipe, and no file")
-    return descriptor
+    raise OSError(errno.EFBIG, "it has more than %d bytes" % FILE_MAX)
+
+
+def parse_bytes(data: bytes, path: str, settings: Settings, before: Config) -> Tuple[Config, List[str]]:
+    """The configuration in what the file `path` holds, and lines for the log."""
+    text = data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return parse(text, path, settings, before)
+
+
+def keep(before: Config, path: str, why: str) -> Tuple[Config, List[str]]:
+    """The configuration when the file `path` cannot be used, and a line for the log."""
+    kept = "the defaults are taken" if before == DEFAULTS else "what is in effect stays"
+    return before, ["%s: %s: %s" % (path, why, kept)]
 
 
 def load(path: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
-    """The configuration in the file `path`, and lines for the log.
+    """The configuration in the file `path`, and lines for the log; this waits for its file system.
 
     `before` is what is in effect: it stays where the file, or a value in it, cannot be used. So a slip of the
     pen, or a file that is just being replaced, does not make a `reboot` of a `log`.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="replace", opener=_open_at_once) as file:
-            text = file.read()
+        data = read_file(path)
     except OSError as error:
-        kept = "the defaults are taken" if before == DEFAULTS else "what is in effect stays"
-        return before, ["%s: %s: %s" % (path, error.strerror, kept)]
-    return parse(text, path, settings, before)
+        return keep(before, path, str(error.strerror))
+    return parse_bytes(data, path, settings, before)

@@ -12,18 +12,26 @@ import sys
 import time
 from typing import Callable, Dict, Optional, Tuple
 
+from guestmtce.guest.errand import Errand
 from guestmtce.guest.writer import FileWriter, keep_open
 
 NAME = "guestClient"
 SYSLOG_SOCKET = "/dev/log"
 SYSLOG_INFO = b"<30>"  # facility daemon, severity info
 TEXT_MAX = 400  # characters of a line
+OPEN_WAIT = 0.25  # s; a file system that takes longer to tell of a file stands still
+LOCAL_TIME = ":/etc/localtime"  # the C library's own default, spelt out
 KEYS_MAX = 100  # subjects remembered at once
+
+
+def escape(text: str) -> str:
+    """`text` in ASCII without control characters."""
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def printable(text: str) -> str:
     """`text` made harmless for a log: ASCII, no control characters, at most TEXT_MAX characters."""
-    cut = text[:TEXT_MAX].encode("unicode_escape").decode("ascii")[:TEXT_MAX]
+    cut = escape(text[:TEXT_MAX])[:TEXT_MAX]
     return cut + ("..." if len(text) > len(cut) else "")
 
 
@@ -127,11 +135,29 @@ def _send(kind: int, message: bytes) -> None:
 
 
 def _is_file(path: str) -> bool:
-    """Whether it is, or may become, a file that we may write to."""
+    """Whether it is, or may become, a file that we may write to; or its file system stands still."""
+    try:
+        errand = Errand(lambda: b"yes" if _may_be_written(path) else b"no")
+    except OSError:
+        return _may_be_written(path)
+    try:
+        return not errand.wait(OPEN_WAIT) or errand.result() == b"yes"
+    finally:
+        errand.close()
+
+
+def _may_be_written(path: str) -> bool:
+    """Raises OSError; waits for the file system."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.W_OK)
     except FileNotFoundError:
         return os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK)
+
+
+def keep_time_zone() -> None:
+    """Read the time zone once. The C library looks at /etc/localtime with every line else, and may wait."""
+    os.environ.setdefault("TZ", LOCAL_TIME)
+    time.tzset()
 
 
 def open_log(foreground: bool, path: str, period: float) -> Log:

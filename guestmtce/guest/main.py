@@ -8,21 +8,28 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.guest import ask, client, config, daemon, endurance, host, options
+from guestmtce.guest import ask, client, config, daemon, endurance, errand, host, options
 from guestmtce.guest.apps import Apps
 from guestmtce.guest.ballot import SCRIPT
+from guestmtce.guest.config_file import ConfigFile
 from guestmtce.guest.health import Illness, worst
-from guestmtce.guest.log import Log, open_log
+from guestmtce.guest.log import Log, keep_time_zone, open_log
 from guestmtce.guest.loop import Loop, reset_signals
 from guestmtce.guest.options import Options
 from guestmtce.guest.port import Port
-from guestmtce.guest.scripts import EventScript, HealthScript, Runner
+from guestmtce.guest.runner import Runner
+from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import channel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
 ON_HOST = 6  # exit status of a service that has no place here; LSB: not configured. The unit knows it
+
+NO_SUBREAPER = (
+    "prctl(PR_SET_CHILD_SUBREAPER) is not to be had: when a script is killed, processes of it that moved to "
+    "another session and whose parent has ended go on"
+)
 
 
 def random_id() -> int:
@@ -38,20 +45,20 @@ class Program:
         self._given = given
         self._log = log
         self._loop = Loop()
-        self._config, notes = config.load(given.config, settings)
-        for line in [*notes, "configuration: " + config.describe(self._config)]:
-            log(line)
+        self._loop.on_signal(signal.SIGCHLD, self._reap)  # served in the loop, and noted from here on
+        self._config_file = ConfigFile(self._loop, given.config, settings, log)
+        self._config_file.on_read = self._configure
+        self._config_file.load()
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
         self._apps = self._make_apps(given)
-        self._runners = [Runner(self._loop), Runner(self._loop)]
+        self._runners = [self._make_runner(), self._make_runner()]
         self._health = HealthScript(self._runners[0], self._config, self._found, log)
         path = self._config.event_notification_script
         self._event = EventScript(self._runners[1], path, self._script_voted, log)
-        self._loop.parts = [self._port, self._apps, self._health, _Ticking(self)]
-        self._loop.on_signal(signal.SIGCHLD, self._reap)
-        self._loop.on_signal(signal.SIGHUP, self._reload)
+        self._loop.parts = [self._port, self._apps, self._health, self._config_file, _Ticking(self)]
+        self._loop.on_signal(signal.SIGHUP, self._config_file.reload)
         self._loop.on_signal(signal.SIGUSR1, self._tell_state)
         for number in SIGNALS:
             self._loop.on_signal(number, functools.partial(self._stop, number))
@@ -62,6 +69,11 @@ class Program:
         port.on_close = lambda: self._act(self.client.closed(self._loop.now))
         port.on_data = lambda data: self._act(self.client.receive(data, self._loop.now))
         return port
+
+    def _make_runner(self) -> Runner:
+        runner = Runner()
+        runner.on_no_subreaper = lambda: self._log(NO_SUBREAPER, "subreaper")
+        return runner
 
     def _make_apps(self, given: Options) -> Apps:
         """The socket for local processes; a guest is watched without them, too."""
@@ -97,7 +109,7 @@ class Program:
 
     def _close(self) -> None:
         for runner in self._runners:
-            runner.close()  # what a notice's script has begun goes on: it was left by the goodbye
+            runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
         self._apps.close()
         self._port.close()
         self._loop.close()
@@ -114,11 +126,12 @@ class Program:
         self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
 
-    def _reload(self) -> None:
-        """HUP: the configuration is read again."""
-        self._config, notes = config.load(self._given.config, self._settings, self._config)
-        for line in [*notes, "configuration: " + config.describe(self._config)]:
-            self._log(line)
+    @property
+    def _config(self) -> config.Config:
+        return self._config_file.config
+
+    def _configure(self) -> None:
+        """The configuration was read again."""
         self._health.configure(self._config)
         self._event.configure(self._config.event_notification_script)
         self._act(self.client.configure(self._config, self._loop.now))
@@ -132,7 +145,7 @@ class Program:
         self._log(
             text % (self.client.state, self._given.device, self.client.answers, self._port.dropped, health)
         )
-        self._log("configuration: " + config.describe(self._config))
+        self._config_file.log_config()
         for member in self._apps.registry.described:
             words = ["%s=%s" % pair for pair in member.items()]
             self._log("local process: " + " ".join(words))
@@ -181,6 +194,7 @@ class Program:
         self._act(self.client.feel(worst(mine + self._apps.registry.illnesses)))
 
     def _reap(self) -> None:
+        errand.reap()
         for runner in self._runners:
             runner.reap()
 
@@ -284,6 +298,7 @@ def _wait_out(arguments: Sequence[str]) -> None:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
     reset_signals()
+    keep_time_zone()
     if arguments is None:
         arguments = sys.argv[1:]
     try:

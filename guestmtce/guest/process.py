@@ -9,10 +9,12 @@ import signal
 from typing import Callable, Collection, List
 
 DESCRIPTORS = "/proc/self/fd"
-DESCENDANTS_MAX = 1000  # looked for; a fork bomb has more, and its group is killed as one
+DESCENDANTS_MAX = 1000  # looked for at once; a fork bomb has more
 DESCRIPTORS_MAX = 4096  # closed one by one where there is no /proc
 FAILED = 127  # exit status of one that did not become what it was to be
 IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ", "SIGXFZ")
+# Who ends the client, or says something to it, does not mean the processes that it has forked.
+UNWANTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 def fork(become: Callable[[], None]) -> int:
@@ -35,11 +37,17 @@ def rename(name: str) -> None:
         pass
 
 
-def reset_ignored_signals() -> None:
-    """What Python ignores and other programs do not expect to be ignored."""
-    for name in IGNORED_BY_PYTHON:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+def ignore_unwanted_signals() -> None:
+    """What is meant for the client is not for this process."""
+    for number in UNWANTED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def reset_signals() -> None:
+    """What Python or a process of ours ignores, and other programs do not expect to be ignored."""
+    python = [getattr(signal, name) for name in IGNORED_BY_PYTHON if hasattr(signal, name)]
+    for number in (*UNWANTED, *python):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def close_others(kept: Collection[int]) -> None:
@@ -57,22 +65,48 @@ def close_others(kept: Collection[int]) -> None:
 
 
 def descendants(pid: int) -> List[int]:
-    """The processes that `pid` has started, and theirs; those whose parent has ended are nobody's.
-
-    Nothing where the kernel does not list them.
-    """
+    """The processes that `pid` has started, and theirs, up to DESCENDANTS_MAX."""
     found: List[int] = []
     asked = [pid]
     while asked and len(found) < DESCENDANTS_MAX:
-        one = asked.pop()
-        try:
-            with open("/proc/%d/task/%d/children" % (one, one), encoding="ascii") as file:
-                children = [int(word) for word in file.read().split()]
-        except (OSError, ValueError):
-            continue
+        children = _children(asked.pop())
         found += children
         asked += children
     return found
+
+
+def _children(pid: int) -> List[int]:
+    """The children that the kernel lists. Those of a thread that is not the first are left out."""
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid), encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return _children_by_parent(pid)
+    except (OSError, ValueError):
+        return []
+
+
+def _children_by_parent(pid: int) -> List[int]:
+    """For a kernel without CONFIG_PROC_CHILDREN: every process is asked for its parent."""
+    if _has_children_file():
+        return []  # it is only that this process has ended
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    return [int(name) for name in names if name.isdigit() and _parent(name) == pid]
+
+
+def _has_children_file() -> bool:
+    return os.path.exists("/proc/self/task/%d/children" % os.getpid())
+
+
+def _parent(name: str) -> int:
+    try:
+        with open("/proc/%s/stat" % name, "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0  # it has ended
 
 
 def exit_status(status: int) -> int:

@@ -14,30 +14,35 @@ A failed member whose connection is gone has no place any more. Its name is reme
 others' counted apart, the oldest of the user with the most goes: nobody has another's failure forgotten. Nor
 keeps anybody root from a name: root's process takes it over.
 
-The rules: a line of at most LINE_MAX bytes, an object that we understand, RATE lines a second (BURST at
-once), and registering within `register_within`. Who breaks one is told why and loses its connection.
+The rules: a line of at most LINE_MAX bytes, an object that we understand, a number of lines a second
+(`member`), and registering within `register_within`. Who breaks one is told why and loses its connection.
 """
 
 import json
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional
+from typing import Any, Dict, FrozenSet, List, NamedTuple
 
-from guestmtce.guest.ballot import ACCEPT, PROCESS, REJECT
-from guestmtce.guest.health import GRAVITY, Illness
+from guestmtce.guest.ballot import ACCEPT, REJECT
+from guestmtce.guest.health import Illness
+from guestmtce.guest.loop import NEVER
+from guestmtce.guest.member import (
+    NAME_MAX,
+    ROOT,
+    Broken,
+    Link,
+    Member,
+    Peer,
+    parse_object,
+    read_action,
+    read_text,
+    read_word,
+)
 from guestmtce.guest.settings import Settings
 from guestmtce.wire import channel
 
 MEMBERS_MAX = 8
 REMEMBERED_MAX = 32  # failed ones that are gone
-NAME_MAX = 31  # bytes
-RATE = 20.0  # lines a second that one process may send
-BURST = 40.0  # lines
 INTERVAL_MAX_MS = 3600000
 MISSES_MAX = 2  # unanswered heartbeats in a row that are a failure
-NEVER = float("inf")
-
-
-class Broken(ValueError):
-    """A process broke the rules; the text says how."""
 
 
 class Say(NamedTuple):
@@ -75,68 +80,6 @@ class Note(NamedTuple):
     text: str
 
 
-class Peer(NamedTuple):
-    """The process at the other end, as the kernel names it (SO_PEERCRED)."""
-
-    pid: int = 0
-    uid: int = 0
-
-    def __str__(self) -> str:
-        return "pid %d, uid %d" % self
-
-
-ROOT = Peer()
-
-
-class Member:
-    """A registered process."""
-
-    def __init__(
-        self, name: str, interval: float, action: str, votes: bool, now: float, peer: Peer = ROOT
-    ) -> None:
-        self.name = name
-        self.peer = peer
-        self.forgotten_at = NEVER  # s; it is gone, and has failed
-        self.interval = interval  # s; 0: no heartbeat
-        self.action = action
-        self.votes = votes
-        self.illness: Optional[Illness] = None
-        self.failure: Optional[Illness] = None
-        self.due = now if interval else NEVER
-        self.number = 0  # of the latest heartbeat
-        self.answered = True
-        self.misses = 0
-        self.asked = 0  # the question it has not answered
-
-    def ill(self, why: str) -> Illness:
-        """Its illness, named."""
-        return Illness(self.action, channel.clean("%s: %s" % (self.name, why)))
-
-    @property
-    def voter(self) -> str:
-        """Its name on a ballot."""
-        return PROCESS + self.name
-
-
-class Link:
-    """A connection: what it may still send, and who is at its other end."""
-
-    def __init__(self, now: float, register_by: float, peer: Peer) -> None:
-        self.peer = peer
-        self.lines = channel.LineBuffer()
-        self.member: Optional[Member] = None
-        self.register_by = register_by
-        self._allowance = BURST
-        self._counted_at = now
-
-    def count(self, lines: int, now: float) -> None:
-        """So many lines came. Raises Broken."""
-        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE) - lines
-        self._counted_at = now
-        if self._allowance < 0:
-            raise Broken("more than %d lines a second" % RATE)
-
-
 class Registry:
     """See the module's text. `reports` holds what is to be done since it was last taken."""
 
@@ -165,7 +108,7 @@ class Registry:
             link.count(len(lines), now)
             for line in lines:
                 if key in self._links:
-                    self._take(key, link, _object(line), now)
+                    self._take(key, link, parse_object(line), now)
         except Broken as broken:
             self._say(key, type="refused", reason=str(broken))
             self.closed(key, str(broken), now)
@@ -263,7 +206,7 @@ class Registry:
         if kind == "members":
             self._say_members(key)
         elif kind == "forget":
-            self._forget_on_demand(link.peer, _word(message, "name"))
+            self._forget_on_demand(link.peer, read_word(message, "name"))
             self._say_members(key)
         elif kind == "register" and member is None:
             link.member = self._register(message, now, link.peer)
@@ -283,7 +226,7 @@ class Registry:
 
     def _register(self, message: Dict[str, Any], now: float, peer: Peer) -> Member:
         """Raises Broken."""
-        name = _word(message, "name")
+        name = read_word(message, "name")
         known = self._members.get(name)
         if known is not None and known.forgotten_at == NEVER and not (peer.uid == 0 != known.peer.uid):
             raise Broken("a process of this name is registered")
@@ -292,7 +235,7 @@ class Registry:
         seated = [link.member for link in self._links.values() if link.member is not None]
         if sum((one.peer.uid == 0) == (peer.uid == 0) for one in seated) >= MEMBERS_MAX:
             raise Broken("%d processes are registered: no more" % MEMBERS_MAX)
-        interval, action = self._interval(message), _action(message)
+        interval, action = self._interval(message), read_action(message)
         if known is not None and known.forgotten_at == NEVER:
             self._oust(known)
         votes = message.get("votes") is True
@@ -361,13 +304,13 @@ class Registry:
         if message.get("health") not in (channel.HEALTHY, channel.UNHEALTHY):
             raise Broken("health: healthy or unhealthy expected")
         ill = message["health"] == channel.UNHEALTHY
-        member.illness = member.ill(_text(message, "reason") or channel.UNHEALTHY) if ill else None
+        member.illness = member.ill(read_text(message, "reason") or channel.UNHEALTHY) if ill else None
 
     def _answer(self, member: Member, message: Dict[str, Any]) -> None:
         result = message.get("vote")
         if result not in (ACCEPT, REJECT):
             raise Broken("vote: accept or reject expected")
-        reason = _text(message, "reason")
+        reason = read_text(message, "reason")
         if member.asked and message.get("number") == member.asked:
             self._reports.append(Voted(member.asked, member.voter, result, reason))
             member.asked = 0
@@ -409,38 +352,3 @@ class Registry:
     def _note(self, text: str, peer: Peer) -> None:
         """Counted by user: what one user's processes do hides nothing of another's, and no failure."""
         self._reports.append(Note("process of uid %d" % peer.uid, text))
-
-
-# --- fields ----------------------------------------------------------------------------------------
-# Each takes what a message holds, or raises Broken.
-
-
-def _object(line: bytes) -> Dict[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Broken("a JSON object expected")
-    return value
-
-
-def _word(message: Dict[str, Any], name: str) -> str:
-    value = _text(message, name)
-    if not value or not value.isprintable() or len(value.encode("utf-8")) > NAME_MAX:
-        raise Broken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
-    return value
-
-
-def _text(message: Dict[str, Any], name: str) -> str:
-    value = message.get(name, "")
-    if not isinstance(value, str):
-        raise Broken("%s: a string expected" % name)
-    return channel.clean(value)
-
-
-def _action(message: Dict[str, Any]) -> str:
-    value = message.get("corrective_action", "log")
-    if value not in GRAVITY:
-        raise Broken("corrective_action: one of %s expected" % ", ".join(GRAVITY))
-    return str(value)

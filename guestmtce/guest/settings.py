@@ -17,6 +17,9 @@ class Settings(NamedTuple):
     action_repeat: float = 60.0  # an ill guest asks for its corrective action so often
     answer_margin: float = 1.0  # before the host's time-out a question is answered, whatever is known
     interval_floor_ms: int = 400  # the smallest HB_INTERVAL
+    # the configuration's file
+    config_wait: float = 0.25  # at the start it is waited for, at most; a host may know this guest already
+    config_patience: float = 5.0  # before the log says that it is still being read
     # the port
     reopen_first: float = 0.05  # before a device that cannot be opened is tried again; doubles
     reopen_max: float = 2.0

@@ -7,7 +7,6 @@ line.
 
 import fcntl
 import os
-import signal
 import time
 from typing import Callable, Optional
 
@@ -15,7 +14,6 @@ from guestmtce.guest import process
 
 CHUNK = 65536  # bytes, a whole pipe
 CLOSE_WAIT = 0.2  # s
-UNWANTED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 def keep_open(descriptor: int) -> Callable[[], int]:
@@ -81,8 +79,7 @@ class FileWriter:
 
 
 def _write_all(lines: int, open_file: Callable[[], int]) -> None:
-    for number in UNWANTED:
-        signal.signal(number, signal.SIG_IGN)  # whoever ends the client wants its last lines
+    process.ignore_unwanted_signals()  # whoever ends the client wants its last lines
     os.setsid()
     process.rename("guestClient-log")
     descriptor = open_file()

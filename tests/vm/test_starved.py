@@ -7,6 +7,7 @@ used up, and the judge is guestServer.
 from __future__ import annotations
 
 import base64
+import time
 
 import pytest
 from cloud import VmCluster, undisturbed
@@ -64,15 +65,25 @@ def misses(cloud):
 
 def endures(cloud, seconds):
     """No heartbeat is lost for so long; the most misses in a row that were seen."""
-    seen, before = [0], len(cloud.alarms())
+    seen, before, began = [0], len(cloud.alarms()), time.monotonic()
 
     def trouble():
         seen.append(misses(cloud))
         return cloud.alarms()[before:]
 
-    undisturbed(seconds, trouble)
+    try:
+        undisturbed(seconds, trouble)
+    except AssertionError as error:
+        told = (error, time.monotonic() - began, words_of(cloud.vms[0]))
+        raise AssertionError("%s after %.1f s; the guest says: %s" % told) from None
     assert cloud.status(cloud.uuids[0]) == "enabled"
     return max(seen)
+
+
+def words_of(vm):
+    """The last of what its client has logged."""
+    with open(vm.path("console"), encoding="utf-8", errors="replace") as console:
+        return "\n".join(console.read().splitlines()[-20:])
 
 
 def pid_of_client(vm):

@@ -1,0 +1,105 @@
+"""The configuration's file as a part of the loop: read by a process of its own, one at a time.
+
+A file system that stands still, a device or a huge file in the file's place delay nothing. At the start the
+file has a moment. A client that goes on without it asks for no reboot that nobody may have wanted: until the
+file is read CORRECTIVE_ACTION is `log`.
+"""
+
+from typing import Callable, List, Optional
+
+from guestmtce.guest import config
+from guestmtce.guest.config import DEFAULTS, Config
+from guestmtce.guest.errand import Errand
+from guestmtce.guest.log import Log
+from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.settings import Settings
+
+NOT_READ = DEFAULTS._replace(corrective_action="log")
+
+
+class ConfigFile:
+    """`config` is what is in effect. `on_read` is called when the file has been read in the loop."""
+
+    def __init__(self, loop: Loop, path: str, settings: Settings, log: Log) -> None:
+        self.config = DEFAULTS
+        self.on_read: Callable[[], None] = lambda: None
+        self.deadline = NEVER  # when to say that the file is not read yet
+        self._loop = loop
+        self._path = path
+        self._settings = settings
+        self._log = log
+        self._errand: Optional[Errand] = None
+        self._again = False  # it may have changed since the reading began
+
+    def load(self) -> None:
+        """At the start."""
+        try:
+            self._errand = Errand(lambda: config.read_file(self._path))
+        except OSError:  # a guest without a process to spare is watched all the same
+            self._take(*config.load(self._path, self._settings))
+            return
+        if self._errand.wait(self._settings.config_wait):
+            self._take_result(DEFAULTS)
+            return
+        self._watch(self._errand)
+        self.config = NOT_READ
+        text = (
+            "%s: not read within %g s, its file system stands still: until it is read the defaults are taken"
+        )
+        self._log((text + ", but CORRECTIVE_ACTION=log") % (self._path, self._settings.config_wait))
+        self.log_config()
+
+    def reload(self) -> None:
+        """HUP: read it again. Who asks while it is read is given a later reading."""
+        if self._errand is not None:
+            self._again = True
+            return
+        try:
+            self._errand = Errand(lambda: config.read_file(self._path))
+        except OSError as error:
+            self._log("%s: cannot be read now: %s: what is in effect stays" % (self._path, error.strerror))
+            return
+        self._watch(self._errand)
+        self.deadline = self._loop.now + self._settings.config_patience
+
+    def tick(self, _now: float) -> None:
+        """It takes long."""
+        self.deadline = NEVER
+        self._log("%s: its file system stands still: what is in effect stays until it is read" % self._path)
+
+    def log_config(self) -> None:
+        """Say what is in effect."""
+        for line in config.describe(self.config):
+            self._log("configuration: " + line)
+
+    def _watch(self, errand: Errand) -> None:
+        before = self.config
+        self._loop.watch(errand.descriptor, lambda: self._receive(errand, before))
+
+    def _receive(self, errand: Errand, before: Config) -> None:
+        if not errand.receive():
+            return
+        self.deadline = NEVER
+        self._loop.unwatch(errand.descriptor)
+        self._take_result(before)
+        self.on_read()
+        if self._again:
+            self._again = False
+            self.reload()
+
+    def _take_result(self, before: Config) -> None:
+        assert self._errand is not None
+        errand, self._errand = self._errand, None
+        errand.close()
+        try:
+            data = errand.result()
+        except OSError as error:
+            self._take(*config.keep(before, self._path, str(error.strerror)))
+        else:
+            self._take(*config.parse_bytes(data, self._path, self._settings, before))
+
+    def _take(self, taken: Config, notes: List[str]) -> None:
+        self.config = taken
+        for line in notes:
+            self._log(line)
+        self.log_config()

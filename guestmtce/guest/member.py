@@ -1,0 +1,117 @@
+"""A local process as the registry knows it: who it is, its connection, and what its messages hold.
+
+Pure, as the registry is. What a message holds is read, or refused with the reason (`Broken`).
+"""
+
+import json
+from typing import Any, Dict, NamedTuple, Optional
+
+from guestmtce.guest.ballot import PROCESS
+from guestmtce.guest.health import GRAVITY, Illness
+from guestmtce.guest.loop import NEVER
+from guestmtce.wire import channel
+
+NAME_MAX = 31  # bytes
+RATE = 20.0  # lines a second that one process may send
+BURST = 40.0  # lines at once
+
+
+class Broken(ValueError):
+    """A process broke the rules; the text says how."""
+
+
+class Peer(NamedTuple):
+    """The process at the other end, as the kernel names it (SO_PEERCRED)."""
+
+    pid: int = 0
+    uid: int = 0
+
+    def __str__(self) -> str:
+        return "pid %d, uid %d" % self
+
+
+ROOT = Peer()
+
+
+class Member:
+    """A registered process."""
+
+    def __init__(
+        self, name: str, interval: float, action: str, votes: bool, now: float, peer: Peer = ROOT
+    ) -> None:
+        self.name = name
+        self.peer = peer
+        self.forgotten_at = NEVER  # s; it is gone, and has failed
+        self.interval = interval  # s; 0: no heartbeat
+        self.action = action
+        self.votes = votes
+        self.illness: Optional[Illness] = None
+        self.failure: Optional[Illness] = None
+        self.due = now if interval else NEVER
+        self.number = 0  # of the latest heartbeat
+        self.answered = True
+        self.misses = 0
+        self.asked = 0  # the question it has not answered
+
+    def ill(self, why: str) -> Illness:
+        """Its illness, named."""
+        return Illness(self.action, channel.clean("%s: %s" % (self.name, why)))
+
+    @property
+    def voter(self) -> str:
+        """Its name on a ballot."""
+        return PROCESS + self.name
+
+
+class Link:
+    """A connection: what it may still send, and who is at its other end."""
+
+    def __init__(self, now: float, register_by: float, peer: Peer) -> None:
+        self.peer = peer
+        self.lines = channel.LineBuffer()
+        self.member: Optional[Member] = None
+        self.register_by = register_by
+        self._allowance = BURST
+        self._counted_at = now
+
+    def count(self, lines: int, now: float) -> None:
+        """So many lines came. Raises Broken."""
+        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE) - lines
+        self._counted_at = now
+        if self._allowance < 0:
+            raise Broken("more than %d lines a second" % RATE)
+
+
+# --- what a message holds ---------------------------------------------------------------------------
+# Each gives a field's value, or raises Broken.
+
+
+def parse_object(line: bytes) -> Dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Broken("a JSON object expected")
+    return value
+
+
+def read_word(message: Dict[str, Any], name: str) -> str:
+    value = read_text(message, name)
+    if not value or not value.isprintable() or len(value.encode("utf-8")) > NAME_MAX:
+        raise Broken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
+    return value
+
+
+def read_text(message: Dict[str, Any], name: str) -> str:
+    value = message.get(name, "")
+    if not isinstance(value, str):
+        raise Broken("%s: a string expected" % name)
+    return channel.clean(value)
+
+
+def read_action(message: Dict[str, Any]) -> str:
+    value = message.get("corrective_action", "log")
+    if value not in GRAVITY:
+        raise Broken("corrective_action: one of %s expected" % ", ".join(GRAVITY))
+    return str(value)
