@@ -21,6 +21,7 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Set, Tuple
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.server import confine, reports, spawner
+from guestmtce.server.scope import GuestsScope
 from guestmtce.server.spawnercode import SpawnerCode
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class SpawnerLink:
         self._respawn_delay = RESPAWN_FIRST
         self._timer: Optional[Timer] = None
         self._code = SpawnerCode()
+        self._scope = GuestsScope(loop)
         self._stderr = -1
         self._throttle = Throttle(log, LINE_PERIOD)
 
@@ -91,6 +93,7 @@ class SpawnerLink:
         except OSError:
             ours.close()
             raise
+        self._scope.move(self.pid)
         self._greeted = False
         self._since = time.monotonic()
         self.started += 1
@@ -150,6 +153,7 @@ class SpawnerLink:
         self._hang_up()
         if self.pid:
             kill(self.pid)
+        self._scope.close()
         self._drop_stderr()
         self._code.remove_copy()
         self._asked.clear()

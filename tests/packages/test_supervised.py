@@ -9,7 +9,7 @@ import time
 from xml.dom import minidom
 
 import pytest
-from installed import OCF, WAIT, spread
+from installed import GUESTS, OCF, WAIT, spread
 from pmon import Monitor, elapsed
 from tree import POLL
 
@@ -200,3 +200,91 @@ def test_the_journal_has_levels_and_one_time_stamp(cloud):
     started = [line for line in lines if "started, pid" in str(line["MESSAGE"])]
     assert started and started[-1]["PRIORITY"] == "6" and started[-1]["SYSLOG_FACILITY"] == "21"
     assert started[-1]["MESSAGE"].startswith("INFO started, pid")
+
+
+def processes_shown(tree, unit):
+    """What `systemctl status` lists below a unit, one line for each process."""
+    said = tree.run("systemctl status --no-pager --full -n 0 " + unit, status=None)
+    return [title.strip('"') for title in re.findall(r"[├└]─ *\d+ (.*)", said)]
+
+
+def scopes(tree):
+    """The scopes of guests' processes."""
+    said = tree.run("systemctl list-units --all --plain --no-legend 'guestServer-guests-*.scope'")
+    return [line.split()[0] for line in said.splitlines()]
+
+
+def test_systemctl_status_lists_one_process_and_the_guests_are_in_a_scope(cloud):
+    tree = cloud.tree
+    guests = ["guestServer: " + one for one in cloud.uuids]
+    with cloud.silences() as silences:
+        tree.run("systemctl restart guestServer")
+        cloud.await_beats()
+    (scope,) = scopes(tree)
+    assert processes_shown(tree, "guestServer") == ["guestServer"]
+    assert sorted(processes_shown(tree, scope)) == [*guests, "guestServer: spawner"]
+    assert shown(tree, scope, "TasksMax") == "infinity"
+    assert shown(tree, scope, "PartOf") == "guestServer.service"
+    assert shown(tree, scope, "OOMPolicy") in ("continue", "")  # older scopes have none, and act so
+    assert cloud.alarms() == []
+    print("\n%s; no answers for %s" % (tree.run("systemctl --version").split("\n")[0], spread(silences)))
+
+
+def test_a_new_spawner_has_a_scope_of_its_own_and_the_guests_stay(cloud):
+    tree, server = cloud.tree, cloud.server
+    (before,) = scopes(tree)
+    with cloud.silences() as silences:
+        tree.run("kill -KILL " + server.health()["spawner"].split()[2])
+        wait_for(lambda: len(scopes(tree)) == 2, "the new spawner's scope", WAIT, POLL)
+        cloud.await_beats()
+    assert sorted(processes_shown(tree, before)) == ["guestServer: " + one for one in cloud.uuids]
+    assert processes_shown(tree, "guestServer") == ["guestServer"]
+    tree.run("kill -KILL " + server.dump("guest")[cloud.uuids[0]]["pid"])
+    wait_for(lambda: len(server.titles()) == GUESTS + 2, "the guest's new process", WAIT, POLL)
+    cloud.await_beats()
+    new = next(one for one in scopes(tree) if one != before)
+    assert sorted(processes_shown(tree, new)) == ["guestServer: " + cloud.uuids[0], "guestServer: spawner"]
+    assert cloud.alarms() == []
+    print("\nno answers for %s" % spread(silences))
+
+
+@pytest.mark.parametrize("ends", ["systemctl stop guestServer", "kill -TERM", "kill -KILL", "a lost scope"])
+def test_whatever_ends_the_main_process_no_process_and_no_scope_is_left(cloud, ends):
+    tree, server = cloud.tree, cloud.server
+    with notified(tree, server.name, "Restart=no"):
+        cloud.await_beats()
+        if ends == "a lost scope":  # somebody stops it by hand: guests are served by another
+            tree.run("systemctl stop " + scopes(tree)[0])
+            cloud.await_beats()
+            assert len(server.titles()) == GUESTS + 2
+            tree.run("systemctl stop guestServer")
+        else:
+            began = time.monotonic()
+            tree.run(ends + (" %d" % server.pid if ends.startswith("kill") else ""))
+            wait_for(lambda: server.titles() == [], "all have ended", 2, POLL)
+            print("\n%s took %.2f s" % (ends, time.monotonic() - began))
+        wait_for(lambda: scopes(tree) == [], "its scopes have ended", WAIT, POLL)
+        assert server.titles() == []
+        tree.run("systemctl reset-failed guestServer || true")
+    cloud.await_beats()
+    assert cloud.alarms() == []
+
+
+def test_the_scope_is_in_the_slice_of_the_unit(cloud):
+    with notified(cloud.tree, "guestServer", "Slice=vms-heartbeat.slice"):
+        cloud.await_beats()
+        (scope,) = scopes(cloud.tree)
+        assert shown(cloud.tree, scope, "Slice") == "vms-heartbeat.slice"
+    cloud.await_beats()
+
+
+def test_without_systemds_socket_all_is_as_it_was(cloud):
+    tree = cloud.tree
+    with notified(tree, "guestServer", "InaccessiblePaths=/run/systemd/private"):
+        cloud.await_beats()
+        assert scopes(tree) == []
+        assert len(processes_shown(tree, "guestServer")) == GUESTS + 2
+        said = tree.run("journalctl --no-pager _PID=%d" % cloud.server.pid)
+        assert said.count("systemd gives them no scope: /run/systemd/private: ") == 1
+    cloud.await_beats()
+    assert cloud.alarms() == []
