@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from guestmtce.agent import peer_uid
-from guestmtce.agent.callers import look_up_users
 from guestmtce.agent.commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.settings import AgentSettings
+from guestmtce.agent.users import look_up_users
 from guestmtce.lab.cluster import free_ports
 from guestmtce.lab.vim import Client
 from guestmtce.wire.datagram import HostRecord

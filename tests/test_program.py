@@ -154,7 +154,7 @@ FAILURES_OF_AGENT = {
 }
 FAILURES_OF_SERVER = {
     "no such user": (None, ["--child-user", "no-such-user"], ["no-such-user"]),
-    "a bad range of uids": (None, ["--child-uids", "9-5"], ["--child-uids 9-5", "A <= B"]),
+    "a bad range of uids": (None, ["--child-uids", "9-5"], ["client.child_uids 9-5", "A <= B"]),
 }
 
 
@@ -162,7 +162,7 @@ def test_a_name_to_listen_on_that_nobody_knows_yet_delays_no_start(daemon):
     start = time.monotonic()
     done = daemon.start("--bind", "no.such.host.invalid")
     assert (done.returncode, done.stderr) == (0, "")
-    assert within(5, time.monotonic() - start)  # a name service that does not answer takes 10 s
+    assert time.monotonic() - start < 5  # a name service that does not answer takes 10 s
     wait_for(lambda: "cannot resolve no.such.host.invalid" in daemon.log(), "a line about it", 30)
 
 
@@ -198,8 +198,9 @@ def test_a_bad_file_is_named_with_section_key_and_value(daemon):
         command = command[:at] + command[at + 2 :]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == "%s: %s/daemon.ini: [client] rx_port = 70000: not in 1 to 65535\n" % (
-        daemon.name, daemon.folder
+    remedy = "write a whole number from 1 to 65535, or leave it out for 2411"
+    assert done.stderr == "%s: %s/daemon.ini: [client] rx_port = 70000: not in 1 to 65535: %s\n" % (
+        daemon.name, daemon.folder, remedy
     )  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def test_a_request_that_never_ends_does_not_keep_the_agent(tmp_path):
         pid, began = daemon.pid, time.monotonic()
         daemon.signal(signal.SIGTERM)
         wait_for(lambda: gone(pid), "it is gone")
-        assert within(2, time.monotonic() - began)
+        assert time.monotonic() - began < 2
         assert not daemon.path(".pid").exists()
         assert not daemon.path(".info").exists()
     finally:

@@ -87,3 +87,12 @@ def test_what_the_service_refuses_leaves_all_as_it_was(running):
     running.configure("")
     running.reload("reloaded\n")
     assert "DEBUG" not in running.log()
+
+
+def test_a_key_that_is_unknown_or_misspelt_is_named_as_at_the_start(running):
+    path = running._folder / "ini"
+    running.configure("[agent]\nprot = 2\ncolour = red\n")
+    running.reload("%s: not used: agent.prot, agent.colour\n" % path)
+    assert "%s: agent.prot is no setting: write [agent] port if that is meant\n" % path in running.log()
+    running.configure("")
+    running.reload("not configured, default taken: ")

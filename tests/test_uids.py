@@ -78,7 +78,7 @@ def test_a_range_is_taken(text):
     "text", ["0-10", "7-6", "5", "5-", "-5", "a-b", "5-6-7", "1-4294967295", "5000 - 6000", "0x5-0x9", "٣-٤٤"]
 )
 def test_a_bad_range_is_refused_with_what_to_write(text):
-    with pytest.raises(OSError, match="--child-uids .*: two uids A-B expected"):
+    with pytest.raises(OSError, match="client.child_uids .*: two uids A-B expected"):
         uids.parse(text)
 
 

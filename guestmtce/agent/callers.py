@@ -8,29 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import socket
-from typing import FrozenSet, List, Tuple
 
 from guestmtce.agent.http_connections import Caller
 from guestmtce.agent.peer_uid import NoUid, PeerUids
+from guestmtce.agent.users import look_up_users
 from guestmtce.wire import vim
 from guestmtce.wire.vim import Failure
 
 log = logging.getLogger(__name__)
 
 ROOT = 0
-
-
-def look_up_users(vim_users: str) -> Tuple[FrozenSet[int], List[str]]:
-    """The uids that `vim_users` (names or uids, separated by commas) means, and the names that nobody has."""
-    uids, unknown = set(), []
-    for name in filter(None, (word.strip() for word in vim_users.split(","))):
-        try:
-            uids.add(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
-        except KeyError:
-            unknown.append(name)
-    return frozenset(uids), unknown
 
 
 class Callers:

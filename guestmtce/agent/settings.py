@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from typing import List
+from urllib.parse import urlsplit
 
-from guestmtce.daemon.config import MAIN, setting
-from guestmtce.daemon.peers import Keys, read_keys
+from guestmtce.agent.users import look_up_users
+from guestmtce.daemon.config import MAIN, Finding, setting
+from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
 from guestmtce.wire.datagram import HostRecord
 
@@ -78,10 +80,20 @@ class AgentSettings(DaemonSettings):
         """The shared keys, or nothing. Raises OSError for a file that holds none."""
         return read_keys(self.key_file, self.old_key_file)
 
-    def check(self) -> None:
-        """The keys, and the hosts that are known without mtcAgent. Raises OSError."""
-        self.keys()
-        self.known_hosts()
+    def check(self) -> List[Finding]:
+        """The keys, the hosts that are known without mtcAgent, the VIM's address and its users."""
+        findings = check_keys(self.key_file, self.old_key_file)
+        try:
+            self.known_hosts()
+        except OSError as error:
+            why = str(error).partition("hosts: ")[2]  # what it is about is said before
+            findings.append(Finding("hosts", why))
+        if self.vim_url and not _is_url(self.vim_url):
+            findings.append(Finding("vim_url", "write http://HOST:PORT"))
+        for name in look_up_users(self.vim_users)[1]:
+            text = "there is no user %s: it may not command: make it, or write another name or uid" % name
+            findings.append(Finding("vim_users", text, ignored=True))
+        return findings
 
     @property
     def vim_base(self) -> str:
@@ -99,4 +111,14 @@ def _host(words: str) -> HostRecord:
         name, uuid, address = words.split()
         return HostRecord(name, uuid, str(ipaddress.ip_address(address)))
     except ValueError:
-        raise OSError("[agent] hosts: %s: NAME UUID ADDRESS expected" % words.strip()) from None
+        text = "[agent] hosts: %s: NAME UUID ADDRESS expected, for each host, with commas between them"
+        raise OSError(text % words.strip()) from None
+
+
+def _is_url(text: str) -> bool:
+    """Whether something can listen there."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import dataclasses
+import difflib
 import math
 import re
 import sys
@@ -26,6 +27,8 @@ MAIN = "main"  # the daemon's own file, among those a setting may stand in
 # Python takes more than people mean: 1_000, digits of other scripts, nan, inf.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+
+LIKENESS = 0.85  # of a key to a setting, from 0 to 1, at which it is taken for misspelt
 
 Settings = TypeVar("Settings")
 
@@ -68,21 +71,42 @@ def load(
     --check-config with 0 or 1 after it has named every fault.
     """
     given = vars(_parser(kind, name).parse_args(arguments))
-    values, notes, faults = _values(kind, files, given)
+    read = _read_values(kind, files, given)
     if given["check_config"]:
-        sys.exit(_tell_check(name, kind, values, notes, faults))
-    if faults:
-        raise ConfigError(faults[0])
-    return kind(**values), notes
+        sys.exit(_tell_check(name, kind, read))
+    if read.faults:
+        raise ConfigError(read.faults[0])
+    return kind(**read.values), read.notes
 
 
-def _tell_check(name: str, kind: Any, values: Dict[str, Any], notes: List[str], faults: List[str]) -> int:
+class Finding(NamedTuple):
+    """What a settings class's `check` finds about one of its fields: why, and what to do.
+
+    A value that is `ignored` prevents no start.
+    """
+
+    field: str
+    why: str
+    ignored: bool = False
+
+
+class Read(NamedTuple):
+    """What is configured by field, and where; lines for the log; a line for each value that is no value."""
+
+    values: Dict[str, Any]
+    sources: Dict[str, str]
+    notes: List[str]
+    faults: List[str]
+
+
+def _tell_check(name: str, kind: Any, read: Read) -> int:
     """--check-config: a line for each fault, which would keep the daemon from starting, and each note."""
+    notes, faults = list(read.notes), list(read.faults)
     if not faults:
-        try:
-            kind(**values).check()
-        except (ConfigError, OSError) as error:
-            faults = [str(error)]
+        settings = kind(**read.values)
+        for finding in settings.check():
+            line = "%s: %s" % (_shown(settings, finding.field, read), finding.why)
+            (notes if finding.ignored else faults).append(line)
     for note in notes:
         print("%s: note: %s" % (name, note))
     for fault in faults:
@@ -91,16 +115,24 @@ def _tell_check(name: str, kind: Any, values: Dict[str, Any], notes: List[str], 
     return int(bool(faults))
 
 
-def _values(
-    kind: Any, files: Dict[str, str], given: Dict[str, Any]
-) -> Tuple[Dict[str, Any], List[str], List[str]]:
-    """What is configured, notes, and what is wrong. Raises ConfigError for what cannot even be read."""
+def _shown(settings: Any, name: str, read: Read) -> str:
+    """Where a value stands, and the value."""
+    field = next(field for field in dataclasses.fields(settings) if field.name == name)
+    place = field.metadata["place"]
+    spelled = "[%s] %s" % place[1:] if place else field.metadata["flag"]
+    source = read.sources.get(name, "default of " + spelled)
+    return "%s = %s" % (source, printable(getattr(settings, name)))
+
+
+def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Read:
+    """What is configured. Raises ConfigError for what cannot even be read."""
     files = dict(files)
     if given["config"]:
         files[MAIN] = given["config"]
     parsers, missing, notes = _read(files, explicit=given["config"])
     settable = _overrides(kind, given["set"])
     values: Dict[str, Any] = {}
+    sources: Dict[str, str] = {}
     absent, faults = [], []
     for field in dataclasses.fields(kind):
         place = field.metadata["place"]
@@ -115,20 +147,19 @@ def _values(
             if place and place.file not in missing:
                 absent.append("%s.%s" % (place.section, place.key))
             continue
+        sources[field.name] = source
         try:
             values[field.name] = _convert(field, found, source)
         except ConfigError as error:
             if place and place.file != MAIN and source.startswith(files[place.file]):
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
             else:
-                faults.append(str(error))
-    unused = _unused(kind, parsers[MAIN])
-    if unused:
-        notes.append("%s: not used: %s" % (files[MAIN], ", ".join(unused)))
+                faults.append("%s: %s" % (error, _remedy(field)))
+    notes.extend("%s: %s" % (files[MAIN], text) for text in _unused(kind, parsers[MAIN]))
     notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
         notes.append("not configured, default taken: " + ", ".join(absent))
-    return values, notes, faults
+    return Read(values, sources, notes, faults)
 
 
 def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: Dict[str, Any]) -> List[str]:
@@ -147,10 +178,19 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
 
 
 def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
-    """What stands in the daemon's own file and is none of its settings: of old, or mistyped."""
-    places = {f.metadata["place"] for f in dataclasses.fields(kind)}
-    found = [Place(MAIN, section, key) for section in parser.sections() for key in parser.options(section)]
-    return ["%s.%s" % place[1:] for place in found if place not in places]
+    """A line for the keys of the daemon's own file that no setting reads, and one for each misspelt one."""
+    places = [f.metadata["place"] for f in dataclasses.fields(kind)]
+    known = ["%s.%s" % place[1:] for place in places if place and place.file == MAIN]
+    found = ["%s.%s" % (section, key) for section in parser.sections() for key in parser.options(section)]
+    unused = [key for key in found if key not in known]
+    lines = ["not used: " + ", ".join(unused)] if unused else []
+    for key in unused:
+        # Its section is right or its key is: what old releases had is like none.
+        near = difflib.get_close_matches(key, [one for one in known if one not in found], 1, LIKENESS)
+        if near:
+            section, name = near[0].split(".")
+            lines.append("%s is no setting: write [%s] %s if that is meant" % (key, section, name))
+    return lines
 
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
@@ -249,6 +289,17 @@ def _convert(field: Any, value: Any, source: str) -> Any:
     ):
         raise ConfigError("%s = %s: not in %s to %s" % (source, shown, low, high))
     return number
+
+
+def _remedy(field: Any) -> str:
+    """What to write in place of a value that cannot be used."""
+    if isinstance(field.default, str):
+        return "write it in UTF-8"
+    if isinstance(field.default, bool):
+        return "write 1 or 0, or leave it out for %d" % field.default
+    kind = "a whole number" if isinstance(field.default, int) else "a number"
+    low, high = field.metadata["low"], field.metadata["high"]
+    return "write %s from %s to %s, or leave it out for %s" % (kind, low, high, field.default)
 
 
 def _text(value: str, source: str, shown: str) -> str:

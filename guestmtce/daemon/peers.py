@@ -6,6 +6,7 @@ import os
 import stat
 from typing import List, NamedTuple, Optional
 
+from guestmtce.daemon.config import Finding
 from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp import Port
 from guestmtce.wire import datagram, extension
@@ -13,6 +14,7 @@ from guestmtce.wire.extension import Refused, Seal, Tag
 
 KEY_FILE_MAX = 4096  # bytes
 KEY_SETTINGS = ("key_file", "old_key_file")  # what a reload takes at once
+REMEDY = ": make it (docs/install.md, A key between the daemons), or leave the setting out"
 
 
 class Keys(NamedTuple):
@@ -30,6 +32,21 @@ def read_keys(key_file: str, old_key_file: str) -> Keys:
     if old_key_file and not key_file:
         raise OSError("[security] old_key_file without key_file: nothing would be sealed")
     return Keys(*(read_key(path) if path else b"" for path in (key_file, old_key_file)))
+
+
+def check_keys(key_file: str, old_key_file: str) -> List[Finding]:
+    """What is wrong with the settings of these names."""
+    findings = []
+    for name, path in zip(KEY_SETTINGS, (key_file, old_key_file)):
+        try:
+            if path:
+                read_key(path)
+        except OSError as error:
+            why = str(error) if error.strerror is None else error.strerror + REMEDY
+            findings.append(Finding(name, why))
+    if old_key_file and not key_file:
+        findings.append(Finding("old_key_file", "there is no key_file, so nothing would be sealed: name one"))
+    return findings
 
 
 def read_key(path: str) -> bytes:

@@ -91,10 +91,11 @@ def run(
         set_up_log(name, settings)
         files.remove_leftovers(settings.log_dir, name + ".dump.")
         if not files.is_title(name):
-            text = "setproctitle has no effect here: pidof and the init scripts do not find %s by its name"
-            log.warning(
-                text + " (its wheel without compiled code is installed: a C compiler makes the other)", name
+            text = (
+                "setproctitle has no effect here: pidof does not find %s by its name; the init scripts do, by"
+                " its pid file (its wheel without compiled code is installed: a C compiler makes the other)"
             )
+            log.warning(text, name)
         for note in notes:
             log.info("%s", note)
         _raise_descriptor_limit()
@@ -267,12 +268,14 @@ class _Life(Generic[Settings]):
 
     def _take_configuration(self, service: Service[Settings]) -> None:
         try:
-            fresh, _ = config.load(self._kind, self._name, self._paths, self._arguments)
+            fresh, notes = config.load(self._kind, self._name, self._paths, self._arguments)
             service.reload(fresh)
         except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
         logs.set_level(_level(fresh))
+        for note in notes:
+            log.info("%s", note)
         taken = {key: getattr(fresh, key) for key in {"debug_level", *service.reloadable}}
         self._settings = dataclasses.replace(self._settings, **taken)
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]

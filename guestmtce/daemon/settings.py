@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import List
 
-from guestmtce.daemon.config import setting
+from guestmtce.daemon.config import Finding, setting
 
 PORT_MAX = 65535
 DAY = 86400.0  # s
@@ -28,5 +29,6 @@ class DaemonSettings:
     pmon_port: int = setting(0, "pmon.port", 0, PORT_MAX)  # 0: pmon watches in its passive mode
     pmon_reply_port: int = setting(2200, "pmon.reply_port", 1, PORT_MAX)
 
-    def check(self) -> None:
-        """Look at what the values name, as a start would. Raises OSError for what would prevent it."""
+    def check(self) -> List[Finding]:
+        """Look at what the values name: what is wrong with it, and what prevents a start."""
+        return []

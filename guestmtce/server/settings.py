@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pwd
 from typing import ClassVar, Dict, List, Tuple
 
-from guestmtce.daemon.config import MAIN, setting
-from guestmtce.daemon.peers import Keys, read_keys
+from guestmtce.daemon.config import MAIN, Finding, setting
+from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
-from guestmtce.server import reports
+from guestmtce.server import reports, seccomp, uids
 
 NAME = "guestServer"
 FILES = {MAIN: "/etc/mtc/guestServer.ini"}
@@ -104,9 +106,26 @@ class ServerSettings(DaemonSettings):
         """The shared keys, or nothing. Raises OSError for a file that holds none."""
         return read_keys(self.key_file, self.old_key_file)
 
-    def check(self) -> None:
-        """The keys. Raises OSError."""
-        self.keys()
+    def check(self) -> List[Finding]:
+        """The keys, the users that children become, the folder of sockets, and what makes the filter."""
+        findings = check_keys(self.key_file, self.old_key_file)
+        is_root = os.geteuid() == 0
+        try:
+            if self.child_uids != uids.AUTO:
+                uids.choose(self.child_uids)
+        except OSError as error:
+            why = str(error).partition(": ")[2]  # what it is about is said before
+            findings.append(Finding("child_uids", why + ": name uids that nobody has, or auto, or none"))
+        if is_root and not _is_user(self.child_user):
+            findings.append(Finding("child_user", "there is no such user: make it, or name another"))
+        try:
+            seccomp.choose_filter(self.no_seccomp, required=is_root)
+        except OSError as error:
+            findings.append(Finding("no_seccomp", str(error)))
+        if not os.path.isdir(self.channel_dir):
+            text = "there is no such folder: no guest is found until libvirt makes it, or name another"
+            findings.append(Finding("channel_dir", text, ignored=True))
+        return findings
 
     def agent_names(self) -> List[str]:
         """Who may command us where no key is configured: a controller has a floating and an own address."""
@@ -132,3 +151,11 @@ class ServerSettings(DaemonSettings):
             wake_slack=self.wake_slack,
             phase_spread=self.phase_spread,
         )
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+        return True
+    except KeyError:
+        return False

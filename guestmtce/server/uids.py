@@ -115,7 +115,8 @@ def parse(text: str) -> Optional[Uids]:
     found = RANGE.fullmatch(text)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last <= UID_MAX:
-        raise OSError("--child-uids %s: two uids A-B expected, 1 <= A <= B <= %d" % (text, UID_MAX))
+        why = "two uids A-B expected, 1 <= A <= B <= %d" % UID_MAX
+        raise OSError("client.child_uids %s: %s" % (text, why))
     return Uids(first, last)
 
 
