@@ -30,10 +30,10 @@ class Daemon:
         self.name = name
         self.folder = folder
         self.program = os.path.join(folder, name)
-        module = {"guestServer": "server.master", "guestAgent": "agent.main"}[name]
+        self.module = {"guestServer": "server.master", "guestAgent": "agent.main"}[name]
 
         with open(self.program, "w", encoding="utf-8") as file:
-            file.write('#!/bin/sh\nexec "%s" -m guestmtce.%s "$@"\n' % (sys.executable, module))
+            file.write('#!/bin/sh\nexec "%s" -m guestmtce.%s "$@"\n' % (sys.executable, self.module))
         os.chmod(self.program, 0o755)
         ports = free_ports(4)
         options = ["--run-dir", folder, "--log-dir", folder, "--log", "--bind", "127.0.0.1"]
@@ -55,6 +55,18 @@ class Daemon:
             "OCF_RESKEY_options": " ".join(options),
             "PYTHONPATH": REPOSITORY,
         }
+
+    def leave_titles(self):
+        """As with the wheel of setproctitle that has no compiled code."""
+        with open(os.path.join(self.folder, "setproctitle.py"), "w", encoding="utf-8") as file:
+            file.write("def setproctitle(title):\n    pass\n\n\ndef getproctitle():\n    return None\n")
+        self.environment["PYTHONPATH"] = self.folder + os.pathsep + self.environment["PYTHONPATH"]
+
+    def be_called_by_its_path(self):
+        """As the programs that are installed: Python runs the file itself."""
+        with open(self.program, "w", encoding="utf-8") as file:
+            file.write("#!%s\nimport sys\nfrom guestmtce.%s import main\nsys.exit(main())\n"
+                       % (sys.executable, self.module))  # fmt: skip
 
     def init(self, word):
         """The init script's exit status."""

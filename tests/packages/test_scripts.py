@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -49,6 +50,39 @@ def _title(pid):
         return open("/proc/%d/cmdline" % pid, encoding="utf-8").read()
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize("name", ["guestServer", "guestAgent"])
+def test_an_init_script_finds_a_daemon_whose_title_is_that_of_python(make, name):
+    daemon = make(name)
+    daemon.leave_titles()
+    daemon.be_called_by_its_path()
+    assert daemon.init("start") == 0
+    pid = daemon.pid
+    assert "python" in _title(pid)
+    assert [daemon.init(word) for word in ("start", "status", "reload")] == [0, 0, 0]
+    os.remove(daemon.pid_file)  # until the daemon makes it again it is known by its lock alone
+    assert daemon.init("status") == 0
+    with open(daemon.pid_file, "w", encoding="ascii") as file:
+        file.write("%d\n" % pid)
+    for word in ("restart", "condrestart"):
+        pid = daemon.pid
+        assert daemon.init(word) == 0
+        assert daemon.pid != pid
+        assert not _title(pid)
+    pid = daemon.pid
+    assert daemon.init("stop") == 0
+    assert not _title(pid)
+    assert daemon.init("status") == STOPPED
+
+
+def test_the_resource_agent_finds_a_daemon_whose_title_is_that_of_python(make):
+    daemon = make("guestAgent")
+    daemon.leave_titles()
+    assert [daemon.ocf(word) for word in ("start", "monitor", "status", "start")] == [0] * 4
+    pid = daemon.pid
+    assert [daemon.ocf(word) for word in ("stop", "monitor")] == [0, NOT_RUNNING]
+    assert not _title(pid)
 
 
 def test_an_init_script_does_not_touch_a_stranger_that_has_the_pid(make):
@@ -145,6 +179,14 @@ def test_host_install_says_what_it_does():
     for words in (["server"], ["nothing", "/nowhere"], ["--uninstall", "server"], ["server", "a", "b"]):
         done = _said_by_host_install(*words)
         assert (done.returncode, "usage: host-install" in done.stdout.decode()) == (USAGE, True), words
+
+
+def test_host_install_names_every_variable_that_it_obeys_with_its_default():
+    source = read_text(os.path.join(SCRIPTS, "host-install"))
+    obeyed = set(re.findall(r"\$\{([A-Z_]+):?-([^}]+)\}", source))
+    assert len(obeyed) == 5
+    said = _said_by_host_install("--help").stdout.decode()
+    assert set(re.findall(r"^  ([A-Z_]+) .* (/\S+)$", said, re.M)) == obeyed
 
 
 def _files_in(folder):
