@@ -61,8 +61,9 @@ _DAEMON_SIGNALS = {
     "TERM, INT": "end, within 2 s",
 }
 _DAEMON_STATUSES = {
-    "0": "it serves, or one is running already",
-    "1": "it cannot start: one line says why",
+    "0": "it serves, or one is running already; with --check-config: it would start",
+    "1": "it cannot start, or has ended over a failure: a line says why; with --check-config: it would not "
+    "start, and a line for each fault names the file, the key, the value and what to write instead",
     "2": "the command line is wrong",
 }
 
@@ -121,8 +122,10 @@ PAGES = {
             "TERM, INT, QUIT": "say goodbye to the host, and end: no failure of the guest",
         },
         {
-            "0": "it has ended as it was told to, or one is running already",
+            "0": "it is in the background, has ended as it was told to, or one is running already",
+            "1": "it ended on its way into the background",
             "2": "a command line or a file cannot be used",
+            "6": "with --service or --may-start: this is a host of guests, where it is not to run",
         },
         "guestServer(8)",
     ),
@@ -132,8 +135,13 @@ PAGES = {
         "guestmtce runs a whole cloud on this machine (demo), measures real daemons (bench), stands "
         "in for a neighbour of the daemons (lab), and lays out the files of guestmtce (files).",
         {},
-        {},
-        {"0": "all went as it should", "1": "something was missed", "2": "the command line is wrong"},
+        {"TERM, INT": "demo and bench: stop all that they have started, and end"},
+        {
+            "0": "all went as it should",
+            "1": "something was missed or could not be had, which is said",
+            "2": "the command line is wrong",
+            "130": "it was interrupted",
+        },
         "guestServer(8), guestAgent(8)",
     ),
 }
