@@ -70,11 +70,12 @@ class Bench:
         self.loop = Loop()
         self.started, self.reports, self.ends = [], [], []
         self.far = {}
+        self.spawn_timeout = stretched(spawn_timeout)
         self.children = Children(
             self.loop,
             settings or reports.Settings(),
             confine.Means(identity, FILTER),
-            stretched(spawn_timeout),
+            self.spawn_timeout,
             Handlers(self.started.append, self._reported, self._ended, lambda: None),
             uids,
         )

@@ -162,7 +162,7 @@ def test_a_name_to_listen_on_that_nobody_knows_yet_delays_no_start(daemon):
     start = time.monotonic()
     done = daemon.start("--bind", "no.such.host.invalid")
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 5  # a name service that does not answer takes 10 s
+    assert within(5, time.monotonic() - start)  # a name service that does not answer takes 10 s
     wait_for(lambda: "cannot resolve no.such.host.invalid" in daemon.log(), "a line about it", 30)
 
 
@@ -294,7 +294,7 @@ def test_a_request_that_never_ends_does_not_keep_the_agent(tmp_path):
         pid, began = daemon.pid, time.monotonic()
         daemon.signal(signal.SIGTERM)
         wait_for(lambda: gone(pid), "it is gone")
-        assert time.monotonic() - began < 2
+        assert within(2, time.monotonic() - began)
         assert not daemon.path(".pid").exists()
         assert not daemon.path(".info").exists()
     finally:

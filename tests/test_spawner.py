@@ -19,7 +19,7 @@ from children_driver import MEANS, ONE, ROOT, TWO, Impostor, bench, make_bench, 
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.pace import stretched, within
+from guestmtce.lab.pace import within
 from guestmtce.server import reports, spawner, spawnercode, spawnerlink
 from guestmtce.server.guest import UNBORN
 
@@ -135,8 +135,7 @@ def test_a_fork_that_fails_costs_only_the_one_it_was_for(make_bench, monkeypatch
 
 
 def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
-    timeout = stretched(0.3)
-    bench = make_bench(spawn_timeout=timeout)
+    bench = make_bench(spawn_timeout=0.3)
     bench.born()
     old = bench.children.spawner.pid
     os.kill(old, signal.SIGSTOP)
@@ -144,7 +143,7 @@ def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
     began = time.monotonic()
     bench.until(lambda: bench.ends)
     took = time.monotonic() - began
-    assert took > timeout - 0.05 and within(timeout + 2, took)
+    assert took > bench.spawn_timeout - 0.05 and within(bench.spawn_timeout + 2, took)
     assert bench.ends == [(TWO, UNBORN, ": the spawner failed")]
     bench.until(lambda: bench.children.spawner.pid not in (old, 0))
     assert not psutil.pid_exists(old)
@@ -153,11 +152,10 @@ def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
 
 
 def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
-    timeout = stretched(0.4)
-    bench = make_bench(spawn_timeout=timeout)
+    bench = make_bench(spawn_timeout=0.4)
     bench.born()
     impostor = Impostor(bench, False, uuid_of(3))  # one who waits for ever
-    until = time.monotonic() + 2.5 * timeout
+    until = time.monotonic() + 2.5 * bench.spawn_timeout
     while time.monotonic() < until:
         bench.born(TWO)
         bench.children.drop(TWO)
@@ -204,8 +202,7 @@ def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
 
 def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
     """A host that was paused: both were, and its answer is still to come when we judge."""
-    timeout = stretched(0.4)
-    bench = make_bench(spawn_timeout=timeout)
+    bench = make_bench(spawn_timeout=0.4)
     bench.until(lambda: bench.children.confinement)
     bench.born()
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
