@@ -18,6 +18,7 @@ from guestmtce.lab.pace import slowness, stretched, within
 GUESTS = 8
 PACE = slowness()
 INTERVAL = 0.1 * PACE  # s
+SECS = str(math.ceil(PACE))  # s, each of the guests' timeouts
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=%g" % (0.4 * PACE),
     "timers.guest_patience=%g" % (0.5 * PACE), "timers.reconnect_max=0.2", "timers.rescan=0.5",
@@ -29,7 +30,7 @@ AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_peri
 
 @pytest.fixture(scope="module")
 def shared():
-    options = ["--scale", "%g" % (0.1 * PACE), "--secs", str(math.ceil(PACE))]
+    options = ["--scale", "%g" % (0.1 * PACE), "--secs", SECS]
     with Cluster(GUESTS, 1, int(INTERVAL * 1000), SERVER, AGENT, options) as cluster:
         cluster.provision()
         cluster.await_heartbeats()
@@ -280,7 +281,7 @@ def test_a_clean_stop_leaves_no_process_and_no_pid_file(cloud):
         (("error", "0", "script failed"), "vote", ("allow", "script failed")),
         (("unknown", "0"), "vote", ("allow", "unknown")),
         (("mute",), "vote", ("allow", "no answer in time")),
-        (("accept", "1.5"), "vote", ("allow", "no answer in time")),
+        (("accept", str(0.5 + float(SECS))), "vote", ("allow", "no answer in time")),
         (("accept", "0"), "notify", ("proceed", "")),
         (("complete", "0"), "notify", ("proceed", "")),
         (("reject", "0", "no"), "notify", ("reject", "no")),
@@ -291,7 +292,7 @@ def test_what_the_vim_is_told_of_a_question(cloud, answer, word, expected):
     uuid = cloud.uuids[0]
     cloud.hosts[0].guests.say(uuid, "vote", *answer)
     status_code, reply = cloud.client.ask(word, uuid, cloud.hosts[0].name, "resize_begin")
-    assert (status_code, reply["timeout"]) == (200, "1")
+    assert (status_code, reply["timeout"]) == (200, SECS)
     wait_for(lambda: outcome(cloud, uuid), "the outcome")
     response, reason = expected
     assert outcome(cloud, uuid) == {"action": "resize_begin", "guest-response": response, "reason": reason}

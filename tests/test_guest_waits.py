@@ -69,7 +69,8 @@ def disk(tmp_path):
         file.truncate(DISK)
     folder.mkdir()
     subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=False).returncode:
+        pytest.skip("root of a container, which may mount no file system of its own")
     descriptor, frozen = os.open(folder, os.O_RDONLY), []
 
     def freeze():

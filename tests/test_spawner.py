@@ -195,7 +195,7 @@ def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
     bench.until(lambda: bench.children.confinement)
     bench.born()
     bench.start(TWO)
-    time.sleep(1.0)
+    time.sleep(2.5 * bench.spawn_timeout)
     bench.until(lambda: TWO in bench.children.pids())
     assert (bench.children.spawner.started, bench.ends) == (1, [])
 
@@ -207,7 +207,7 @@ def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
     bench.born()
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
     bench.start(TWO)
-    time.sleep(1.0)
+    time.sleep(2.5 * bench.spawn_timeout)
     bench.serve_for(0.2)
     os.kill(bench.children.spawner.pid, signal.SIGCONT)
     bench.until(lambda: TWO in bench.children.pids())

@@ -10,6 +10,7 @@ row does not say.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -20,15 +21,16 @@ from stage import Stage
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import Cluster
+from guestmtce.lab.pace import slowness
 from guestmtce.server.settings import ServerSettings
 
-SCALE = 0.1
-SECS = 1  # s, each of the guest's timeouts: the shortest there is, 10 s of life
+SCALE = min(1.0, 0.1 * slowness())
+SECS = math.ceil(10 * SCALE)  # s, each of the guest's timeouts: 10 s of life, and not less than 1
 BOOT = 25.0  # s that a guest takes to boot
 REFUSAL = 13.0  # s until the VIM enables after an API that refused
 ABANDONED = 80.0  # s until the VIM enables after a migration that never happens
 UNPAUSE_LEAD, RESUME_LEAD = 1.6, 20.0  # s between PATCH enabled and the machine's running
-LOADED = 0.5  # s, real: what a loaded machine may add to anything
+LOADED = 5 * SCALE  # s, real: what a loaded machine may add to anything
 SECONDS = (
     10.0  # s, and three intervals: the VIM must read `disabled` of a machine that was silent for so long
 )
@@ -276,7 +278,7 @@ class Player(threading.Thread):
     def _repaired(self) -> bool:
         """The alarm, and the VIM's repair: no notice, nova takes `nova` s, the guest boots for longer."""
         ear = self.stage.ear
-        ear.wait(self.uuid, lambda: ear.alarms(self.uuid), "the alarm", 1.0 + LOADED)
+        ear.wait(self.uuid, lambda: ear.alarms(self.uuid), "the alarm", 10 * SCALE + LOADED)
         self.expected += 1
         self._report("disabled")
         self._sleep(0.5)
@@ -351,7 +353,9 @@ class Player(threading.Thread):
     def _fail(self) -> None:
         """A true failure after all: alarmed after two misses."""
         ear = self.stage.ear
-        ear.wait(self.uuid, lambda: ear.status(self.uuid) == "enabled", "enabled in the end", 1.5 + LOADED)
+        ear.wait(
+            self.uuid, lambda: ear.status(self.uuid) == "enabled", "enabled in the end", 15 * SCALE + LOADED
+        )
         self._sleep(2 * self.stage.interval + 1)
         self._check_before()
         self._say("hang")
@@ -367,9 +371,9 @@ NOTICES = {
 }  # fmt: skip
 
 
-def play(rows: List[Row], interval_ms: int, seed: int = 1) -> List[Player]:
-    """All rows at once. Returns the players, each with its `trouble`."""
-    interval = interval_ms / 1000 / SCALE
+def play(rows: List[Row], interval: float, seed: int = 1) -> List[Player]:
+    """All rows at once, with guests of this interval. Returns the players, each with its `trouble`."""
+    interval_ms = round(1000 * interval * SCALE)
     server = ["client.hbs_pulse_period=50", *scaled.words(ServerSettings, SCALE)]
     agent = scaled.words(AgentSettings, SCALE)
     guests = ["--scale", str(SCALE), "--secs", str(SECS)]

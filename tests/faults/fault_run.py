@@ -240,7 +240,7 @@ def _report(seed: int, world: World, trouble: List[str]) -> None:
 def live_apart(seed: int) -> Tuple[int, str]:
     """One life in a process of its own: exit status and output."""
     words = [sys.executable, os.path.abspath(__file__), "--here", str(seed)]
-    if os.geteuid() == 0:
+    if apart.ALLOWED:
         up = ["sh", "-ec", apart.loopback_up() + '; exec "$@"', "sh"]
         own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         words = ["unshare", *own, *up, *words]
@@ -279,7 +279,7 @@ def main() -> int:
     if given.here:
         try:
             for seed in seeds:
-                run(seed, os.geteuid() == 0)
+                run(seed, apart.ALLOWED)
         except AssertionError as error:
             print(error)
             return 1

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cloud_orders import NEVER, REFUSES, Row, play
 
-from guestmtce.lab.pace import stretched, within
+from guestmtce.lab.pace import within
 
 BEAT_AGAIN = 0.05  # s: a latency, not a period, so it is not scaled
 REPAIRS = [Row(name) for name in ("repair_of_the_ill", "repair_of_the_hung", "reset_unasked", "rebuild")]
@@ -68,15 +68,15 @@ def judge(players):
 
 
 def test_no_order_of_the_vim_invents_a_failure_or_hides_one():
-    judge(play(QUICK, int(stretched(200))))
+    judge(play(QUICK, 2.0))
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("nova", ["2", "20", "90", REFUSES, NEVER])
 def test_every_action_however_nova_takes_it(nova):
-    judge(play(nova_takes(nova), int(stretched(200))))
+    judge(play(nova_takes(nova), 2.0))
 
 
 @pytest.mark.ci
 def test_a_guest_with_a_long_interval():
-    judge(play(QUICK, int(stretched(500))))
+    judge(play(QUICK, 5.0))
