@@ -323,6 +323,6 @@ def test_only_the_first_list_of_a_host_is_logged(caplog):
     caplog.set_level("INFO")
     made = Inventory()
     made.host_set(A)
-    for _ in range(2):
+    for _ in range(3):
         answer_list(made, A.hostname, [])
     assert caplog.text.count("the VIM lists 0 instances") == 1
