@@ -120,7 +120,7 @@ def test_forty_lines_at_once_and_twenty_a_second_are_taken():
         ({"type": "register", "name": "a", "interval_ms": -1}, "interval_ms:"),
         ({"type": "register", "name": "a", "interval_ms": "1"}, "interval_ms:"),
         ({"type": "register", "name": "a", "interval_ms": True}, "interval_ms:"),
-        ({"type": "register", "name": "a", "interval_ms": 10**9}, "interval_ms:"),
+        ({"type": "register", "name": "a", "interval_ms": 3600001}, "interval_ms:"),
         ({"type": "register", "name": "a", "corrective_action": "explode"}, "corrective_action:"),
         ({"type": "register", "name": "a", "corrective_action": []}, "corrective_action:"),
     ],
@@ -398,6 +398,17 @@ def test_only_so_many_dead_ones_are_remembered_the_oldest_goes():
         bench.close(number)
     names = [one["name"] for one in bench.registry.described]
     assert names == ["job-%d" % number for number in range(3, r.REMEMBERED_MAX + 3)]
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_who_is_connected_or_root_takes_no_place_among_the_remembered(uid):
+    bench = Bench().register(900, "alive", uid=uid)
+    bench.register(901, "other", uid=1000 - uid)
+    bench.close(901)
+    for number in range(r.REMEMBERED_MAX):
+        bench.register(number, "job-%d" % number, interval_ms=60_000, uid=uid)
+        bench.close(number)
+    assert len(bench.registry.described) == r.REMEMBERED_MAX + 2
 
 
 def test_root_has_places_of_its_own():
