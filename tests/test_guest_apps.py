@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -286,6 +287,19 @@ def test_root_gets_in_however_many_others_there_are(world, monkeypatch):
         link.close()
 
 
+def test_connections_are_taken_again_when_the_pause_is_over_and_no_sooner(world):
+    listener, watched = world.apps._listener.fileno(), world.loop._selector.get_map()
+    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    again = world.apps.deadline
+    world.apps.tick(again - 0.01)
+    assert listener not in watched and world.apps.deadline == again
+    world.apps.tick(again)
+    assert listener in watched
+    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    world.apps.close()
+    assert world.apps.deadline == float("inf")
+
+
 def test_root_has_so_many_connections_too(world, monkeypatch):
     as_uid(monkeypatch, 0)
     links = [world.connect() for _ in range(CONNECTIONS_MAX + 1)]
@@ -360,6 +374,16 @@ def test_a_client_that_says_too_much_is_not_listened_to_for_ever(tmp_path, monke
     monkeypatch.setattr(ask, "ANSWER_MAX", 8)
     with pytest.raises(ValueError, match="Expecting"):  # it is no JSON
         answered(tmp_path, b"{1234567")
+
+
+def test_a_client_that_stands_still_is_not_waited_for(tmp_path, monkeypatch):
+    assert 0 < ask.WAIT <= 10
+    monkeypatch.setattr(ask, "WAIT", 0.01)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(1)
+        with pytest.raises(OSError, match="timed out"):
+            ask.ask(str(tmp_path / "socket"), {})
 
 
 def test_the_table_of_processes(monkeypatch, capsys):
