@@ -103,6 +103,7 @@ def test_what_is_said_stands_in_the_file_when_the_log_is_closed(tmp_path, patien
     path = tmp_path / "log"
     before = len(os.listdir("/proc/self/fd"))
     writer = FileWriter(opener(path))
+    assert writer.pid == 0
     for number in range(100):
         writer.write(b"%d\n" % number)
     pid = writer.pid
