@@ -16,6 +16,7 @@ from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.scripts import (
     DYING_MAX,
+    KEPT,
     KILLED_MAX,
     LEFT_MAX,
     Ended,
@@ -90,8 +91,18 @@ def test_a_script_gets_its_words_a_clean_environment_and_nothing_else(rig, scrip
 
 
 def test_huge_output_is_read_and_thrown_away(rig, script):
-    ended = run(rig, [script("echo first; head -c 20000000 /dev/zero")])
-    assert (ended.status, ended.line) == (0, "first")
+    done = []
+    rig.runner.start([script("echo first; head -c 20000000 /dev/zero")], done.append)
+    one = rig.runner._script
+    rig.serve(lambda: done, "the script has ended")
+    assert (done[0].status, done[0].line) == (0, "first") and len(one._kept) == KEPT
+
+
+def test_a_script_that_closes_its_output_is_not_looked_at_for_ever(rig, script):
+    rig.runner.start([script("exec >&- 2>&-; sleep 600")], lambda ended: None)
+    output = rig.runner._script.output
+    rig.serve(lambda: output not in rig.loop._selector.get_map(), "it is watched no more")
+    assert rig.runner.runs
 
 
 def test_a_line_without_end_is_cut(rig, script):
@@ -290,6 +301,24 @@ def test_what_nobody_has_thought_of_reboots_nobody(rig, script, monkeypatch, num
     felt = health(rig, script("exit 0"), 5)
     rig.serve(lambda: felt, "it was tried")
     assert felt == [None] and os.strerror(number) in rig.lines[0]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_process_that_may_not_be_made_reboots_nobody(rig, script, monkeypatch, number):
+    monkeypatch.setattr(os, "fork", no_process(number))
+    felt = health(rig, script("exit 0"), 5)
+    rig.serve(lambda: felt, "it was tried")
+    assert felt == [None] and os.strerror(number) in rig.lines[0]
+
+
+def test_a_process_that_is_no_script_yet_has_a_name_of_its_own(rig, monkeypatch):
+    def show_name(*_):
+        with open("/proc/self/comm", "rb") as file:
+            os.write(1, file.read())
+        os._exit(0)
+
+    monkeypatch.setattr(os, "execve", show_name)
+    assert run(rig, ["/nonexistent"]).line == "guestClient-run"
 
 
 def test_without_a_health_script_nothing_runs(rig):
@@ -555,10 +584,13 @@ def test_of_many_notices_the_oldest_ends_first(rig, script, tmp_path):
     rig.serve(lambda: rig.runner._left == rig.runner._dying == [], "all are gone")
 
 
-def test_a_notices_script_that_goes_on_is_read_and_then_watched_no_more(rig, script):
-    rig.runner.start([script("head -c 300000 /dev/zero; exec >&- 2>&-; sleep 600")], lambda ended: None)
+def test_a_notices_script_that_goes_on_is_read_and_then_watched_no_more(rig, script, tmp_path):
+    done = tmp_path / "done"
+    text = "head -c 300000 /dev/zero; exec >&- 2>&-; touch %s; sleep 600" % done
+    rig.runner.start([script(text)], lambda ended: None)
     rig.runner.leave()
     (left,) = rig.runner._left
+    rig.serve(done.exists, "it has said all")
     rig.serve(lambda: left.output not in rig.loop._selector.get_map(), "all is read, and its end")
     left.kill()
     rig.serve(lambda: not rig.runner._left, "it is gone")
