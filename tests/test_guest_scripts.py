@@ -475,7 +475,14 @@ def test_only_so_many_scripts_of_notices_go_on(rig, script, tmp_path):
 
 
 def test_a_script_finds_programs_and_speaks_no_language_of_the_users(rig, script):
-    words = run(rig, [script("echo $PATH $LC_ALL $(readlink /proc/self/fd/0)")]).line.split()
+    ours, (reader, writer) = os.dup(0), os.pipe()
+    os.dup2(reader, 0)
+    try:
+        words = run(rig, [script("echo $PATH $LC_ALL $(readlink /proc/self/fd/0)")]).line.split()
+    finally:
+        os.dup2(ours, 0)
+        for end in (ours, reader, writer):
+            os.close(end)
     assert words == ["/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "C", "/dev/null"]
 
 
