@@ -194,6 +194,28 @@ def test_back_off_doubles_up_to_its_limit_and_ends_with_an_answer():
     assert made.next_at() == now + FIRST
 
 
+def test_a_vim_that_does_not_listen_is_tried_every_four_seconds_at_least():
+    made, now, waits = outbox(failed()), NOW, []
+    for _ in range(6):
+        made.unreached(made.next(now), now, down=True)
+        waits.append(made.next_at() - now)
+        now = made.next_at()
+    assert waits == [0.5, 1, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda made, item, _: made.delivered(item), Outbox.refused, Outbox.put_off]
+)
+def test_whatever_the_vim_answers_ends_the_back_off(answer):
+    made, now = outbox(failed("U"), failed("V")), NOW
+    for _ in range(3):
+        made.unreached(made.next(now), now)
+        now = made.next_at()
+    answer(made, made.next(now), now)
+    made.unreached(made.next(now), now)
+    assert made.next(now + FIRST - 0.001) is None and made.next(now + FIRST) is not None
+
+
 def test_news_do_not_break_the_back_off_but_are_kept():
     made = outbox(service("U"))
     made.unreached(made.next(NOW), NOW)
@@ -241,10 +263,14 @@ def test_a_refused_alarm_outlives_the_start_of_a_vim_but_not_for_ever():
         made.refused(item, now)
         refusals += 1
         now = min(made.next_at(), now + 3600)
-    assert refusals == events.REFUSALS_MAX and made.given_up == 1 and len(made) == 0
+    assert refusals == events.REFUSALS_MAX == 64 and made.given_up == 1 and len(made) == 0
     assert now - NOW - 3600 > 300  # "It may be down for minutes"
     made.take(failed("U", 2))  # a new failure is news again
-    assert drain(made, now) == [("U", {"failed": 2})]
+    made.take(failed("V"))
+    while len(made) > 1:
+        made.refused(made.next(now), now)
+        now = max(now, made.next_at())
+    assert made.given_up == 2
 
 
 def test_a_refusal_of_what_was_withdrawn_or_replaced_changes_nothing():

@@ -1,5 +1,7 @@
 """The outbox with several requests under way: what may go beside what, and how each may end."""
 
+import heapq
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -134,6 +136,36 @@ def test_the_same_failure_again_does_not_take_the_place_of_the_one_under_way():
     assert made.take_settled() == [origin(1)]
 
 
+def test_a_failure_that_its_server_repeats_is_offered_no_sooner_and_no_more_often():
+    made = outbox(failed("U", 1))
+    now, waits = NOW, []
+    for _ in range(3):
+        made.refused(made.next(now), now)
+        made.take(failed("U", 1))
+        assert made.next(now) is None
+        waits.append(made.next_at() - now)
+        now = made.next_at()
+    assert waits == [0.5, 1, 2]
+
+
+def test_what_is_under_way_of_another_failure_keeps_none_that_is_over():
+    made = outbox(failed("V"), TellAlarm("U", "unhealthy", {}))
+    items = start_all(made)
+    made.take(failed("U"))
+    made.take(OVER._replace(states=("failed",)))
+    assert [item.order for item in items] == [0, 1] and len(made) == 2
+
+
+def test_a_failure_that_an_agent_before_this_one_was_sending_is_asked_about_first():
+    made = Outbox(FIRST, MOST)
+    made.take(failed("U", 1), 5)
+    item = made.next(NOW)
+    assert (item.method, item.body, item.asks, item.sent_to) == ("GET", {}, True, 5)
+    made.unsent(item)
+    item = made.next(NOW + MOST)
+    assert (item.method, item.body, item.asks) == ("PATCH", {"failed": 1}, False)
+
+
 def test_another_is_begun_at_once_when_one_ends_and_else_after_a_while():
     made = outbox(*map(failed, "ABCDEF"))
     first = made.next(NOW)
@@ -229,6 +261,29 @@ def test_a_new_failure_with_another_repair_action_is_told_in_any_case():
     assert made.next(NOW).body == {"failed": 2}
 
 
+def test_an_alarm_is_asked_about_ever_more_seldom():
+    made, now, waits = outbox(failed()), NOW, []
+    for _ in range(7):
+        made.unanswered(made.next(now), now, 5)
+        waits.append(made.next_at() - now)
+        now = made.next_at()
+    assert waits == [0.5, 1, 2, 4, 8, 10, 10]
+
+
+def test_a_new_failure_with_another_repair_action_is_not_asked_about():
+    made = outbox(anew(1))
+    unanswered_at(made, NOW)
+    made.take(failed("U", 2))
+    item = made.next(NOW + FIRST)
+    assert (item.method, item.body) == ("PATCH", {"failed": 2})
+
+
+def test_a_new_failure_in_the_same_words_is_sent_if_none_was():
+    made = outbox(anew(1), anew(2))
+    item = made.next(NOW)
+    assert (item.method, item.origin) == ("PATCH", origin(2))
+
+
 def test_a_new_failure_after_the_vim_has_acted_is_told():
     """It disabled reporting: it has read what there was, and enabled it again since."""
     made = outbox(anew(1))
@@ -254,6 +309,14 @@ def test_what_is_over_is_asked_about_until_it_is_known_and_never_sent():
     now = made.next_at()
     made.unsent(made.next(now))
     assert len(made) == 0 and made.next(now + MOST) is None
+
+
+def test_what_is_over_twice_is_withdrawn_once():
+    made = outbox(anew(1))
+    unanswered_at(made, NOW)
+    made.take(OVER)
+    made.take(OVER._replace(unwanted=True))
+    assert made.withdrawn == 1 and len(made) == 0
 
 
 @pytest.mark.parametrize("end", [Outbox.refused, Outbox.put_off, Outbox.unreached])
@@ -329,15 +392,66 @@ def test_an_outcome_that_comes_too_late_is_not_told():
     assert made.take_settled() == [origin(1)] and made.expired == 1
 
 
+def test_the_outcomes_of_every_instance_have_their_end():
+    made = outbox(*(action(uuid, until=NOW + 1) for uuid in "UVW"), Drop("U"))
+    assert made.next(NOW + 3) is None and (made.expired, len(made)) == (2, 0)
+
+
+WANTED = {
+    "still true": (action("U", NOW + 2), None, 1.9, True),
+    "at its end": (action("U", NOW + 2), None, 2.0, False),
+    "dropped": (action("U"), Drop("U"), 0, False),
+    "dropped, and another has come": (failed("U"), [Drop("U"), service("U")], 0, False),
+    "replaced": (failed("U", 1), failed("U", 2), 0, False),
+    "withdrawn": (failed("U"), Withdraw("U", "why"), 0, False),
+    "a question": (LIST, LIST, 0, True),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_what_is_still_wanted_when_its_connection_is_made(name):
+    effect, meanwhile, later, wanted = WANTED[name]
+    made = outbox(effect)
+    item = made.next(NOW)
+    for one in meanwhile if isinstance(meanwhile, list) else [meanwhile]:
+        made.take(one)
+    assert made.wants(item, NOW + later) is wanted
+
+
+def test_a_request_ends_once():
+    made = outbox(failed())
+    item = made.next(NOW)
+    made.delivered(item)
+    for _ in range(2):
+        made.unsent(item)
+    assert len(made) == 0 and made.next_at() == NEVER
+
+
 # --- what it costs ---
 
 
 def test_the_heap_does_not_grow_with_what_is_replaced():
-    made = outbox()
-    for number in range(10_000):
+    made, longest = outbox(failed("V")), 0
+    under_way = made.next(NOW)
+    for number in range(1000):
         made.take(service("U%d" % (number % 10)))
         made.take(failed("U%d" % (number % 10)))
-    assert len(made) == 20 and len(made._ready) <= events.STALE_MAX + 2 * 10 + 1
+        longest = max(longest, len(made._ready))
+    assert len(made) == 21 and longest <= events.STALE_MAX + 2 * 11 and made._timed == []
+    made.delivered(under_way)
+    count = 0
+    while len(made):  # each is still there
+        made.delivered(made.next(NOW))
+        count += 1
+    assert count == 20
+
+
+def test_the_heap_is_made_anew_only_after_many_changes(monkeypatch):
+    made, anew_at, heapify = outbox(*(failed("U%d" % number) for number in range(200))), [], heapq.heapify
+    monkeypatch.setattr(heapq, "heapify", lambda heap: (anew_at.append(1), heapify(heap)))
+    for number in range(1000):
+        made.take(failed("U%d" % (number % 200)))
+    assert len(anew_at) <= 1000 // 200
 
 
 def test_a_hundred_thousand_that_wait_cost_no_more_than_their_delivery():

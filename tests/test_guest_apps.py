@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from guest_rig import Rig
 
-from guestmtce.guest import apps
+from guestmtce.guest import apps, ask
 from guestmtce.guest.apps import CONNECTIONS_MAX, CONNECTIONS_OF_A_USER, Apps
 from guestmtce.guest.health import Illness
 from guestmtce.guest.member import Peer
@@ -127,7 +129,7 @@ def test_a_process_that_is_killed_makes_the_guest_ill_and_is_no_voter(world, exa
 
 def test_only_root_or_who_made_it_can_connect_and_the_folder_is_ours(world):
     assert stat.S_IMODE(os.stat(world.path).st_mode) == 0o600
-    assert stat.S_IMODE(os.stat(os.path.dirname(world.path)).st_mode) & 0o022 == 0
+    assert stat.S_IMODE(os.stat(os.path.dirname(world.path)).st_mode) == 0o755
 
 
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
@@ -144,6 +146,7 @@ def test_a_group_may_be_let_in(tmp_path):
     path = str(tmp_path / "run" / "socket")
     one = Apps(rig.loop, path, "daemon", Settings(), rig.log)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o660 and os.stat(path).st_gid != 0
+    assert os.stat(path).st_uid == os.geteuid()
     one.close()
     rig.close()
 
@@ -166,6 +169,18 @@ def test_another_client_leaves_the_socket_to_the_first(tmp_path):
     world.apps.close()
     assert not os.path.exists(world.path)
     world.close()
+
+
+def test_a_client_that_has_many_to_listen_to_is_there_all_the_same(tmp_path):
+    rig, path = Rig(), str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waits:
+        busy.bind(path)
+        busy.listen(0)
+        waits.connect(path)
+        tmp_path.chmod(0o755)
+        with pytest.raises(OSError, match="another guest client"):
+            Apps(rig.loop, path, "", Settings(), rig.log)
+    rig.close()
 
 
 def test_a_socket_that_others_have_removed_or_replaced_is_none_of_ours(tmp_path):
@@ -220,7 +235,22 @@ def test_a_process_that_does_not_read_is_dropped_and_has_failed(world):
         if world.ill:
             break
     assert world.ill == [Illness("log", "deaf: it does not read")]
+    assert world.left == ["process deaf"]
     link.close()
+
+
+def test_a_process_that_ends_with_words_unread_has_failed(world):
+    """Its kernel says "connection reset"."""
+    link = world.register("db", interval_ms=INTERVAL_MS)
+    world.serve(lambda: world._readable(link), "a heartbeat is there")
+    link.close()
+    world.serve(lambda: world.ill, "it is missed")
+    assert world.ill == [Illness("log", "db: its connection ended")] and world.apps._links == {}
+
+
+def test_a_connection_that_has_gone_again_is_not_waited_for(world):
+    world.apps._accept()
+    assert world.lines == []
 
 
 def as_uid(monkeypatch, *uids):
@@ -257,6 +287,27 @@ def test_root_gets_in_however_many_others_there_are(world, monkeypatch):
         link.close()
 
 
+def test_connections_are_taken_again_when_the_pause_is_over_and_no_sooner(world):
+    listener, watched = world.apps._listener.fileno(), world.loop._selector.get_map()
+    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    again = world.apps.deadline
+    world.apps.tick(again - 0.01)
+    assert listener not in watched and world.apps.deadline == again
+    world.apps.tick(again)
+    assert listener in watched
+    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    world.apps.close()
+    assert world.apps.deadline == float("inf")
+
+
+def test_root_has_so_many_connections_too(world, monkeypatch):
+    as_uid(monkeypatch, 0)
+    links = [world.connect() for _ in range(CONNECTIONS_MAX + 1)]
+    assert world.hear(links[-1]) == {"type": "refused", "reason": "there are 16 connections"}
+    for link in links:
+        link.close()
+
+
 def test_who_connects_is_known_from_the_kernel(world):
     ours, theirs = socket.socketpair()
     assert apps._peer(ours) == Peer(os.getpid(), os.geteuid())
@@ -269,4 +320,82 @@ def test_without_a_path_there_is_no_socket():
     one = apps.Apps(rig.loop, "", "", Settings(), rig.log)
     assert one.deadline == float("inf")
     one.close()
+    assert one.deadline == float("inf")
     rig.close()
+
+
+# --- the command that asks a client for its processes ----------------------------------------------
+
+
+def answered(tmp_path, *pieces):
+    """What a client is asked that answers so, and what the command makes of it."""
+    path, question = str(tmp_path / "socket"), []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+
+        def answer():
+            link, _ = listener.accept()
+            with link:
+                question.append(link.recv(4096))
+                for piece in pieces:
+                    link.sendall(piece)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            return ask.ask(path, {"type": "members"})
+        finally:
+            thread.join()
+            assert question == [b'{"type": "members"}\n']
+
+
+def test_the_clients_answer_is_one_line_in_however_many_pieces(tmp_path):
+    wanted = {"type": "members", "members": [{"name": "x" * 9000}]}
+    line = json.dumps(wanted).encode() + b"\n"
+    assert answered(tmp_path, line[:10], line[10:5000], line[5000:]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"type":"refused","reason":"it is connected"}\n', "^it is connected$"),
+        (b'{"type":"nonsense"}\n', "nonsense"),
+        (b'{"type":"mem', "hung up"),
+        (b"\xff\n", "Expecting"),
+    ],
+)
+def test_what_the_client_refuses_is_said(tmp_path, line, why):
+    with pytest.raises(ValueError, match=why):
+        answered(tmp_path, line)
+
+
+def test_a_client_that_says_too_much_is_not_listened_to_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "ANSWER_MAX", 8)
+    with pytest.raises(ValueError, match="Expecting"):  # it is no JSON
+        answered(tmp_path, b"{1234567")
+
+
+def test_a_client_that_stands_still_is_not_waited_for(tmp_path, monkeypatch):
+    assert 0 < ask.WAIT <= 10
+    monkeypatch.setattr(ask, "WAIT", 0.01)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(1)
+        with pytest.raises(OSError, match="timed out"):
+            ask.ask(str(tmp_path / "socket"), {})
+
+
+def test_the_table_of_processes(monkeypatch, capsys):
+    row = {"name": "db", "pid": 12, "uid": 0, "connected": True, "corrective_action": "log", "illness": ""}
+    gone = {**row, "name": "web", "connected": False, "corrective_action": "reboot", "illness": "web: gone"}
+    asked = []
+    monkeypatch.setattr(ask, "ask", lambda *words: asked.append(words) or {"members": [row, gone]})
+    ask.print_members("PATH", "")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["NAME", "PID", "UID", "CONNECTED", "ACTION", "ILLNESS"],
+        ["db", "12", "0", "yes", "log", "healthy"],
+        ["web", "12", "0", "no", "reboot", "web:", "gone"],
+    ]
+    ask.print_members("PATH", "web")
+    assert asked == [("PATH", {"type": "members"}), ("PATH", {"type": "forget", "name": "web"})]

@@ -78,6 +78,31 @@ def test_a_wrong_value_is_named_with_key_value_and_line_and_the_default_taken(li
     assert notes == ["FILE, line 3: %s: %s" % (line, why)]
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("HB_INTERVAL=2147483647", Config(interval_ms=2147483647)),
+        ("VOTE=1", Config(vote=1)),
+        ("VOTE=2147482", Config(vote=2147482)),
+        ("RESTART=2147482", Config(restart=2147482)),
+        ("HEALTH_CHECK_INTERVAL=1", Config(health_check_interval=1.0)),
+        ("HEALTH_CHECK_INTERVAL=86400", Config(health_check_interval=86400.0)),
+    ],
+)
+def test_the_least_and_the_most_that_can_be_used(line, expected):
+    taken, notes = read(line)
+    assert (taken, notes) == (expected, [])
+    assert channel.build(taken.init(1, "vm"), 1)
+
+
+def test_the_files_of_the_deployed_client_are_found():
+    """An image in the field has them there, and spec 1 names the port."""
+    given = options.parse([])
+    assert given.config == "/etc/guest-client/heartbeat/guest_heartbeat.conf"
+    assert given.device == "/dev/virtio-ports/cgcs.heartbeat"
+    assert given.socket == "/run/guest-client/processes.sock"  # docs/guest-client.md
+
+
 def test_a_wrong_value_undoes_an_earlier_right_one():
     taken, notes = read("VOTE=5\nVOTE=x")
     assert (taken.vote, len(notes)) == (8, 1)
@@ -184,8 +209,8 @@ def test_a_shells_export_is_taken(line):
 
 @pytest.mark.parametrize("key", ["HB_INIT_RETRY", "HB_MIN_TIMEOUT"])
 def test_keys_of_the_deployed_client_are_known_and_said_to_mean_nothing(key):
-    taken, (note,) = read(key + "=1000")
-    assert taken == Config() and note.startswith("FILE, line 1: %s is not used: this client" % key)
+    taken, (note,) = read(key + "=1000\nVOTE=9")
+    assert taken == Config(vote=9) and note.startswith("FILE, line 1: %s is not used: this client" % key)
 
 
 def test_the_configuration_is_described_in_the_words_of_its_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -90,6 +91,99 @@ def test_without_ctypes_memory_stays_unlocked_and_the_log_says_so(monkeypatch):
     monkeypatch.setattr(endurance, "may_lock_memory", lambda: True)
     monkeypatch.setitem(sys.modules, "ctypes", None)
     assert endurance.lock_memory().startswith("memory is not locked")
+
+
+class Libc:
+    """The C library, of which one function is called; it gives `status`."""
+
+    def __init__(self, status):
+        self.status, self.flags = status, []
+
+    def CDLL(self, name, use_errno=False):
+        self.opened = (name, use_errno)
+        return self
+
+    def mlockall(self, flags):
+        self.flags.append(flags)
+        return self.status
+
+    def get_errno(self):
+        return errno.EPERM
+
+
+WHY_NOT = "memory is not locked, and may be slow to reach when little is free: mlockall: "
+
+
+@pytest.mark.parametrize(
+    "status, said", [(0, "memory is locked"), (-1, WHY_NOT + "Operation not permitted"), (1, WHY_NOT)]
+)
+def test_what_there_is_and_what_will_be_is_locked(monkeypatch, status, said):
+    libc = Libc(status)
+    monkeypatch.setattr(endurance, "may_lock_memory", lambda: True)
+    monkeypatch.setitem(sys.modules, "ctypes", libc)
+    assert endurance.lock_memory().startswith(said)
+    assert (libc.flags, libc.opened) == ([1 | 2], (None, True))  # MCL_CURRENT, MCL_FUTURE
+
+
+LIMIT = 65536
+
+
+@pytest.mark.parametrize(
+    "limits, locks",
+    [
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), True),
+        ((LIMIT, resource.RLIM_INFINITY), False),
+        ((LIMIT, LIMIT), False),
+    ],
+)
+def test_memory_is_locked_only_where_the_limit_in_effect_is_none(monkeypatch, limits, locks):
+    libc = Libc(0)
+    monkeypatch.setattr(resource, "getrlimit", {resource.RLIMIT_MEMLOCK: limits}.get)
+    monkeypatch.setitem(sys.modules, "ctypes", libc)
+    assert endurance.lock_memory() == ("memory is locked" if locks else "")
+
+
+@pytest.fixture
+def privileges(monkeypatch, tmp_path):
+    """This process's niceness and score as a dictionary, whatever it may really do."""
+    now, score = {}, tmp_path / "score"
+    monkeypatch.setattr(os, "getpriority", lambda which, who: {(os.PRIO_PROCESS, 0): now["nice"]}[which, who])
+    monkeypatch.setattr(os, "setpriority", lambda which, who, nice: now.update(nice=nice, who=(which, who)))
+    assert endurance.OOM_SCORE_FILE == "/proc/self/oom_score_adj"  # proc(5)
+    monkeypatch.setattr(endurance, "OOM_SCORE_FILE", str(score))
+
+    def change(act, before):
+        now["nice"], now["who"] = before[0], (os.PRIO_PROCESS, 0)
+        score.write_text("%d\n" % before[1])
+        act()
+        assert now["who"] == (os.PRIO_PROCESS, 0)
+        return now["nice"], int(score.read_text().split("\n")[1] or before[1])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [((0, 0), (-10, -900)), ((1, 0), (1, -900)), ((-1, 1), (-1, 1)), ((0, -1), (-10, -1)), ((5, 5), (5, 5))],
+)
+def test_the_client_takes_precedence_unless_somebody_has_set_it(privileges, before, after):
+    assert privileges(endurance.take_precedence, before) == after
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [((-10, -900), (0, 0)), ((-1, -1), (0, 0)), ((0, 0), (0, 0)), ((1, 1), (1, 1)), ((-1, 1), (0, 1))],
+)
+def test_a_script_is_a_process_like_any_other(privileges, before, after):
+    assert privileges(endurance.become_ordinary, before) == after
+
+
+def test_what_is_right_already_is_not_set(monkeypatch):
+    for nice, act in ((0, endurance.become_ordinary), (1, endurance.take_precedence)):
+        monkeypatch.setattr(os, "getpriority", lambda which, who, nice=nice: nice)
+        monkeypatch.setattr(os, "setpriority", lambda *_: pytest.fail("it was set"))
+        monkeypatch.setattr(endurance, "OOM_SCORE_FILE", "/dev/null")
+        act()
 
 
 # --- its scripts -----------------------------------------------------------------------------------
@@ -189,6 +283,28 @@ PLATFORM = host.PLATFORM_FILE
 def test_what_shows_a_host_of_guests(tmp_path, files, evidence):
     clean = {path: text.replace("\udcff", "") for path, text in files.items()}
     assert host.host_evidence(machine(tmp_path, clean)) == evidence
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        "etc/init.d/guestServer",
+        "etc/systemd/system/guestServer.service",
+        "lib/systemd/system/guestServer.service",
+        "usr/lib/systemd/system/guestServer.service",
+    ],
+)
+def test_the_places_of_a_service_are_known(tmp_path, service):
+    """Of a package of either kind, of host-install, and of the original (spec 4)."""
+    files = {"usr/local/bin/guestServer": "", service: ""}
+    assert host.host_evidence(machine(tmp_path, files)) == "guestServer is installed here (/%s)" % service
+
+
+def test_it_is_this_machine_that_is_looked_at(monkeypatch):
+    looked = []
+    monkeypatch.setattr(os.path, "exists", lambda path: looked.append(path) or True)
+    assert host.host_evidence() == "guestServer is installed here (/etc/init.d/guestServer)"
+    assert looked == ["/usr/local/bin/guestServer", "/etc/init.d/guestServer"]
 
 
 def test_bytes_that_are_no_text_keep_no_guest_from_starting(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -216,3 +217,30 @@ def test_signals_that_a_parent_ignores_or_python_serves_are_the_systems_own_agai
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, stdout=subprocess.PIPE, check=True, preexec_fn=leave_them_so)
     assert done.stdout.decode().split("\n")[:2] == ["[True, True]", "set()"]
+
+
+def test_outside_of_a_turn_now_is_the_clocks(loop):
+    before = time.monotonic()
+    assert before <= loop.now <= time.monotonic()
+
+
+def test_what_is_to_be_read_is_not_served_while_it_can_only_be_written(loop):
+    ours, theirs = socket.socketpair()
+    seen = []
+    loop.watch(ours.fileno(), lambda: seen.append(1))
+    loop.parts = [Part(0.0, [])]
+    loop.run_once()
+    assert seen == []
+    loop.watch(ours.fileno(), lambda: seen.append(2), writing=True)
+    loop.run_once()
+    assert seen == [2]
+    loop.unwatch(ours.fileno())
+    ours.close(), theirs.close()
+
+
+def test_a_part_is_served_at_its_deadline(loop, monkeypatch):
+    seen = []
+    loop.parts = [Part(5.0, seen)]
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    loop.run_once()
+    assert seen == ["tick"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import socket
@@ -88,11 +89,17 @@ def test_words_go_both_ways(world, host):
 
 
 def test_a_socket_that_is_not_there_is_tried_until_it_is(world, path):
-    world.rest(0.05)
-    assert world.events == [] and "No such file" in world.lines[0]
+    rounds, tick = [], world.port.tick
+    world.port.tick = lambda now: (rounds.append(now), tick(now))
+    world.serve(lambda: len(rounds) >= 5, "it is tried")
+    assert rounds[4] - rounds[0] >= 0.05  # 0.005 + 0.01 + 0.02 + 0.02
+    assert world.events == [] and len(world.lines) == 1 and "No such file" in world.lines[0]
     host = Host(path)
     world.serve(lambda: world.events == ["open"], "it is open")
+    link = host.accept()
     host.close()
+    link.close()
+    world.serve(lambda: "No such file" in world.lines[-1], "that it is gone is named again")
 
 
 def test_a_host_that_hangs_up_is_told_and_connected_to_again(world, host):
@@ -157,6 +164,98 @@ def drained(link):
             return data
 
 
+def unread(world, monkeypatch, begun=0):
+    """The host takes `begun` bytes of the first message, and no more."""
+    left = [begun]
+
+    def write(descriptor, data):
+        if not left[0]:
+            raise BlockingIOError
+        count, left[0] = left[0], 0
+        return count
+
+    monkeypatch.setattr(os, "write", write)
+
+
+@pytest.mark.parametrize(
+    ("begun", "sizes", "kept"),
+    [
+        (0, [4096] * 4, "0123"),  # 16384 bytes may wait
+        (0, [4096] * 5, "1234"),
+        (0, [4096] * 7, "3456"),
+        (0, [1] * 9, "012345678"),
+        (0, [12000] * 2, "01"),
+        (0, [12000] * 3, "12"),
+        (9, [4096] * 6, "0345"),  # not the one of which the host has a part
+        (9, [12000] * 3, "02"),
+    ],
+)
+def test_the_oldest_message_goes_when_too_much_waits(world, host, monkeypatch, begun, sizes, kept):
+    world.serve(lambda: world.events, "it is open")
+    host.accept()
+    unread(world, monkeypatch, begun)
+    for number, size in enumerate(sizes):
+        world.port.send(b"%d" % number * size)
+    assert b"".join(data[-1:] for data in world.port._waiting).decode() == kept
+    assert world.port.dropped == len(sizes) - len(kept)
+    monkeypatch.undo()
+
+
+def test_what_waited_for_one_host_is_no_part_of_a_message_to_the_next(world, host, monkeypatch):
+    world.serve(lambda: world.events, "it is open")
+    unread(world, monkeypatch, 9)
+    world.port.send(b"x" * 100)
+    host.accept().close()
+    world.serve(lambda: world.events == ["open", "close", "open"], "it is open again")
+    for number in range(5):
+        world.port.send(b"%d" % number * 4096)
+    assert [data[:1] for data in world.port._waiting] == [b"1", b"2", b"3", b"4"]
+    monkeypatch.undo()
+
+
+def test_a_host_that_reads_little_at_a_time_gets_every_message_whole(world, host, monkeypatch):
+    world.serve(lambda: world.events, "it is open")
+    host.accept()
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    messages = [b"\n{%06d}\n" % number for number in range(20)]
+    for message in messages:
+        world.port.send(message)
+    world.serve(lambda: not world.port.waits, "all is written")
+    assert host.read(sum(map(len, messages))) == b"".join(messages)
+    monkeypatch.undo()
+
+
+def test_when_all_is_written_the_port_is_no_longer_waited_for(world, host, monkeypatch):
+    world.serve(lambda: world.events, "it is open")
+    host.accept()
+    unread(world, monkeypatch)
+    world.port.send(b"word")
+    monkeypatch.undo()
+    world.serve(lambda: not world.port.waits, "it is written")
+    reads, read = [], world.port._read
+    world.port._read = lambda: (reads.append(1), read())
+    world.rest(0.03)
+    assert reads == []
+
+
+def test_a_port_that_fails_while_it_is_read_is_named_and_opened_anew(world, host, monkeypatch):
+    world.serve(lambda: world.events, "it is open")
+    read = os.read
+
+    def fail(descriptor, size):
+        if descriptor == world.port._descriptor and size == port.READ_SIZE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", fail)
+    host.accept().sendall(b"x")
+    world.serve(lambda: world.events[:2] == ["open", "close"], "the failure")
+    monkeypatch.undo()
+    assert any("Input/output error" in line for line in world.lines)
+    world.serve(lambda: world.events[-1] == "open", "it is open again")
+
+
 # --- character devices -----------------------------------------------------------------------------
 
 
@@ -201,13 +300,14 @@ def test_a_device_without_a_host_stays_open_and_is_looked_at_again(world, path):
     os.mkfifo(path)
     reader = world.port
     # A FIFO that is opened for both has a writer: itself. Open it as the kernel's port would be seen.
-    reader._open = lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    opened = []
+    reader._open = lambda: (opened.append(1), os.open(path, os.O_RDONLY | os.O_NONBLOCK))[1]
     world.rest(0.05)
-    descriptor = reader._descriptor
-    assert world.events == [] and descriptor is not None
+    assert world.events == []
     for events in (["open"], ["open", "close", "open"]):
         visit(world, path, events)
-    assert reader._descriptor == descriptor
+    world.rest(0.05)
+    assert opened == [1]
 
 
 def visit(world, path, events):
@@ -277,6 +377,8 @@ def test_a_port_without_udev_is_found_by_its_name(tmp_path, monkeypatch):
         folder = tmp_path / "sys" / ("vport%dp1" % number)
         folder.mkdir(parents=True)
         (folder / "name").write_text(name + "\n")
+    (tmp_path / "sys" / "vport0p0").mkdir()
+    (tmp_path / "sys" / "vport0p0" / "name").write_bytes(b"\xff\n")
     wanted = str(tmp_path / "virtio-ports" / "cgcs.heartbeat")
     assert port._locate(wanted) == "/dev/vport1p1"
     assert port._locate(wanted + "x") == wanted + "x"
@@ -284,3 +386,11 @@ def test_a_port_without_udev_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "virtio-ports").mkdir()
     (tmp_path / "virtio-ports" / "cgcs.heartbeat").touch()
     assert port._locate(wanted) == wanted
+
+
+def test_the_kernel_is_asked_where_udev_has_named_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "listdir", lambda folder: asked.append(folder) or [])
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    assert port._locate("/dev/virtio-ports/cgcs.heartbeat") == "/dev/virtio-ports/cgcs.heartbeat"
+    assert asked == ["/sys/class/virtio-ports"]

@@ -25,6 +25,7 @@ TWO = ("process db", "script")
         (VOTE, TWO, [("script", "accept", "")], None),
         (VOTE, TWO, [("process db", "reject", "busy")], ("reject", "process db: busy")),
         (VOTE, TWO, [("process db", "reject", "")], ("reject", "process db")),
+        (VOTE, TWO, [("process db", "reject", "writes disk X")], ("reject", "process db: writes disk X")),
         (NOTICE, TWO, [("process db", "reject", "busy")], None),
         (NOTICE, TWO, [("process db", "reject", "busy"), ("script", "accept", "")],
          ("reject", "process db: busy")),
@@ -87,6 +88,7 @@ def test_an_answer_settles_and_a_second_one_is_nobodys():
     bench.vote(1, "script")
     bench.vote(2, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(5, "stop", "revocable", "reject", "why")]
+    assert bench.told(Withdrawn) == [Withdrawn(1, expired=False)]
 
 
 def test_another_question_ends_the_open_one_without_an_answer():
@@ -94,7 +96,7 @@ def test_another_question_ends_the_open_one_without_an_answer():
     bench.ask(event="pause")
     bench.ask("irrevocable", "suspend", ident=6)
     assert bench.told(Withdrawn) == [Withdrawn(1)]
-    bench.vote(1, "script")
+    bench.vote(1, "script", "reject")
     bench.vote(2, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(6, "suspend", "irrevocable", "complete", "")]
 
@@ -108,6 +110,17 @@ def test_the_same_question_again_is_the_same_question():
     bench.now += 2
     bench.vote(1, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(6, "stop", "revocable", "accept", "")]
+
+
+def test_the_same_question_again_is_answered_before_its_new_time_out():
+    bench = Bench(voters=["script"]).enabled()
+    bench.ask(timeout_ms=9000)
+    bench.now += 5
+    bench.ask(timeout_ms=4000)
+    asked = bench.now
+    while not bench.wrote(ActionResponse):
+        bench.tick()
+    assert bench.now == asked + 3 and bench.wrote(ActionResponse)[0].vote_result == "timeout"
 
 
 def test_a_question_before_the_acknowledgement_is_answered_too():

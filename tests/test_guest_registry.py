@@ -78,6 +78,37 @@ def test_registering_is_confirmed_and_the_first_heartbeat_follows():
     assert bench.now == BEGIN + 1
 
 
+@pytest.mark.parametrize("interval", [{}, {"interval_ms": 0}])
+def test_a_member_without_a_heartbeat_is_never_asked_nor_missed(interval):
+    bench = Bench()
+    bench.open()
+    bench.say(type="register", name="db", **interval)
+    assert bench.heard() == [{"type": "registered", "name": "db"}] and bench.registry.deadline == r.NEVER
+    bench.now += 3600
+    bench.registry.tick(bench.now)
+    assert bench.registry.take() == [] and bench.illnesses() == []
+
+
+@pytest.mark.parametrize("message", [{"name": "x" * 31}, {"interval_ms": 3600000}, {"interval_ms": 1}])
+def test_the_longest_name_and_interval_are_taken(message):
+    bench = Bench()
+    bench.open()
+    bench.say(type="register", **{"name": "db", **message})
+    assert bench.heard()[0]["type"] == "registered"
+
+
+def test_forty_lines_at_once_and_twenty_a_second_are_taken():
+    """As docs/guest-client.md says."""
+    bench = Bench()
+    bench.open()
+    bench.raw(b'{"type":"members"}\n' * 40)
+    bench.now += 1
+    bench.raw(b'{"type":"members"}\n' * 20)
+    assert bench.told(Close) == []
+    bench.raw(b'{"type":"members"}\n')
+    assert "lines a second" in refusal(bench)
+
+
 @pytest.mark.parametrize(
     ("message", "why"),
     [
@@ -90,7 +121,7 @@ def test_registering_is_confirmed_and_the_first_heartbeat_follows():
         ({"type": "register", "name": "a", "interval_ms": -1}, "interval_ms:"),
         ({"type": "register", "name": "a", "interval_ms": "1"}, "interval_ms:"),
         ({"type": "register", "name": "a", "interval_ms": True}, "interval_ms:"),
-        ({"type": "register", "name": "a", "interval_ms": 10**9}, "interval_ms:"),
+        ({"type": "register", "name": "a", "interval_ms": 3600001}, "interval_ms:"),
         ({"type": "register", "name": "a", "corrective_action": "explode"}, "corrective_action:"),
         ({"type": "register", "name": "a", "corrective_action": []}, "corrective_action:"),
     ],
@@ -185,6 +216,16 @@ def test_two_heartbeats_without_an_answer_are_a_failure_and_an_answer_heals():
     assert bench.illnesses() == [Illness("reboot", "db: no answer for 2 heartbeats")]
     beat(bench)
     assert bench.illnesses() == []
+    for _ in range(3):
+        beat(bench, answer=False)
+    assert bench.illnesses() == [Illness("reboot", "db: no answer for 2 heartbeats")]
+
+
+def test_a_process_that_never_answers_has_failed_after_two_intervals():
+    bench = Bench().register()
+    while not bench.illnesses():
+        beat(bench, answer=False)
+    assert bench.now == BEGIN + 2
 
 
 def test_one_missed_heartbeat_is_forgiven_and_a_wrong_number_is_no_answer():
@@ -238,6 +279,8 @@ def test_the_gravest_illness_counts():
     ills = [Illness("log", "a"), Illness("stop", "b"), Illness("reboot", "c"), Illness("stop", "d")]
     assert worst(ills) == Illness("stop", "b")
     assert worst([]) is None
+    assert worst([Illness("none", "a")]) == Illness("none", "a")
+    assert worst([Illness("none", "a"), Illness("log", "b")]) == Illness("log", "b")
 
 
 # --- votes -----------------------------------------------------------------------------------------
@@ -254,7 +297,20 @@ def test_a_question_goes_to_those_that_vote_and_is_answered_once():
     bench.say(1, type="answer", number=2, vote="reject")
     bench.say(1, type="answer", number=3, vote="reject", reason="busy")
     bench.say(1, type="answer", number=3, vote="accept")
+    for number in (0, 1, 3):
+        bench.say(1, type="answer", number=number, vote="accept")
     assert bench.told(Voted) == [Voted(3, "process a", "reject", "busy")]
+
+
+def test_who_was_not_asked_has_no_say():
+    bench = Bench().register(1, "a", votes=True)
+    for number in (0, 1):
+        bench.say(1, type="answer", number=number, vote="reject")
+    bench.registry.ask(3, "revocable", "stop", 7.5)
+    bench.registry.withdraw(3)
+    for number in (0, 1, 3):
+        bench.say(1, type="answer", number=number, vote="reject")
+    assert bench.told(Voted) == []
 
 
 def test_a_withdrawn_question_is_told_to_those_that_have_not_answered():
@@ -345,6 +401,17 @@ def test_only_so_many_dead_ones_are_remembered_the_oldest_goes():
     assert names == ["job-%d" % number for number in range(3, r.REMEMBERED_MAX + 3)]
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_who_is_connected_or_root_takes_no_place_among_the_remembered(uid):
+    bench = Bench().register(900, "alive", uid=uid)
+    bench.register(901, "other", uid=1000 - uid)
+    bench.close(901)
+    for number in range(r.REMEMBERED_MAX):
+        bench.register(number, "job-%d" % number, interval_ms=60_000, uid=uid)
+        bench.close(number)
+    assert len(bench.registry.described) == r.REMEMBERED_MAX + 2
+
+
 def test_root_has_places_of_its_own():
     bench = Bench()
     for key in range(MEMBERS_MAX):
@@ -362,6 +429,11 @@ def test_a_name_is_its_users():
     assert refusal(bench, 2) == "this name is of uid 1000"
     bench.register(3, uid=0)
     assert bench.illnesses() == []
+
+
+def test_a_member_that_is_well_has_no_illness():
+    (said,) = Bench().register().registry.described
+    assert said["illness"] == "" and said["connected"]
 
 
 def test_members_are_listed_to_anybody_who_may_connect():

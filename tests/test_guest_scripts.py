@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import signal
+import time
 
+import psutil
 import pytest
 from guest_rig import Rig
 
-from guestmtce.guest import runner, scripts
+from guestmtce.guest import process, runner, scripts
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.guest.runner import DYING_MAX, LEFT_MAX, Runner, Script
+from guestmtce.guest.runner import DYING_MAX, KILLED_MAX, LEFT_MAX, Ended, Runner, Script
 from guestmtce.guest.scripts import LOOK_PERIOD, EventScript, HealthScript
 from guestmtce.lab.cluster import wait_for
 
@@ -83,8 +86,21 @@ def test_a_script_gets_its_words_a_clean_environment_and_nothing_else(rig, scrip
 
 
 def test_huge_output_is_read_and_thrown_away(rig, script):
-    ended = run(rig, [script("echo first; head -c 20000000 /dev/zero")])
-    assert (ended.status, ended.line) == (0, "first")
+    done = []
+    rig.runner.start([script("echo first; head -c 20000000 /dev/zero")], done.append)
+    rig.serve(lambda: done, "the script has ended")
+    assert (done[0].status, done[0].line) == (0, "first")
+
+
+def test_a_script_that_closes_its_output_is_not_looked_at_for_ever(rig, script, tmp_path):
+    closed = tmp_path / "closed"
+    rig.runner.start([script("exec >&- 2>&-; touch %s; sleep 600" % closed)], lambda ended: None)
+    reaper = psutil.Process(rig.runner._script.pid)
+    rig.serve(closed.exists, "it has closed it")
+    before, until = reaper.cpu_times(), time.monotonic() + 0.3
+    rig.serve(lambda: time.monotonic() > until, "time goes by")
+    assert sum(reaper.cpu_times()[:2]) - sum(before[:2]) < 0.1
+    assert rig.runner.runs
 
 
 def test_a_line_without_end_is_cut(rig, script):
@@ -308,6 +324,24 @@ def test_what_nobody_has_thought_of_reboots_nobody(rig, script, monkeypatch, num
     assert felt == [None] and os.strerror(number) in rig.lines[0]
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_process_that_may_not_be_made_reboots_nobody(rig, script, monkeypatch, number):
+    monkeypatch.setattr(os, "fork", no_process(number))
+    felt = health(rig, script("exit 0"), 5)
+    rig.serve(lambda: felt, "it was tried")
+    assert felt == [None] and os.strerror(number) in rig.lines[0]
+
+
+def test_a_process_that_is_no_script_yet_has_a_name_of_its_own(rig, monkeypatch):
+    def show_name(*_):
+        with open("/proc/self/comm", "rb") as file:
+            os.write(1, file.read())
+        os._exit(0)
+
+    monkeypatch.setattr(os, "execve", show_name)
+    assert run(rig, ["/nonexistent"]).line == "guestClient-run"
+
+
 def test_without_a_health_script_nothing_runs(rig):
     assert health(rig, "", 0.01) == []
     assert rig.loop.parts[-1].deadline == float("inf")
@@ -456,3 +490,236 @@ def test_only_so_many_scripts_of_notices_go_on(rig, script, tmp_path):
         assert len(rig.runner._left) == min(number + 1, LEFT_MAX)
     go.touch()
     rig.serve(lambda: rig.runner._left == rig.runner._dying == [], "all are gone")
+
+
+# --- what a script is given, and what is left of one ------------------------------------------------
+
+
+def test_a_script_finds_programs_and_speaks_no_language_of_the_users(rig, script):
+    ours, (reader, writer) = os.dup(0), os.pipe()
+    os.dup2(reader, 0)
+    try:
+        words = run(rig, [script("echo $PATH $LC_ALL $(readlink /proc/self/fd/0)")]).line.split()
+    finally:
+        os.dup2(ours, 0)
+        for end in (ours, reader, writer):
+            os.close(end)
+    assert words == ["/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "C", "/dev/null"]
+
+
+@pytest.mark.parametrize("name", ["SIGPIPE", "SIGXFSZ"])
+def test_a_script_does_not_ignore_what_python_ignores(rig, script, name):
+    text = "kill -%d $$; echo it was ignored" % getattr(signal, name)
+    assert run(rig, [script(text)]).status == -getattr(signal, name)
+
+
+def test_what_a_script_says_on_both_streams_is_one_output(rig, script):
+    assert run(rig, [script("echo one >&2")]).line == run(rig, [script("echo one")]).line == "one"
+
+
+@pytest.mark.parametrize(
+    ("ended", "failed"),
+    [
+        (Ended(0, "", False), False),
+        (Ended(1, "", False), False),
+        (Ended(125, "", False), False),
+        (Ended(126, "", False), True),
+        (Ended(127, "", False), True),
+        (Ended(128, "", False), False),
+        (Ended(-15, "", False), True),
+        (Ended(0, "", True), True),
+        (Ended(0, "", False, errno.ENOENT), True),
+    ],
+)
+def test_who_has_come_to_no_result(ended, failed):
+    assert ended.failed is failed
+
+
+def test_of_a_script_that_somebody_else_has_waited_for_the_report_is_there(rig, script):
+    done = []
+    rig.runner.start([script("exit 3")], done.append)
+    os.waitid(os.P_PID, rig.runner._script.pid, os.WEXITED)
+    rig.runner.reap()
+    assert done[0].status == 3
+
+
+def test_a_script_that_ended_gives_back_its_descriptors(rig, script):
+    before = len(os.listdir("/proc/self/fd"))
+    run(rig, [script("exit 0")])
+    rig.runner.start([script("sleep 600")], lambda ended: None)
+    rig.runner.stop()
+    rig.runner.start([script("sleep 600")], lambda ended: None)
+    rig.runner.leave()
+    left = rig.runner._left[0]
+    left.kill()
+    rig.serve(lambda: not rig.runner._left, "it is gone")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("killed", "starts"), [(KILLED_MAX - 1, True), (KILLED_MAX, False)])
+def test_so_many_that_were_killed_just_now_may_still_be_there(rig, script, killed, starts):
+    dying = Dying(time.monotonic() + 60)  # however slow this machine is
+    rig.runner._dying = [dying] * killed
+    may_start(rig, script, starts)
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(0.0, True), (1.5, False)])
+def test_one_that_is_still_there_a_second_after_it_was_killed_waits_for_a_disk(rig, script, seconds, starts):
+    rig.runner._dying = [Dying(time.monotonic() - seconds)] * DYING_MAX
+    may_start(rig, script, starts)
+
+
+class Dying:
+    """A script that was killed and has not ended."""
+
+    def __init__(self, killed_at):
+        self.killed_at = killed_at
+
+    def poll(self):
+        return None
+
+
+def may_start(rig, script, starts):
+    try:
+        if starts:
+            rig.runner.start([script("exit 0")], lambda ended: None)
+        else:
+            with pytest.raises(OSError, match="cannot be killed"):
+                rig.runner.start([script("exit 0")], lambda ended: None)
+    finally:
+        rig.runner._dying = []
+
+
+def test_of_many_notices_the_oldest_ends_first(rig, script, tmp_path):
+    path, *_ = cleaning_up(script, tmp_path)
+    pids = []
+    for _ in range(LEFT_MAX + 1):
+        rig.runner.start([path], lambda ended: None)
+        pids.append(rig.runner._script.pid)
+        rig.runner.leave()
+    assert [one.pid for one in rig.runner._left] == pids[1:]
+    assert [one.pid for one in rig.runner._dying] == pids[:1]
+    for one in rig.runner._left:
+        one.kill()
+    rig.serve(lambda: rig.runner._left == rig.runner._dying == [], "all are gone")
+
+
+# --- another configuration -------------------------------------------------------------------------
+
+
+def config_of(path, interval=10.0, **more):
+    return Config(health_check_script=path, health_check_interval=interval, **more)
+
+
+def test_another_health_script_runs_at_once_and_ends_the_run_of_the_one_before(rig, script, tmp_path):
+    felt, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 10)
+    part.tick(now)
+    (tmp_path / "other").write_text("#!/bin/sh\necho other; exit 1\n")
+    (tmp_path / "other").chmod(0o755)
+    part.configure(config_of(str(tmp_path / "other")))
+    assert not rig.runner.runs and part.deadline <= time.monotonic()
+    part.tick(time.monotonic())
+    rig.serve(lambda: felt, "it ran")
+    assert felt[0].reason == "other"
+
+
+def test_the_same_health_script_goes_on_and_is_not_due_sooner(rig, script, tmp_path):
+    felt, part, now = unfinished(rig, cleaning_up(script, tmp_path)[0], 10)
+    part.tick(now)
+    part.configure(config_of(part._config.health_check_script, 5.0))
+    assert rig.runner.runs and felt == []
+    part.tick(now + 0.2)
+    assert rig.runner.runs and felt == []
+
+
+def test_a_health_script_between_two_runs_is_due_at_once_if_anything_has_changed(rig, script):
+    felt, part, now = unfinished(rig, script("exit 0"), 10)
+    part.tick(now)
+    rig.serve(lambda: felt, "it has ended")
+    part.configure(part._config)
+    assert part.deadline == now + 10
+    part.configure(part._config._replace(vote=99))
+    assert part.deadline <= time.monotonic()
+
+
+def test_without_a_health_script_any_more_the_guest_is_well_and_nothing_is_due(rig, script):
+    felt, part, now = unfinished(rig, script("exit 1"), 10)
+    part.tick(now)
+    rig.serve(lambda: felt, "it is ill")
+    part.configure(Config())
+    assert felt[-1] is None and part.deadline == float("inf")
+
+
+def test_the_next_question_is_put_to_another_event_script(rig, script):
+    told, event = events(rig, "/nonexistent")
+    event.configure(script("echo other"))
+    event.put(1, "revocable", "stop")
+    assert rig.serve(lambda: told, "the answer") == [(1, "accept", "other")]
+
+
+# --- processes -------------------------------------------------------------------------------------
+
+
+def in_child(act):
+    """The exit status of a process that does `act`: 0 if that is true."""
+    pid = process.fork(lambda: os._exit(0 if act() else 1))
+    return process.exit_status(os.waitpid(pid, 0)[1])
+
+
+def test_a_process_that_did_not_become_what_it_was_to_be_says_so():
+    assert process.exit_status(os.waitpid(process.fork(lambda: None), 0)[1]) == 127
+
+
+def is_open(descriptor):
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/fd", "/nonexistent"])
+def test_a_process_has_no_descriptors_but_those_that_it_keeps(monkeypatch, folder):
+    assert process.DESCRIPTORS == "/proc/self/fd"
+    monkeypatch.setattr(process, "DESCRIPTORS", folder)
+    kept, other = os.pipe()
+
+    def close_others():
+        process.close_others({kept})
+        return is_open(kept) and not any(map(is_open, {0, 1, 2, other} - {kept}))
+
+    assert in_child(close_others) == 0
+    for end in (kept, other):
+        os.close(end)
+
+
+def test_a_process_has_a_name_of_its_own():
+    def rename():
+        process.rename("guestClient-run")
+        with open("/proc/self/comm", encoding="ascii") as file:
+            return file.read() == "guestClient-run\n"
+
+    assert in_child(rename) == 0
+
+
+def test_descendants_are_children_and_theirs(rig, script):
+    rig.runner.start(
+        [script("(sleep 600 & sleep 600 & wait) & (sleep 600 & wait) & wait")], lambda ended: None
+    )
+    pid = rig.runner._script.pid
+    rig.serve(lambda: len(process.descendants(pid)) == 6, "all have started")
+
+
+def test_of_descendants_one_that_ends_meanwhile_hides_no_other(monkeypatch):
+    tree = {1: "2 3 4", 2: "5 6", 4: "7"}  # 3, 5 and 6 have ended
+
+    def children(path, encoding):
+        pid = int(path.split("/")[2])
+        if path != "/proc/%d/task/%d/children" % (pid, pid) or pid not in tree:
+            raise FileNotFoundError(path)
+        return io.StringIO(tree[pid])
+
+    monkeypatch.setattr(process, "open", children, raising=False)
+    assert sorted(process.descendants(1)) == [2, 3, 4, 5, 6, 7]
+    monkeypatch.setattr(process, "DESCENDANTS_MAX", 3)
+    assert sorted(process.descendants(1)) == [2, 3, 4]

@@ -194,11 +194,11 @@ def test_failures_are_told_only_while_host_and_instance_report(host, reporting):
 def test_disabling_withdraws_what_was_not_told():
     made = enabled()
     made.set(named(), False, NOW)
-    assert Withdraw in kinds(made.take_effects())
+    assert [effect.unwanted for effect in of(Withdraw, made.take_effects())] == [True]
     made.set(named(), False, NOW)
     assert Withdraw not in kinds(made.take_effects())
     made.host_reporting(A.uuid, False)
-    assert [effect.uuid for effect in of(Withdraw, made.take_effects())] == [U]
+    assert [(effect.uuid, effect.unwanted) for effect in of(Withdraw, made.take_effects())] == [(U, True)]
 
 
 # --- mtcAgent ---

@@ -293,12 +293,36 @@ def test_what_the_vim_enables_and_only_a_server_has_named_is_enabled_anew():
     assert [one.anew for one in sent] == [True, False]
 
 
-@pytest.mark.parametrize("later, anew", [(0.0, True), (1.9, True), (2.1, False)])
-def test_what_the_vim_enables_just_after_its_list_said_so_is_enabled_anew(later, anew):
+@pytest.mark.parametrize("adopted", [True, False])
+@pytest.mark.parametrize("later, anew", [(0.0, True), (1.9, True), (2.0, False), (2.1, False)])
+def test_what_the_vim_enables_just_after_its_list_said_so_is_enabled_anew(later, anew, adopted):
     """An agent before this one was told that it is disabled, and killed: the server may not have heard."""
     made = inventory(A, listed=False)
+    if adopted:
+        made.server_answer(info())
     answer_list(made, A.hostname, [Listed(U, A.hostname, True)], now=NOW)
     made.take_effects()
     for _ in range(2):
         made.set(named(), True, NOW + later)
     assert [one.anew for one in of(Send, made.take_effects())] == [anew, False]
+
+
+def test_a_loss_of_an_instance_that_the_last_list_lacks_waits_for_two_lists_that_do_not_come():
+    made = settled()
+    assert not made.server_loss(info(heartbeating=False), origin(5))
+    made.take_effects()
+    unanswered = 0
+    while unanswered < 2:
+        made.audit()
+        effects = made.take_effects()
+        unanswered += asks(A, True) in effects
+        assert len(of(TellAlarm, effects)) == (unanswered == 2)
+
+
+def test_only_the_first_list_of_a_host_is_logged(caplog):
+    caplog.set_level("INFO")
+    made = Inventory()
+    made.host_set(A)
+    for _ in range(3):
+        answer_list(made, A.hostname, [])
+    assert caplog.text.count("the VIM lists 0 instances") == 1

@@ -152,7 +152,13 @@ def test_an_unknown_host_is_named_with_the_remedy(caplog):
         assert words in caplog.text
     with pytest.raises(Failure):
         made.create(Named(U, "nowhere", {}))
-    assert "nowhere" in caplog.text
+    assert "nowhere, which is unknown: asking" in caplog.text
+
+
+def test_of_many_namesakes_four_are_named(caplog):
+    made = inventory(*(A._replace(hostname="compute-0." + domain, uuid=domain) for domain in "abcde"))
+    assert not made.server_ready(datagram.Ready("compute-0"))
+    assert "compute-0.d:" in caplog.text and "compute-0.e" not in caplog.text
 
 
 # --- uuids ---

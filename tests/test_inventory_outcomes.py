@@ -46,6 +46,15 @@ def test_a_question_that_was_not_put_to_the_guest_has_no_end():
     assert made.instances[U].outcome_until == {}
 
 
+@pytest.mark.parametrize("event", channel.EVENT_TYPES)
+@pytest.mark.parametrize("kind", [VOTE, NOTICE])
+def test_the_outcome_of_a_guest_that_nothing_is_known_of_lasts_the_default_timeout(kind, event):
+    """Before its init each of its timeouts is 10 s (spec 1)."""
+    made = inventory()
+    made.set(named(), True, NOW)
+    assert until(made, outcome(kind, event), NOW) == NOW + 11
+
+
 @pytest.mark.parametrize(
     ("kind", "event", "seconds"),
     [(VOTE, "stop", 14), (NOTICE, "stop", 11), (NOTICE, "unheard_of", 14), (channel.UNKNOWN, "pause", 12)],

@@ -48,7 +48,8 @@ def test_running_and_stopped_are_stored_and_told(heartbeating):
 def test_a_restart_withdraws_every_failure_an_answer_only_the_loss():
     made = enabled()
     made.server_state(info())
-    assert of(Withdraw, made.take_effects())[0].states == ("failed", "unhealthy")
+    (withdraw,) = of(Withdraw, made.take_effects())
+    assert (withdraw.states, withdraw.unwanted) == (("failed", "unhealthy"), False)
     # An ill guest heartbeats: the next audit must not take its alarm back.
     made.server_answer(info())
     assert of(Withdraw, made.take_effects())[0].states == ("failed",)
@@ -177,6 +178,24 @@ def test_a_loss_waits_until_the_repair_action_is_known_and_is_told_once(name, nu
     assert alarms(made) == []
 
 
+def test_a_loss_after_an_illness_of_a_known_guest_is_told_at_once():
+    made = enabled()
+    made.server_ill(info(action="stop"), origin(4))
+    made.take_effects()
+    assert made.server_loss(loss(), origin(5))
+    assert alarms(made) == [("reboot", origin(5))]
+
+
+@pytest.mark.parametrize("tell", ["server_state", "server_answer"])
+@pytest.mark.parametrize("adopted", [True, False])
+def test_a_guest_that_is_first_heard_of_as_stopped_is_not_lost(tell, adopted):
+    """As after a restart of this agent."""
+    made = inventory(listed=False) if adopted else unheard()
+    getattr(made, tell)(info(heartbeating=False), origin(5))
+    answer_list(made, A.hostname, [Listed(U, A.hostname, True)])
+    assert made.instances[U].reporting and alarms(made) == []
+
+
 def test_a_loss_that_tells_all_is_told_at_once():
     made = unheard()
     assert not made.server_loss(loss(), origin(5))
@@ -234,6 +253,15 @@ def test_a_vote_of_the_unknown_is_understood_when_the_list_has_come():
 
 
 # --- before the VIM's list ---
+
+
+@pytest.mark.parametrize("host, uuid, confirmed", [(A, U, True), (A, V, False), (B, U, True)])
+def test_before_the_list_only_a_vote_of_a_known_instance_is_confirmed(host, uuid, confirmed):
+    made = inventory(A, B, listed=False)
+    made.server_answer(info())
+    made.take_effects()
+    assert EVENTS["vote"](made, host, uuid) is confirmed
+    assert len(of(TellAction, made.take_effects())) == ((host, uuid) == (A, U))
 
 
 @pytest.mark.parametrize("reporting", [True, False])

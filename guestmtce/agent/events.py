@@ -221,10 +221,8 @@ class Outbox:
             what, path = "state", "hosts/" + effect.uuid
             body = {"hostname": effect.hostname, "uuid": effect.uuid}
         key, path = (effect.hostname, what), vim.EVENT_PATH + path
-        waiting = self._questions.get(key)
-        if waiting is None or waiting is not self._asking:  # one under way is answered as it was put
-            order = next(self._order) if waiting is None else waiting.order
-            self._questions[key] = Item(QUESTION, *key, order, "GET", path, body, None, effect.serial)
+        # One under way is answered as it was put; with its end this one is done, too.
+        self._questions[key] = Item(QUESTION, *key, next(self._order), "GET", path, body, None, effect.serial)
 
     def _remove(self, uuid: str, key: Key) -> bool:
         lane = self._lanes.get(uuid)
