@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
 
 import pytest
@@ -158,6 +160,12 @@ def test_unsealed_foreign_and_misdirected_ones_are_refused():
     with pytest.raises(Refused, match="wrong"):
         theirs.open(sealed(Seal(KEY)), b"agent>compute-1", TAG.nonce)
     theirs.open(sealed(Seal(KEY)), ROUTE, TAG.nonce)
+
+
+def test_the_seal_is_made_of_the_route_a_nul_and_the_datagram_without_it():
+    data = sealed(Seal(KEY))
+    content = ROUTE + b"\0" + data[:40] + bytes(24) + data[64:]
+    assert data[40:64] == hmac.new(KEY, content, hashlib.sha256).digest()[:24]
 
 
 def test_an_old_daemon_reads_a_sealed_datagram():

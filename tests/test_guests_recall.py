@@ -274,3 +274,130 @@ def test_nobody_else_is_still_ill():
     again.take()
     again.report(reports.Running())
     assert [tell.still_ill for tell in again.tells()] == [False]
+
+
+# --- what a restart finds is what was true last ------------------------------------------------
+
+
+def is_quiet(bench):
+    bench.report(reports.Stopped(1))
+
+
+def is_quiet_when_it_was_stopped(bench):
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.report(reports.Stopped(1))
+
+
+def goes_when_it_was_stopped(bench):
+    bench.run(SETTINGS.stopped_grace)
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.end(row.PEER_CLOSED)
+
+
+def says_init(bench):
+    bench.report(reports.Acknowledged(INIT._replace(restart_secs=77)))
+
+
+def is_well(bench):
+    bench.report(reports.Ill("reboot", "disk"))
+    bench.confirm()
+    bench.take()
+    bench.report(reports.Well())
+
+
+def is_agreed_to_pause(bench):
+    bench.ask("pause", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.take()
+    bench.report(reports.Answered(number, "complete", ""))
+
+
+def dies(bench):
+    bench.end(row.DIED)
+
+
+def is_disabled(bench):
+    bench.set(False)
+
+
+def is_asked(bench):
+    bench.ask("reboot", channel.NOTICE)
+
+
+def is_lost(bench):
+    bench.report(reports.Lost(2))
+
+
+def is_ill(bench):
+    bench.report(reports.Ill("reboot", "disk"))
+
+
+def runs_after_its_stop(bench):
+    bench.report(reports.Stopped())
+    bench.confirm()
+    bench.take()
+    bench.report(reports.Running())
+
+
+def is_confirmed(bench):
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.confirm()
+
+
+CHANGES = [
+    is_quiet, is_quiet_when_it_was_stopped, goes_when_it_was_stopped, says_init, is_well, is_agreed_to_pause,
+    dies, is_disabled, is_asked, is_lost, is_ill, runs_after_its_stop, is_confirmed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_remembered(change):
+    bench = heartbeating(reporting=True)
+    before = bench.saved()
+    change(bench)
+    saves = [effect.memory for effect in bench.take() if isinstance(effect, row.Save)]
+    assert (saves or [before])[-1] == bench.saved()
+
+
+def test_who_went_quiet_owes_nothing_after_a_restart():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Stopped(1))
+    again = restarted(bench)
+    assert (again.guest.owes_answer, again.guest.heartbeating) == (False, False)
+
+
+@pytest.mark.parametrize("age", [0.0, 3.0])
+def test_a_stop_that_was_not_confirmed_is_told_after_a_restart_once(age):
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Stopped())
+    again = restarted(bench, age)
+    assert again.told() == [datagram.STOPPED]
+    again.run(1000)
+    assert again.told() == []
+
+
+@pytest.mark.parametrize(("before_its_end", "told"), [(0.001, False), (0.0, True)])
+def test_a_loss_is_one_from_the_end_of_the_silence_on(before_its_end, told):
+    bench = heartbeating(reporting=True)
+    bench.ask("stop", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Running())
+    bench.now = bench.guest.silence_until - before_its_end
+    bench.report(reports.Lost(2))
+    assert (datagram.LOSS in bench.told()) is told
+
+
+@pytest.mark.parametrize(("age", "believed"), [(-0.001, False), (0.0, True)])
+def test_a_sign_of_life_from_the_future_is_not_believed(age, believed):
+    assert recalled(heartbeating().saved(), age).guest.heartbeating is believed
+
+
+@pytest.mark.parametrize(("beyond", "believed"), [(0.0, True), (0.001, False)])
+def test_a_memory_is_believed_for_so_long(beyond, believed):
+    bench = Bench()
+    bench.now = 1000.0
+    bench.table.recall(heartbeating().saved(), 1000.0 - SETTINGS.memory_valid - beyond, 1000.0)
+    assert bench.guest.owes_answer is believed

@@ -412,3 +412,53 @@ def test_log_lines_of_a_kind_are_limited_and_counted():
 def test_the_challenges_of_a_child_fit_the_guest(monkeypatch, raw, number):
     monkeypatch.setattr(child, "random_bytes", lambda size: raw[:size])
     assert child.random_challenge() == number
+
+
+# --- what is to be read before it is judged ----------------------------------------------------
+
+
+def resting(bench):
+    bench.heartbeat()
+
+
+def challenged(bench):
+    bench.init()
+
+
+def asked(bench):
+    bench.heartbeat()
+    bench.ask(1, channel.VOTE, "reboot")
+
+
+def asked_and_settled(bench):
+    bench.heartbeat()
+    bench.ask(1, channel.VOTE, "reboot")
+    bench.respond("reboot", channel.VOTE, "accept")
+
+
+def gone(bench):
+    bench.heartbeat()
+    bench.exit()
+
+
+def resuming(bench):
+    bench.heartbeat()
+    bench._keep(bench.session.enable_reporting(bench.now))
+
+
+@pytest.mark.parametrize(
+    ("lives", "drains"),
+    [
+        (lambda bench: None, False),
+        (resting, False),
+        (challenged, True),
+        (asked, True),
+        (asked_and_settled, False),
+        (gone, False),
+        (resuming, True),
+    ],
+)
+def test_what_was_sent_in_time_is_read_before_its_sender_is_judged(lives, drains):
+    bench = Bench()
+    lives(bench)
+    assert bench.session.awaits_answer() is drains

@@ -501,3 +501,26 @@ def test_who_owes_an_answer_has_its_patience_anew_when_it_refuses():
     assert bench.told(s.Lost) == []
     bench.run(1, answers=False)
     assert len(bench.told(s.Lost)) == 1
+
+
+# --- the end of the silence finds a guest that waits -----------------------------------------------
+
+
+def test_the_end_of_the_silence_changes_nothing_for_whom_nobody_challenges():
+    bench = agreed("pause")
+    bench.run(SILENCE - 0.1, answers=False)
+    assert bench.session.deadline == pytest.approx(bench.now + 0.1)
+    bench.run(0.1, answers=False)
+    assert (bench.session.state, bench.reports, bench.sent) == (WAITING, [], [])
+    assert bench.session.deadline > bench.now + 60  # it is given up like any other
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_who_says_init_after_the_silence_is_lost_once_it_has_answered(answers):
+    bench = agreed("pause")
+    bench.run(SILENCE + 1, answers=False)
+    bench.init()
+    if answers:
+        bench.answer()
+    bench.run(10, answers=False)
+    assert len(bench.told(s.Lost)) == answers
