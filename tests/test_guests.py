@@ -595,3 +595,65 @@ def test_what_a_child_says_does_not_fill_the_log(caplog):
     bench.now += 60
     bench.report(reports.Missed(1))
     assert "missed 1 in a row" in caplog.messages[-1]
+
+
+# --- what is wrong with a guest, for the health report -----------------------------------------
+
+
+def gets_a_new_child(bench):
+    bench.end(row.DIED)
+    bench.run(0.1)
+    bench.connect()
+
+
+def is_created_anew(bench):
+    bench.found(ident=2, fresh=True)
+
+
+SAYS = {
+    "init": lambda bench: bench.report(reports.Acknowledged(INIT)),
+    "running": lambda bench: bench.report(reports.Running()),
+    "stopped": lambda bench: bench.report(reports.Stopped()),
+    "lost": lambda bench: bench.report(reports.Lost(2)),
+    "ill": lambda bench: bench.report(reports.Ill("log", "")),
+    "well": lambda bench: bench.report(reports.Well()),
+    "new child": gets_a_new_child,
+    "created anew": is_created_anew,
+}
+
+
+@pytest.mark.parametrize(
+    ("says", "after_lost", "after_ill"),
+    [
+        ("init", row.LOST, ""),  # who says init has not answered yet
+        ("running", "", row.ILL),  # a healthy answer says `well`
+        ("stopped", "", ""),
+        ("lost", row.LOST, row.LOST),
+        ("ill", row.ILL, row.ILL),
+        ("well", "", ""),
+        ("new child", row.LOST, ""),  # it finds out anew
+        ("created anew", "", ""),
+    ],
+)
+def test_what_is_wrong_with_a_guest_is_over_when_it_shows_otherwise(says, after_lost, after_ill):
+    for first, expected in (("lost", after_lost), ("ill", after_ill)):
+        bench = heartbeating()
+        assert bench.guest.failure == ""
+        SAYS[first](bench)
+        SAYS[says](bench)
+        assert bench.guest.failure == expected
+
+
+def test_what_has_happened_is_counted():
+    bench = heartbeating(reporting=True)
+    for count in (2, 3):
+        bench.report(reports.Missed(1), reports.Late(0.1))
+        bench.end(row.DIED)
+        bench.run(0.1)
+        bench.connect()
+        assert (bench.guest.links, bench.guest.deaths) == (count, count - 1)
+        assert (bench.guest.misses, bench.guest.late) == (count - 1, count - 1)
+        bench.report(reports.Acknowledged(INIT), reports.Running())
+        bench.run(2)
+        bench.report(reports.Lost(2), reports.Acknowledged(INIT), reports.Running())
+        assert bench.guest.losses == count - 1

@@ -21,6 +21,7 @@ from guests_driver import (
 
 from guestmtce.server import guest as row
 from guestmtce.server import reports
+from guestmtce.server.questions import VOTES_MAX
 from guestmtce.wire import channel, datagram
 
 HOLD = SETTINGS.guest_patience + SETTINGS.stopped_grace
@@ -390,14 +391,62 @@ def test_a_loss_is_one_from_the_end_of_the_silence_on(before_its_end, told):
     assert (datagram.LOSS in bench.told()) is told
 
 
-@pytest.mark.parametrize(("age", "believed"), [(-0.001, False), (0.0, True)])
-def test_a_sign_of_life_from_the_future_is_not_believed(age, believed):
-    assert recalled(heartbeating().saved(), age).guest.heartbeating is believed
+# --- outcomes and time ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("beyond", "believed"), [(0.0, True), (0.001, False)])
-def test_a_memory_is_believed_for_so_long(beyond, believed):
+def test_who_is_not_found_is_forgotten_after_the_grace_and_not_before():
+    again = recalled(connected(provisioned=False).saved())
+    again.run(SETTINGS.stopped_grace - 0.01)
+    assert UUID in again.table.table
+    again.run(0.01)
+    assert (UUID in again.table.table, again.take_kinds()[-2:]) == (False, ["Forget", "Drop"])
+
+
+def test_the_outcomes_of_before_count_among_those_that_are_kept():
+    bench = heartbeating()
+    for _ in range(VOTES_MAX):
+        bench.ask("dance")
+    again = restarted(bench, 0.0)
+    again.ask("sing")
+    votes = [one.event.event_type for one in again.guest.untold.values()]
+    assert votes == ["dance"] * (VOTES_MAX - 1) + ["sing"]
+
+
+@pytest.mark.parametrize(("after", "told"), [(0.999, ["reject"]), (1.0, []), (1.001, [])])
+def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(after, told):
     bench = Bench()
     bench.now = 1000.0
-    bench.table.recall(heartbeating().saved(), 1000.0 - SETTINGS.memory_valid - beyond, 1000.0)
-    assert bench.guest.owes_answer is believed
+    memory = heartbeating().saved()
+    event = datagram.VoteResult("host-0", UUID, channel.VOTE, "stop", "reject", "no")
+    memory = memory._replace(
+        untold=(("vote 1", 5, datagram.VOTE_NOTIFY, datagram.event_body(event)),),
+        outcomes_until={"vote 1": 1001.0 - after},
+    )
+    bench.table.recall(memory, 1000.0, 1000.0)
+    assert [vote for _, vote, _ in bench.votes()] == told
+
+
+@pytest.mark.parametrize(("absence", "known"), [(300.0, True), (300.1, False), (-0.1, False)])
+def test_a_failure_is_known_for_as_long_as_a_memory_is_valid(absence, known):
+    bench = Bench()
+    bench.now = 10_000.0
+    bench.table.recall(lost().saved(), bench.now - absence, bench.now)
+    assert (row.FAILURE in bench.guest.untold) is known
+
+
+def test_a_failure_is_held_for_as_long_as_this_guest_takes_to_restart():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Acknowledged(INIT._replace(restart_secs=33)), reports.Lost(2))
+    again = restarted(bench, SETTINGS.short_absence + 1)
+    assert again.guest.hold_until == NOW + 33 + SETTINGS.stopped_grace
+
+
+@pytest.mark.parametrize(("left", "owes"), [(0.5, False), (0.0, True)])
+def test_who_restarts_in_its_silence_owes_nothing_and_later_it_does(left, owes):
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Running())
+    bench.now = bench.guest.silence_until - left
+    bench.report(reports.Acknowledged(INIT))
+    assert bench.guest.owes_answer is owes

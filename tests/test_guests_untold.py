@@ -292,3 +292,23 @@ def test_after_too_long_an_absence_nobody_knows_of_the_failure():
     again = recalled(lost().saved(), 301.0)
     again.run(1000)
     assert datagram.LOSS not in again.told()
+
+
+@pytest.mark.parametrize(("confirmed", "again"), [(False, True), (True, False)])
+def test_an_illness_that_was_taken_back_is_told_anew_and_one_that_is_known_is_not(confirmed, again):
+    bench = ill()
+    if confirmed:
+        bench.confirm()
+    bench.report(reports.Stopped(), reports.Running())
+    bench.run(SETTINGS.state_period)
+    bench.take()
+    bench.report(reports.Ill("reboot", "disk"))
+    assert (datagram.ILLHEALTH in bench.told()) is again
+
+
+def test_what_is_withdrawn_is_counted():
+    bench = lost()
+    for count in (1, 2, 3):
+        bench.report(reports.Acknowledged(INIT), reports.Running())
+        assert bench.guest.withdrawn == count
+        bench.report(reports.Lost(2))
