@@ -81,6 +81,20 @@ def test_a_loss_from_before_the_child_has_heard_of_it_is_none(enable):
 
 
 @ENABLE
+def test_the_child_takes_note_of_each_enabling(enable):
+    bench = unreported(enable)
+    enable(bench)
+    bench.set(False)
+    bench.set(True)
+    bench.report(reports.ReportingEnabled(), reports.Running(), reports.Lost(2))
+    assert datagram.LOSS not in bench.told()
+    bench.report(reports.ReportingEnabled(), reports.Running())
+    bench.run(5)
+    bench.report(reports.Lost(2))
+    assert datagram.LOSS in bench.told()
+
+
+@ENABLE
 def test_a_loss_after_an_answer_since_is_one(enable):
     bench = unreported(enable)
     enable(bench)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from session_driver import BEGIN, GUEST, Bench
 
@@ -462,3 +464,18 @@ def test_what_was_sent_in_time_is_read_before_its_sender_is_judged(lives, drains
     bench = Bench()
     lives(bench)
     assert bench.session.awaits_answer() is drains
+
+
+def test_the_host_counts_its_messages_from_1():
+    session = s.Session(Settings(), lambda: 7)
+    session.start(None, BEGIN)
+    data, _ = session.receive(channel.build(GUEST, 1), BEGIN)
+    data += session.receive(b"{}\n", BEGIN)[0]
+    sequences = [json.loads(line)["sequence"] for line in data.split(b"\n") if line]
+    assert sequences == [1, 2, 3]
+
+
+def test_who_has_not_introduced_itself_is_refused_under_the_id_0():
+    bench = Bench()
+    bench.say(b"{}\n")
+    assert [nack.invocation_id for nack in bench.wrote(Nack)] == [0]
