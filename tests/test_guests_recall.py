@@ -450,3 +450,18 @@ def test_who_restarts_in_its_silence_owes_nothing_and_later_it_does(left, owes):
     bench.now = bench.guest.silence_until - left
     bench.report(reports.Acknowledged(INIT))
     assert bench.guest.owes_answer is owes
+
+
+def test_who_accepts_us_no_more_is_lost_after_its_patience():
+    told = turned_away(refound(heartbeating(reporting=True)), SETTINGS.guest_patience + 1)
+    assert datagram.LOSS in told
+
+
+def test_life_goes_on_after_a_failure_was_held():
+    again = restarted(lost())
+    again.run(HOLD + 1)
+    again.take()
+    again.found()
+    again.connect()
+    again.report(reports.Running())
+    assert datagram.RUNNING in again.told()

@@ -312,3 +312,56 @@ def test_what_is_withdrawn_is_counted():
         bench.report(reports.Acknowledged(INIT), reports.Running())
         assert bench.guest.withdrawn == count
         bench.report(reports.Lost(2))
+
+
+def falls_ill_again_too_soon():
+    """Its second illness waits for its turn."""
+    bench = ill()
+    bench.confirm()
+    bench.report(reports.Well(), reports.Ill("reboot", "disk"))
+    assert bench.told() == []
+    return bench
+
+
+def is_lost(bench):
+    bench.report(reports.Lost(2))
+
+
+def has_stopped(bench):
+    bench.report(reports.Stopped())
+
+
+def is_not_wanted(bench):
+    bench.set(False)
+
+
+@pytest.mark.parametrize("end", [is_lost, has_stopped, is_not_wanted])
+def test_an_illness_that_waits_is_not_told_when_it_is_over(end):
+    bench = falls_ill_again_too_soon()
+    end(bench)
+    bench.run(10)
+    assert datagram.ILLHEALTH not in bench.told()
+
+
+def test_an_illness_that_waits_is_told_in_its_turn():
+    bench = falls_ill_again_too_soon()
+    bench.run(SETTINGS.state_period)
+    assert bench.told() == [datagram.ILLHEALTH]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(54.0, False), (54.5, True), (55.0, True)])
+def test_an_illness_that_goes_on_is_told_every_55_s(seconds, told):
+    bench = ill()
+    bench.confirm()
+    bench.run(seconds)
+    bench.report(reports.Ill("reboot", "disk"))
+    assert (datagram.ILLHEALTH in bench.told()) is told
+
+
+def test_a_state_that_waits_is_told_in_its_turn():
+    bench = heartbeating()
+    bench.run(10)
+    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    bench.take()
+    bench.run(SETTINGS.state_period)
+    assert bench.told() == [datagram.STOPPED]
