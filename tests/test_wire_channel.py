@@ -394,3 +394,36 @@ def test_the_guest_side_can_use_the_module_on_an_old_python():
     tree = ast.parse(pathlib.Path(channel.__file__).read_text("utf-8"), feature_version=(3, 7))
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert sorted(ast.unparse(node).split()[1] for node in imports) == ["json", "re", "typing"]
+
+
+# --- at the limits ---------------------------------------------------------------------------------
+
+
+def test_an_overlong_line_ends_at_the_next_newline_wherever_the_stream_is_cut():
+    lines = LineBuffer()
+    assert lines.feed(b"x" * (channel.LINE_MAX + 1)) == []
+    assert lines.feed(b"\n") == []
+    assert lines.feed(b"{}\n") == [b"{}"]
+    assert lines.overflows == 1
+
+
+@pytest.mark.parametrize(("size", "taken"), [(channel.LINE_MAX, True), (channel.LINE_MAX + 1, False)])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_line_may_have_4096_bytes(size, taken, at_once):
+    lines, data = LineBuffer(), b"x" * size
+    read = lines.feed(data + b"\n") if at_once else lines.feed(data) + lines.feed(b"\n")
+    assert (read, lines.overflows) == ([data] * taken, not taken)
+
+
+def test_an_interval_may_be_negative_and_a_name_has_63_bytes():
+    init = channel.DEFAULT_INIT._replace(heartbeat_interval_ms=-1, name="n" * 64)
+    assert parse(build(init, 1).strip()) == init._replace(name="n" * 63)
+
+
+@pytest.mark.parametrize("escaped", range(120, 160))
+def test_a_log_msg_is_cut_no_more_than_it_must_be(escaped):
+    """An escaped character has 6 bytes: less than that is left of the 1056."""
+    message = channel.ChallengeResponse(1, "healthy", "none", "\1" * escaped + "a" * (223 - escaped))
+    uncut = len(build(message._replace(log_msg=""), 1)) + 6 * escaped + 223 - escaped
+    data = build(message, 1)
+    assert len(data) == uncut if uncut <= 1056 else 1050 < len(data) <= 1056

@@ -349,3 +349,17 @@ def test_every_command_is_named_as_the_specification_names_it():
     assert named <= set(datagram.NAMES.values())
     for number, name in datagram.NAMES.items():
         assert getattr(datagram, name, number) == number
+
+
+def test_a_signature_is_read_up_to_its_padding():
+    assert unpack(pack(1, {}, b"X marks: X")).signature == b"X marks: X"
+
+
+@pytest.mark.parametrize(("beyond", "kept"), [(0, 90), (1, 67)])
+def test_a_reason_is_cut_only_when_no_datagram_holds_it(beyond, kept):
+    event = datagram.VoteResult("h", "u" * 36, channel.VOTE, "stop", "reject", "\xe9" * 90)
+    size = len(json.dumps(datagram.event_body(event), separators=(",", ":")))
+    event = event._replace(hostname="h" * (1 + datagram.JSON_MAX - size + beyond))
+    body = datagram.event_body(event)
+    assert body["reason"] == "\xe9" * kept
+    assert len(datagram.build_event(datagram.VOTE_NOTIFY, event)) == 1060

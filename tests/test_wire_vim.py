@@ -276,3 +276,9 @@ def test_any_reply_gives_values_or_none(reply):
 
 def test_a_body_may_have_64_kib():
     assert vim.BODY_MAX == 65536
+
+
+@pytest.mark.parametrize(("size", "listed"), [(255, True), (256, False)])
+def test_a_listed_host_name_may_have_255_characters(size, listed):
+    entry = {"uuid": U, "hostname": "h" * size, "services": [SERVICE]}
+    assert vim.parse_instances({"instances": [entry]}) == [vim.Listed(U, "h" * size, True)] * listed
