@@ -123,7 +123,7 @@ def test_what_has_come_passes_no_second_time_and_what_has_not_passes(came):
         theirs.open(datagrams[index], ROUTE, TAG.nonce)
 
 
-@pytest.mark.parametrize(("since", "passes"), [(62, True), (63, True), (64, False), (65, False), (200, False)])
+@pytest.mark.parametrize(("since", "passes"), [(62, True), (63, True), (64, False), (65, False), (99, False)])
 def test_a_datagram_may_come_after_63_that_were_sent_later(since, passes):
     ours, theirs = Seal(KEY), Seal(KEY)
     first = sealed(ours)

@@ -479,3 +479,24 @@ def test_who_has_not_introduced_itself_is_refused_under_the_id_0():
     bench = Bench()
     bench.say(b"{}\n")
     assert [nack.invocation_id for nack in bench.wrote(Nack)] == [0]
+
+
+# --- what holds where nothing is configured ----------------------------------------------------
+
+
+def test_the_defaults_of_the_specification():
+    settings = Settings()
+    assert (settings.interval_floor_ms, settings.failure_threshold, settings.guest_patience) == (400, 1, 5)
+    assert (settings.idle_reconnect, settings.expected_silence, settings.ill_repeat) == (120, 15, 55)
+    assert (settings.nack_period, settings.phase_spread) == (1, 0)
+
+
+def test_one_guest_s_share_of_the_work_and_of_the_log():
+    settings = Settings()
+    assert (settings.ack_period, settings.init_report_period) == (0.1, 1)
+    assert (settings.note_period, settings.wake_slack) == (10, 0.02)
+
+
+def test_who_is_resumed_is_neither_ill_nor_silent_nor_patient_unless_said():
+    assert Resume(GUEST, True, 0.0)[3:] == (False, 0.0, False)
+    assert (s.Stopped(), s.GONE) == ((0,), (1,))

@@ -427,3 +427,12 @@ def test_a_log_msg_is_cut_no_more_than_it_must_be(escaped):
     uncut = len(build(message._replace(log_msg=""), 1)) + 6 * escaped + 223 - escaped
     data = build(message, 1)
     assert len(data) == uncut if uncut <= 1056 else 1050 < len(data) <= 1056
+
+
+def test_the_sizes_and_defaults_of_the_specification():
+    assert (channel.VERSION, channel.REVISION, channel.RESYNC) == (3, 1, b" \n")
+    assert (channel.MESSAGE_MAX, channel.NAME_MAX) == (1056, 63)
+    assert (channel.LOG_MSG_MAX, channel.WORD_MAX) == (223, 31)
+    assert (channel.INT32_MIN, channel.INT32_MAX, channel.SECS_MAX) == (-(2**31), 2**31 - 1, 2_147_483)
+    assert channel.DEFAULT_INIT[2:] == (1000, 10, 10, 10, 10, 120, "log")
+    assert channel.DEFAULT_INIT[:2] == (0, "")

@@ -363,3 +363,8 @@ def test_a_reason_is_cut_only_when_no_datagram_holds_it(beyond, kept):
     body = datagram.event_body(event)
     assert body["reason"] == "\xe9" * kept
     assert len(datagram.build_event(datagram.VOTE_NOTIFY, event)) == 1060
+
+
+def test_the_sizes_of_the_specification():
+    assert (datagram.FULL_SIZE, datagram.HEADER.size, datagram.JSON_MAX) == (1060, 100, 959)
+    assert (datagram.SIGNATURE_SIZE, datagram.HOSTNAME_MAX) == (18, 255)
