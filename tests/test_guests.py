@@ -657,3 +657,14 @@ def test_what_has_happened_is_counted():
         bench.run(2)
         bench.report(reports.Lost(2), reports.Acknowledged(INIT), reports.Running())
         assert bench.guest.losses == count - 1
+
+
+@pytest.mark.parametrize(("apart", "told"), [(0.25, False), (0.5, True), (1.0, True)])
+def test_misses_that_are_heard_of_within_half_an_interval_are_asked_after(apart, told):
+    bench = heartbeating(reporting=True)
+    bench.now = 200_000.0
+    bench.report(reports.Missed(1))
+    bench.now += apart
+    bench.report(reports.Missed(2))
+    bench.report(reports.Lost(2))
+    assert (datagram.LOSS in bench.told()) is told

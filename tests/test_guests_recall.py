@@ -426,7 +426,7 @@ def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(afte
     assert [vote for _, vote, _ in bench.votes()] == told
 
 
-@pytest.mark.parametrize(("absence", "known"), [(300.0, True), (300.1, False), (-0.1, False)])
+@pytest.mark.parametrize(("absence", "known"), [(0.0, True), (0.5, True), (300.0, True), (300.1, False), (-0.1, False)])
 def test_a_failure_is_known_for_as_long_as_a_memory_is_valid(absence, known):
     bench = Bench()
     bench.now = 10_000.0
@@ -465,3 +465,50 @@ def test_life_goes_on_after_a_failure_was_held():
     again.connect()
     again.report(reports.Running())
     assert datagram.RUNNING in again.told()
+
+
+@pytest.mark.parametrize(("age", "changed"), [(3.0, False), (1000.0, True)])
+def test_what_is_not_believed_is_not_remembered_either(age, changed):
+    again = recalled(heartbeating(reporting=True).saved(), age)
+    saves = [effect.memory for effect in again.take() if isinstance(effect, row.Save)]
+    assert saves == [again.saved()] * changed
+
+
+@pytest.mark.parametrize(("beyond", "restarts"), [(0.0, False), (0.5, True)])
+def test_a_short_absence_leaves_no_time_to_restart(beyond, restarts):
+    bench = Bench()
+    bench.now = 10_000.0
+    bench.table.recall(lost().saved(), bench.now - SETTINGS.short_absence - beyond, bench.now)
+    assert bench.guest.hold_until == bench.now + (122 if restarts else HOLD)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_what_was_remembered_of_the_host_decides_over_losses(reported):
+    again = restarted(heartbeating(reporting=True))
+    again.table.recall_host(reported)
+    again.found()
+    again.connect()
+    again.report(reports.Running(), reports.Lost(2))
+    assert (datagram.LOSS in again.told()) is reported
+
+
+def test_who_has_gone_is_not_silent_on_the_next_connection():
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Stopped(1))
+    bench.end(row.GAVE_UP)
+    bench.run(100)
+    assert bench.guest.link == row.CONNECTING
+    effects = [effect for effect in bench.take() if isinstance(effect, row.Connect)]
+    assert [effect.resume.silence for effect in effects] == [0.0]
+
+
+@pytest.mark.parametrize(("beyond", "kept"), [(0.0, 1), (1.0, 0)])
+def test_no_question_is_taken_up_that_is_open_for_longer_than_a_timeout_can_be(beyond, kept):
+    bench = Bench()
+    bench.now = 1000.0
+    deadline = bench.now + channel.SECS_MAX + beyond
+    memory = heartbeating().saved()._replace(questions=((1, channel.VOTE, "stop", deadline),))
+    bench.table.recall(memory, bench.now, bench.now)
+    assert len(bench.guest.questions) == kept

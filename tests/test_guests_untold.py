@@ -335,7 +335,11 @@ def is_not_wanted(bench):
     bench.set(False)
 
 
-@pytest.mark.parametrize("end", [is_lost, has_stopped, is_not_wanted])
+def restarts(bench):
+    bench.report(reports.Acknowledged(INIT))
+
+
+@pytest.mark.parametrize("end", [is_lost, has_stopped, is_not_wanted, restarts])
 def test_an_illness_that_waits_is_not_told_when_it_is_over(end):
     bench = falls_ill_again_too_soon()
     end(bench)
