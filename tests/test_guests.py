@@ -668,3 +668,15 @@ def test_misses_that_are_heard_of_within_half_an_interval_are_asked_after(apart,
     bench.report(reports.Missed(2))
     bench.report(reports.Lost(2))
     assert (datagram.LOSS in bench.told()) is told
+
+
+def test_a_resume_notice_ends_the_rest_of_a_guest():
+    bench = connected()
+    while not bench.guest.resting:
+        bench.end(row.DIED)
+        bench.run(0.1)
+        if bench.guest.link == row.CONNECTING:
+            bench.connect()
+    bench.take()
+    bench.ask("resume", channel.NOTICE)
+    assert (bench.guest.resting, bench.guest.link) == (False, row.CONNECTING)

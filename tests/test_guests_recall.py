@@ -426,7 +426,9 @@ def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(afte
     assert [vote for _, vote, _ in bench.votes()] == told
 
 
-@pytest.mark.parametrize(("absence", "known"), [(0.0, True), (0.5, True), (300.0, True), (300.1, False), (-0.1, False)])
+@pytest.mark.parametrize(
+    ("absence", "known"), [(0.0, True), (0.5, True), (300.0, True), (300.1, False), (-0.1, False)]
+)
 def test_a_failure_is_known_for_as_long_as_a_memory_is_valid(absence, known):
     bench = Bench()
     bench.now = 10_000.0
@@ -512,3 +514,13 @@ def test_no_question_is_taken_up_that_is_open_for_longer_than_a_timeout_can_be(b
     memory = heartbeating().saved()._replace(questions=((1, channel.VOTE, "stop", deadline),))
     bench.table.recall(memory, bench.now, bench.now)
     assert len(bench.guest.questions) == kept
+
+
+def test_refusals_before_a_connection_count_for_nothing_after_it():
+    bench = refound(heartbeating(reporting=True))
+    assert turned_away(bench, 3) == [datagram.STOPPED]
+    bench.run(10)
+    bench.connect()
+    assert bench.guest.turned_away == 0
+    bench.end(row.DIED)
+    assert datagram.LOSS not in turned_away(bench, 4)
