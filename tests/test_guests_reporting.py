@@ -369,3 +369,14 @@ def test_a_new_child_takes_note_of_all_enablings_at_once():
     bench.run(5)
     bench.report(reports.Lost(2))
     assert datagram.LOSS in bench.told()
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_the_last_half_second_of_a_silence_is_known_to_a_new_child(answers):
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", NOTICE)
+    bench.report(reports.Answered(1, "complete", ""))
+    if answers:
+        bench.report(reports.Running())
+    bench.run(SETTINGS.expected_silence - 0.5)
+    assert resumed_after_death(bench) == reports.Resume(INIT, True, pytest.approx(0.5), answers)

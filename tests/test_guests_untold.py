@@ -369,3 +369,21 @@ def test_a_state_that_waits_is_told_in_its_turn():
     bench.take()
     bench.run(SETTINGS.state_period)
     assert bench.told() == [datagram.STOPPED]
+
+
+def test_a_stop_that_waits_is_told_at_once_with_the_loss_that_follows():
+    bench = heartbeating(reporting=True)
+    bench.run(10)
+    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    assert bench.told() == [datagram.STOPPED, datagram.RUNNING]
+    bench.report(reports.Lost(2))
+    assert bench.told() == [datagram.LOSS, datagram.STOPPED]
+    bench.run(10)
+    assert bench.told() == []
+
+
+def test_a_failure_is_held_once():
+    again = recalled(lost().saved(), 3.0)
+    assert again.guest.untold[row.FAILURE].held
+    again.run(100)
+    assert not again.guest.untold[row.FAILURE].held
