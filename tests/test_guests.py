@@ -680,3 +680,18 @@ def test_a_resume_notice_ends_the_rest_of_a_guest():
     bench.take()
     bench.ask("resume", channel.NOTICE)
     assert (bench.guest.resting, bench.guest.link) == (False, row.CONNECTING)
+
+
+def test_the_log_says_how_many_lines_were_left_out(caplog):
+    caplog.set_level(logging.INFO)
+    bench = heartbeating()
+    bench.run(100)
+    bench.report(*[reports.Well()] * 35)
+    caplog.clear()
+    for _ in range(2):
+        bench.run(1.01)
+        bench.report(reports.Well())
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "healthy again (5 lines were left out)",
+        "healthy again",
+    ]
