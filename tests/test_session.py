@@ -500,3 +500,9 @@ def test_one_guest_s_share_of_the_work_and_of_the_log():
 def test_who_is_resumed_is_neither_ill_nor_silent_nor_patient_unless_said():
     assert Resume(GUEST, True, 0.0)[3:] == (False, 0.0, False)
     assert (s.Stopped(), s.GONE) == ((0,), (1,))
+
+
+def test_one_read_may_bring_what_is_refused_and_an_init():
+    bench = Bench()
+    bench.say(b"{}\n" + channel.build(GUEST, 1))
+    assert [type(message) for message in bench.sent] == [Nack, InitAck, Challenge]

@@ -612,3 +612,52 @@ def test_an_enabling_does_not_put_off_the_stop_that_is_near():
     assert bench.told(s.Stopped) == [s.STOPPED]
     bench.run(60, answers=False)
     assert bench.told(s.Lost) == []
+
+
+# --- how long who begs has ---------------------------------------------------------------------
+
+
+def lost_after(bench, period):
+    """How many s after the first of its inits, one each `period` s, it is lost."""
+    first = bench.now
+    while not bench.told(s.Lost) and bench.now < first + 60:
+        bench.init()
+        bench.run(period, answers=False)
+    return bench.now - first
+
+
+@pytest.mark.parametrize("period", [0.15, 0.3, 0.45, 0.9])
+def test_who_only_says_init_has_as_long_as_two_misses_take(period):
+    assert 2.0 <= lost_after(Bench().heartbeat(), period) <= 2.1 + period + 0.01
+
+
+def test_time_that_we_read_late_is_added_once_to_what_who_only_says_init_has():
+    bench = Bench().heartbeat()
+    bench.init()
+    bench.now += 1.5  # half a second after the challenge's interval
+    assert 0.9 <= lost_after(bench, 0.3) <= 2.5
+
+
+def test_who_has_gone_is_not_asked():
+    bench = Bench().heartbeat()
+    bench.exit()
+    bench.forget()
+    bench.ask(1, NOTICE, "reboot")
+    assert (bench.reports, bench.sent) == ([Answered(1, "complete", "the guest is not heartbeating")], [])
+
+
+def test_who_answers_after_it_was_stopped_within_its_patience_heartbeats_again():
+    bench = missing_at_the_end_of_its_silence()
+    bench.run(1.0, answers=False)
+    assert bench.told(s.Stopped) == [s.STOPPED]
+    bench.forget()
+    bench.answer()
+    assert bench.reports == [s.Running()]
+
+
+def test_the_end_of_a_question_and_a_stop_at_the_same_instant_are_both_reported():
+    bench = Bench().heartbeat()
+    bench.ask(1, NOTICE, "reboot", 3000)
+    bench.run(3, answers=False)
+    assert bench.kinds() == ["Missed", "Answered", "Missed", "Stopped"]
+    assert [missed.in_a_row for missed in bench.told(s.Missed)] == [1, 2]
