@@ -436,3 +436,11 @@ def test_the_sizes_and_defaults_of_the_specification():
     assert (channel.INT32_MIN, channel.INT32_MAX, channel.SECS_MAX) == (-(2**31), 2**31 - 1, 2_147_483)
     assert channel.DEFAULT_INIT[2:] == (1000, 10, 10, 10, 10, 120, "log")
     assert channel.DEFAULT_INIT[:2] == (0, "")
+
+
+def test_a_message_of_1056_bytes_is_not_cut():
+    message = channel.ChallengeResponse(1, "healthy", "none", "")
+    left = 1056 - len(build(message, 1)) - 6 * 145
+    text = "\1" * 145 + "a" * left
+    assert 0 < left <= 223 - 145
+    assert parse(build(message._replace(log_msg=text), 1).strip()).log_msg == text
