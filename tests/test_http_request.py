@@ -198,3 +198,16 @@ def test_a_response_says_that_its_connection_ends():
     assert lines[0] == b"HTTP/1.1 403 Forbidden" and b"Connection: close" in lines
     assert b"Content-Type: application/json" in lines
     assert b"Content-Length: %d" % len(body) in lines and json.loads(body) == {"status": "fail"}
+
+
+def test_a_request_has_begun_with_its_first_byte_and_who_expects_nothing_is_sent_nothing():
+    reader = RequestReader(BODY_MAX)
+    assert (reader.has_begun, reader.wants_continue) == (False, False)
+    reader.feed(b"P")
+    assert reader.has_begun
+    reader = read(post(b"Content-Length: 2"))[1]
+    assert (reader.has_begun, reader.size, reader.wants_continue) == (True, 0, False)
+
+
+def test_chunks_may_fill_the_longest_body():
+    assert read(chunks(b"x" * 600, b"x" * 400))[0].body == b"x" * 1000

@@ -368,3 +368,10 @@ def test_a_reason_is_cut_only_when_no_datagram_holds_it(beyond, kept):
 def test_the_sizes_of_the_specification():
     assert (datagram.FULL_SIZE, datagram.HEADER.size, datagram.JSON_MAX) == (1060, 100, 959)
     assert (datagram.SIGNATURE_SIZE, datagram.HOSTNAME_MAX) == (18, 255)
+
+
+def test_a_loss_may_carry_the_whole_state():
+    info = datagram.InstanceInfo(
+        "h", "11111111-2222-3333-4444-555555555555", True, False, "log", 1, 2, 3, 4, 5
+    )
+    assert parse_event(unpack(datagram.build_event(datagram.LOSS, info))) == info

@@ -282,3 +282,7 @@ def test_a_body_may_have_64_kib():
 def test_a_listed_host_name_may_have_255_characters(size, listed):
     entry = {"uuid": U, "hostname": "h" * size, "services": [SERVICE]}
     assert vim.parse_instances({"instances": [entry]}) == [vim.Listed(U, "h" * size, True)] * listed
+
+
+def test_a_host_name_may_have_255_characters():
+    assert vim.parse_named(U, encode({**NAMED, "hostname": "h" * 255})).hostname == "h" * 255
