@@ -375,3 +375,4 @@ def test_a_loss_may_carry_the_whole_state():
         "h", "11111111-2222-3333-4444-555555555555", True, False, "log", 1, 2, 3, 4, 5
     )
     assert parse_event(unpack(datagram.build_event(datagram.LOSS, info))) == info
+    assert datagram.event_of(datagram.LOSS, datagram.event_body(info)) == info
