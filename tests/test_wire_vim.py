@@ -286,3 +286,7 @@ def test_a_listed_host_name_may_have_255_characters(size, listed):
 
 def test_a_host_name_may_have_255_characters():
     assert vim.parse_named(U, encode({**NAMED, "hostname": "h" * 255})).hostname == "h" * 255
+
+
+def test_the_user_agents_of_the_specification():
+    assert (vim.VIM_USER_AGENT, vim.AGENT_USER_AGENT) == ("vim/1.0", "guest-agent/1.0")
