@@ -449,7 +449,7 @@ def test_a_message_of_1056_bytes_is_not_cut():
 def test_the_words_of_the_specification():
     events = "stop reboot suspend pause unpause resume resize_begin resize_end live_migrate_begin "
     events += "live_migrate_end cold_migrate_begin cold_migrate_end"
-    assert channel.EVENT_TYPES == tuple(events.split())
+    assert tuple(events.split()) == channel.EVENT_TYPES
     assert channel.VOTE_RESULTS == ("accept", "reject", "complete", "timeout", "error", "unknown")
     assert channel.CORRECTIVE_ACTIONS == ("none", "reboot", "stop", "log", "unknown")
     assert channel.NOTIFICATION_TYPES == ("revocable", "irrevocable")
