@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
 
 import pytest
@@ -25,6 +27,32 @@ def test_byte_offsets():
     assert sealed[:32] == data[:32] and sealed[64:] == data[64:]
     assert struct.unpack_from("<Q", sealed, 32) == (1,)
     assert any(sealed[40:64])
+
+
+def test_the_values_of_docs_datagrams():
+    """Daemons of two versions of this project speak to each other: what is on the wire stays."""
+    assert (extension.ACK, extension.MARK) == (0x11110ACC, 0x11110ACD)
+    flags = (extension.WANTS_ACK, extension.IS_ACK, extension.GOODBYE, extension.TAKES_MARKS)
+    assert (*flags, extension.ANEW, extension.STILL_ILL) == (1, 2, 4, 8, 16, 32)
+    assert (extension.KEY_MIN, extension.MAC_SIZE, extension.WINDOW) == (16, 24, 64)
+    assert extension.WINDOWS_MAX == 65_536
+
+
+@pytest.mark.parametrize("flag", [1, 2, 4, 8, 16, 32])
+def test_a_flag_says_one_thing(flag):
+    tag = Tag(flag)
+    said = {1: tag.wants_ack, 4: tag.is_goodbye, 16: tag.is_anew, 32: tag.is_still_ill}
+    assert {bit for bit, is_set in said.items() if is_set} == {flag} & {1, 4, 16, 32}
+
+
+def test_a_tag_says_nothing_by_itself():
+    assert Tag() == (0, 0, 0, 0, 0, 0, 0)
+
+
+def test_a_mark_names_the_event_and_the_vim_that_is_told():
+    frame = datagram.unpack(extension.stamp(extension.build_mark(b""), extension.mark_tag(TAG, 9)))
+    assert (frame.cmd, frame.body) == (extension.MARK, {})
+    assert extension.read(frame) == Tag(0, number=22, acked_sender=11, vim=9)
 
 
 def test_an_old_daemon_bears_no_tag_and_reads_ours_as_its_own():
@@ -82,13 +110,37 @@ def test_a_sealed_datagram_passes_once_in_any_order():
             theirs.open(data, ROUTE, TAG.nonce)
 
 
-def test_one_that_is_older_than_the_window_is_a_replay():
+@pytest.mark.parametrize("came", [(0, 1, 2), (0, 2), (2, 0), (1, 0, 2), (0, 2, 1), (2,)])
+def test_what_has_come_passes_no_second_time_and_what_has_not_passes(came):
+    ours, theirs = Seal(KEY), Seal(KEY)
+    datagrams = [sealed(ours) for _ in range(3)]
+    for index in came:
+        theirs.open(datagrams[index], ROUTE, TAG.nonce)
+    for index in came:
+        with pytest.raises(Refused, match="replay"):
+            theirs.open(datagrams[index], ROUTE, TAG.nonce)
+    for index in {0, 1, 2} - set(came):
+        theirs.open(datagrams[index], ROUTE, TAG.nonce)
+
+
+@pytest.mark.parametrize(("since", "passes"), [(62, True), (63, True), (64, False), (65, False), (99, False)])
+def test_a_datagram_may_come_after_63_that_were_sent_later(since, passes):
     ours, theirs = Seal(KEY), Seal(KEY)
     first = sealed(ours)
-    for _ in range(extension.WINDOW):
-        theirs.open(sealed(ours), ROUTE, TAG.nonce)
+    later = [sealed(ours) for _ in range(since)]
+    theirs.open(later[-1], ROUTE, TAG.nonce)
+    if passes:
+        theirs.open(first, ROUTE, TAG.nonce)
     with pytest.raises(Refused, match="replay"):
         theirs.open(first, ROUTE, TAG.nonce)
+
+
+def test_a_window_takes_the_same_memory_whatever_has_passed():
+    ours, theirs = Seal(KEY), Seal(KEY)
+    for _ in range(3 * extension.WINDOW):
+        theirs.open(sealed(ours), ROUTE, TAG.nonce)
+    ((highest, bits),) = theirs._windows.values()
+    assert (highest, bits) == (192, 2**64 - 1)
 
 
 @pytest.mark.parametrize("place", [0, 20, 33, 40, 63, 64, 72, 80, 99, 100, len(PLAIN) - 1])
@@ -108,6 +160,12 @@ def test_unsealed_foreign_and_misdirected_ones_are_refused():
     with pytest.raises(Refused, match="wrong"):
         theirs.open(sealed(Seal(KEY)), b"agent>compute-1", TAG.nonce)
     theirs.open(sealed(Seal(KEY)), ROUTE, TAG.nonce)
+
+
+def test_the_seal_is_made_of_the_route_a_nul_and_the_datagram_without_it():
+    data = sealed(Seal(KEY))
+    content = ROUTE + b"\0" + data[:40] + bytes(24) + data[64:]
+    assert data[40:64] == hmac.new(KEY, content, hashlib.sha256).digest()[:24]
 
 
 def test_an_old_daemon_reads_a_sealed_datagram():
@@ -180,3 +238,27 @@ def next_of_one(ours=Seal(KEY)):  # noqa: B008 -- one seal for all calls
 def test_a_short_key_is_none():
     with pytest.raises(ValueError, match="15 bytes"):
         Seal(b"x" * 15)
+    assert Seal(b"x" * 16)
+    with pytest.raises(ValueError, match="2 bytes"):
+        Seal(KEY, b"xx")
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 63, 64, 99])
+def test_what_is_shorter_than_a_datagram_is_not_sealed(size):
+    with pytest.raises(Refused, match="not sealed"):
+        Seal(KEY).open(b"x" * size, ROUTE, TAG.nonce)
+
+
+def test_the_shortest_datagram_can_be_sealed():
+    theirs, data = Seal(KEY), extension.stamp(extension.build_ack(b""), TAG)
+    assert len(data) == 100
+    theirs.open(Seal(KEY).close(data, ROUTE), ROUTE, TAG.nonce)
+
+
+def test_each_route_and_process_has_a_window_of_its_own():
+    theirs, data = Seal(KEY), sealed(Seal(KEY))
+    theirs.open(data, ROUTE, 1)
+    theirs.open(data, ROUTE, 2)
+    theirs.open(sealed(Seal(KEY), route=b"agent>compute-1"), b"agent>compute-1", 1)
+    with pytest.raises(Refused, match="replay"):
+        theirs.open(data, ROUTE, 1)

@@ -595,3 +595,103 @@ def test_what_a_child_says_does_not_fill_the_log(caplog):
     bench.now += 60
     bench.report(reports.Missed(1))
     assert "missed 1 in a row" in caplog.messages[-1]
+
+
+# --- what is wrong with a guest, for the health report -----------------------------------------
+
+
+def gets_a_new_child(bench):
+    bench.end(row.DIED)
+    bench.run(0.1)
+    bench.connect()
+
+
+def is_created_anew(bench):
+    bench.found(ident=2, fresh=True)
+
+
+SAYS = {
+    "init": lambda bench: bench.report(reports.Acknowledged(INIT)),
+    "running": lambda bench: bench.report(reports.Running()),
+    "stopped": lambda bench: bench.report(reports.Stopped()),
+    "lost": lambda bench: bench.report(reports.Lost(2)),
+    "ill": lambda bench: bench.report(reports.Ill("log", "")),
+    "well": lambda bench: bench.report(reports.Well()),
+    "new child": gets_a_new_child,
+    "created anew": is_created_anew,
+}
+
+
+@pytest.mark.parametrize(
+    ("says", "after_lost", "after_ill"),
+    [
+        ("init", row.LOST, ""),  # who says init has not answered yet
+        ("running", "", row.ILL),  # a healthy answer says `well`
+        ("stopped", "", ""),
+        ("lost", row.LOST, row.LOST),
+        ("ill", row.ILL, row.ILL),
+        ("well", "", ""),
+        ("new child", row.LOST, ""),  # it finds out anew
+        ("created anew", "", ""),
+    ],
+)
+def test_what_is_wrong_with_a_guest_is_over_when_it_shows_otherwise(says, after_lost, after_ill):
+    for first, expected in (("lost", after_lost), ("ill", after_ill)):
+        bench = heartbeating()
+        assert bench.guest.failure == ""
+        SAYS[first](bench)
+        SAYS[says](bench)
+        assert bench.guest.failure == expected
+
+
+def test_what_has_happened_is_counted():
+    bench = heartbeating(reporting=True)
+    for count in (2, 3):
+        bench.report(reports.Missed(1), reports.Late(0.1))
+        bench.end(row.DIED)
+        bench.run(0.1)
+        bench.connect()
+        assert (bench.guest.links, bench.guest.deaths) == (count, count - 1)
+        assert (bench.guest.misses, bench.guest.late) == (count - 1, count - 1)
+        bench.report(reports.Acknowledged(INIT), reports.Running())
+        bench.run(2)
+        bench.report(reports.Lost(2), reports.Acknowledged(INIT), reports.Running())
+        assert bench.guest.losses == count - 1
+
+
+@pytest.mark.parametrize(("apart", "told"), [(0.25, False), (0.5, True), (1.0, True)])
+def test_misses_that_are_heard_of_within_half_an_interval_are_asked_after(apart, told):
+    bench = heartbeating(reporting=True)
+    bench.now = 200_000.0
+    bench.report(reports.Missed(1))
+    bench.now += apart
+    bench.report(reports.Missed(2))
+    bench.report(reports.Lost(2))
+    assert (datagram.LOSS in bench.told()) is told
+
+
+def test_a_resume_notice_ends_the_rest_of_a_guest():
+    bench = connected()
+    while not bench.guest.resting:
+        bench.end(row.DIED)
+        bench.run(0.1)
+        if bench.guest.link == row.CONNECTING:
+            bench.connect()
+    bench.take()
+    bench.ask("resume", channel.NOTICE)
+    assert (bench.guest.resting, bench.guest.link) == (False, row.CONNECTING)
+
+
+def test_the_log_says_how_many_lines_were_left_out(caplog):
+    caplog.set_level(logging.INFO)
+    bench = heartbeating()
+    bench.run(100)
+    bench.report(*[reports.Well()] * 35)
+    caplog.clear()
+    for _ in range(2):
+        bench.run(1.01)
+        bench.report(reports.Well())
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "healthy again (5 lines were left out)",
+        "healthy again",
+    ]

@@ -21,6 +21,7 @@ from guests_driver import (
 
 from guestmtce.server import guest as row
 from guestmtce.server import reports
+from guestmtce.server.questions import VOTES_MAX
 from guestmtce.wire import channel, datagram
 
 HOLD = SETTINGS.guest_patience + SETTINGS.stopped_grace
@@ -274,3 +275,252 @@ def test_nobody_else_is_still_ill():
     again.take()
     again.report(reports.Running())
     assert [tell.still_ill for tell in again.tells()] == [False]
+
+
+# --- what a restart finds is what was true last ------------------------------------------------
+
+
+def is_quiet(bench):
+    bench.report(reports.Stopped(1))
+
+
+def is_quiet_when_it_was_stopped(bench):
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.report(reports.Stopped(1))
+
+
+def goes_when_it_was_stopped(bench):
+    bench.run(SETTINGS.stopped_grace)
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.end(row.PEER_CLOSED)
+
+
+def says_init(bench):
+    bench.report(reports.Acknowledged(INIT._replace(restart_secs=77)))
+
+
+def is_well(bench):
+    bench.report(reports.Ill("reboot", "disk"))
+    bench.confirm()
+    bench.take()
+    bench.report(reports.Well())
+
+
+def is_agreed_to_pause(bench):
+    bench.ask("pause", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.take()
+    bench.report(reports.Answered(number, "complete", ""))
+
+
+def dies(bench):
+    bench.end(row.DIED)
+
+
+def is_disabled(bench):
+    bench.set(False)
+
+
+def is_asked(bench):
+    bench.ask("reboot", channel.NOTICE)
+
+
+def is_lost(bench):
+    bench.report(reports.Lost(2))
+
+
+def is_ill(bench):
+    bench.report(reports.Ill("reboot", "disk"))
+
+
+def runs_after_its_stop(bench):
+    bench.report(reports.Stopped())
+    bench.confirm()
+    bench.take()
+    bench.report(reports.Running())
+
+
+def is_confirmed(bench):
+    bench.report(reports.Stopped())
+    bench.take()
+    bench.confirm()
+
+
+CHANGES = [
+    is_quiet, is_quiet_when_it_was_stopped, goes_when_it_was_stopped, says_init, is_well, is_agreed_to_pause,
+    dies, is_disabled, is_asked, is_lost, is_ill, runs_after_its_stop, is_confirmed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_remembered(change):
+    bench = heartbeating(reporting=True)
+    before = bench.saved()
+    change(bench)
+    saves = [effect.memory for effect in bench.take() if isinstance(effect, row.Save)]
+    assert (saves or [before])[-1] == bench.saved()
+
+
+def test_who_went_quiet_owes_nothing_after_a_restart():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Stopped(1))
+    again = restarted(bench)
+    assert (again.guest.owes_answer, again.guest.heartbeating) == (False, False)
+
+
+@pytest.mark.parametrize("age", [0.0, 3.0])
+def test_a_stop_that_was_not_confirmed_is_told_after_a_restart_once(age):
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Stopped())
+    again = restarted(bench, age)
+    assert again.told() == [datagram.STOPPED]
+    again.run(1000)
+    assert again.told() == []
+
+
+@pytest.mark.parametrize(("before_its_end", "told"), [(0.001, False), (0.0, True)])
+def test_a_loss_is_one_from_the_end_of_the_silence_on(before_its_end, told):
+    bench = heartbeating(reporting=True)
+    bench.ask("stop", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Running())
+    bench.now = bench.guest.silence_until - before_its_end
+    bench.report(reports.Lost(2))
+    assert (datagram.LOSS in bench.told()) is told
+
+
+# --- outcomes and time ---------------------------------------------------------------------------
+
+
+def test_who_is_not_found_is_forgotten_after_the_grace_and_not_before():
+    again = recalled(connected(provisioned=False).saved())
+    again.run(SETTINGS.stopped_grace - 0.01)
+    assert UUID in again.table.table
+    again.run(0.01)
+    assert (UUID in again.table.table, again.take_kinds()[-2:]) == (False, ["Forget", "Drop"])
+
+
+def test_the_outcomes_of_before_count_among_those_that_are_kept():
+    bench = heartbeating()
+    for _ in range(VOTES_MAX):
+        bench.ask("dance")
+    again = restarted(bench, 0.0)
+    again.ask("sing")
+    votes = [one.event.event_type for one in again.guest.untold.values()]
+    assert votes == ["dance"] * (VOTES_MAX - 1) + ["sing"]
+
+
+@pytest.mark.parametrize(("after", "told"), [(0.999, ["reject"]), (1.0, []), (1.001, [])])
+def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(after, told):
+    bench = Bench()
+    bench.now = 1000.0
+    memory = heartbeating().saved()
+    event = datagram.VoteResult("host-0", UUID, channel.VOTE, "stop", "reject", "no")
+    memory = memory._replace(
+        untold=(("vote 1", 5, datagram.VOTE_NOTIFY, datagram.event_body(event)),),
+        outcomes_until={"vote 1": 1001.0 - after},
+    )
+    bench.table.recall(memory, 1000.0, 1000.0)
+    assert [vote for _, vote, _ in bench.votes()] == told
+
+
+@pytest.mark.parametrize(
+    ("absence", "known"), [(0.0, True), (0.5, True), (300.0, True), (300.1, False), (-0.1, False)]
+)
+def test_a_failure_is_known_for_as_long_as_a_memory_is_valid(absence, known):
+    bench = Bench()
+    bench.now = 10_000.0
+    bench.table.recall(lost().saved(), bench.now - absence, bench.now)
+    assert (row.FAILURE in bench.guest.untold) is known
+
+
+def test_a_failure_is_held_for_as_long_as_this_guest_takes_to_restart():
+    bench = heartbeating(reporting=True)
+    bench.report(reports.Acknowledged(INIT._replace(restart_secs=33)), reports.Lost(2))
+    again = restarted(bench, SETTINGS.short_absence + 1)
+    assert again.guest.hold_until == NOW + 33 + SETTINGS.stopped_grace
+
+
+@pytest.mark.parametrize(("left", "owes"), [(0.5, False), (0.0, True)])
+def test_who_restarts_in_its_silence_owes_nothing_and_later_it_does(left, owes):
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Running())
+    bench.now = bench.guest.silence_until - left
+    bench.report(reports.Acknowledged(INIT))
+    assert bench.guest.owes_answer is owes
+
+
+def test_who_accepts_us_no_more_is_lost_after_its_patience():
+    told = turned_away(refound(heartbeating(reporting=True)), SETTINGS.guest_patience + 1)
+    assert datagram.LOSS in told
+
+
+def test_life_goes_on_after_a_failure_was_held():
+    again = restarted(lost())
+    again.run(HOLD + 1)
+    again.take()
+    again.found()
+    again.connect()
+    again.report(reports.Running())
+    assert datagram.RUNNING in again.told()
+
+
+@pytest.mark.parametrize(("age", "changed"), [(3.0, False), (1000.0, True)])
+def test_what_is_not_believed_is_not_remembered_either(age, changed):
+    again = recalled(heartbeating(reporting=True).saved(), age)
+    saves = [effect.memory for effect in again.take() if isinstance(effect, row.Save)]
+    assert saves == [again.saved()] * changed
+
+
+@pytest.mark.parametrize(("beyond", "restarts"), [(0.0, False), (0.5, True)])
+def test_a_short_absence_leaves_no_time_to_restart(beyond, restarts):
+    bench = Bench()
+    bench.now = 10_000.0
+    bench.table.recall(lost().saved(), bench.now - SETTINGS.short_absence - beyond, bench.now)
+    assert bench.guest.hold_until == bench.now + (122 if restarts else HOLD)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_what_was_remembered_of_the_host_decides_over_losses(reported):
+    again = restarted(heartbeating(reporting=True))
+    again.table.recall_host(reported)
+    again.found()
+    again.connect()
+    again.report(reports.Running(), reports.Lost(2))
+    assert (datagram.LOSS in again.told()) is reported
+
+
+def test_who_has_gone_is_not_silent_on_the_next_connection():
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", channel.NOTICE)
+    (number,) = bench.guest.questions
+    bench.report(reports.Answered(number, "complete", ""), reports.Stopped(1))
+    bench.end(row.GAVE_UP)
+    bench.run(100)
+    assert bench.guest.link == row.CONNECTING
+    effects = [effect for effect in bench.take() if isinstance(effect, row.Connect)]
+    assert [effect.resume.silence for effect in effects] == [0.0]
+
+
+@pytest.mark.parametrize(("beyond", "kept"), [(0.0, 1), (1.0, 0)])
+def test_no_question_is_taken_up_that_is_open_for_longer_than_a_timeout_can_be(beyond, kept):
+    bench = Bench()
+    bench.now = 1000.0
+    deadline = bench.now + channel.SECS_MAX + beyond
+    memory = heartbeating().saved()._replace(questions=((1, channel.VOTE, "stop", deadline),))
+    bench.table.recall(memory, bench.now, bench.now)
+    assert len(bench.guest.questions) == kept
+
+
+def test_refusals_before_a_connection_count_for_nothing_after_it():
+    bench = refound(heartbeating(reporting=True))
+    assert turned_away(bench, 3) == [datagram.STOPPED]
+    bench.run(10)
+    bench.connect()
+    assert bench.guest.turned_away == 0
+    bench.end(row.DIED)
+    assert datagram.LOSS not in turned_away(bench, 4)

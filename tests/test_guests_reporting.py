@@ -81,6 +81,20 @@ def test_a_loss_from_before_the_child_has_heard_of_it_is_none(enable):
 
 
 @ENABLE
+def test_the_child_takes_note_of_each_enabling(enable):
+    bench = unreported(enable)
+    enable(bench)
+    bench.set(False)
+    bench.set(True)
+    bench.report(reports.ReportingEnabled(), reports.Running(), reports.Lost(2))
+    assert datagram.LOSS not in bench.told()
+    bench.report(reports.ReportingEnabled(), reports.Running())
+    bench.run(5)
+    bench.report(reports.Lost(2))
+    assert datagram.LOSS in bench.told()
+
+
+@ENABLE
 def test_a_loss_after_an_answer_since_is_one(enable):
     bench = unreported(enable)
     enable(bench)
@@ -308,3 +322,61 @@ def test_a_guest_that_is_provisioned_soon_after_it_was_deleted_is_resumed_at_onc
     bench.take()
     bench.found()
     assert resumes(bench.take()) == [reports.Resume(INIT, False, 0.0)]
+
+
+# --- what a new child is told --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answers", "owes"), [(False, False), (True, True)])
+def test_who_went_quiet_as_announced_owes_nothing_when_its_silence_is_over(answers, owes):
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", NOTICE)
+    bench.report(reports.Answered(1, "complete", ""))
+    if answers:
+        bench.report(reports.Running())
+    bench.run(SETTINGS.expected_silence)
+    assert resumed_after_death(bench) == reports.Resume(INIT, owes, 0.0)
+
+
+def test_a_channel_that_goes_takes_its_silence_along():
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", NOTICE)
+    bench.report(reports.Answered(1, "complete", ""))
+    bench.gone()
+    bench.take()
+    bench.found()
+    assert [effect.resume for effect in bench.take() if isinstance(effect, row.Connect)] == [
+        reports.Resume(INIT, False, 0.0)
+    ]
+
+
+def test_earlier_answers_count_for_nothing_once_reporting_is_disabled():
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", NOTICE)
+    bench.report(reports.Running(), reports.Answered(1, "complete", ""))
+    bench.set(False)
+    bench.report(reports.Stopped())
+    assert not bench.guest.owes_answer
+
+
+def test_a_new_child_takes_note_of_all_enablings_at_once():
+    bench = Bench()
+    bench.found()
+    for enabled in (True, False, True):
+        bench.set(enabled)
+    bench.table.connected(UUID, bench.now)
+    bench.report(reports.ReportingEnabled(), reports.Acknowledged(INIT), reports.Running())
+    bench.run(5)
+    bench.report(reports.Lost(2))
+    assert datagram.LOSS in bench.told()
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_the_last_half_second_of_a_silence_is_known_to_a_new_child(answers):
+    bench = heartbeating(reporting=True)
+    bench.ask("reboot", NOTICE)
+    bench.report(reports.Answered(1, "complete", ""))
+    if answers:
+        bench.report(reports.Running())
+    bench.run(SETTINGS.expected_silence - 0.5)
+    assert resumed_after_death(bench) == reports.Resume(INIT, True, pytest.approx(0.5), answers)

@@ -293,3 +293,98 @@ def test_after_too_long_an_absence_nobody_knows_of_the_failure():
     again = recalled(lost().saved(), 301.0)
     again.run(1000)
     assert datagram.LOSS not in again.told()
+
+
+@pytest.mark.parametrize(("confirmed", "again"), [(False, True), (True, False)])
+def test_an_illness_that_was_taken_back_is_told_anew_and_one_that_is_known_is_not(confirmed, again):
+    bench = ill()
+    if confirmed:
+        bench.confirm()
+    bench.report(reports.Stopped(), reports.Running())
+    bench.run(SETTINGS.state_period)
+    bench.take()
+    bench.report(reports.Ill("reboot", "disk"))
+    assert (datagram.ILLHEALTH in bench.told()) is again
+
+
+def test_what_is_withdrawn_is_counted():
+    bench = lost()
+    for count in (1, 2, 3):
+        bench.report(reports.Acknowledged(INIT), reports.Running())
+        assert bench.guest.withdrawn == count
+        bench.report(reports.Lost(2))
+
+
+def falls_ill_again_too_soon():
+    """Its second illness waits for its turn."""
+    bench = ill()
+    bench.confirm()
+    bench.report(reports.Well(), reports.Ill("reboot", "disk"))
+    assert bench.told() == []
+    return bench
+
+
+def is_lost(bench):
+    bench.report(reports.Lost(2))
+
+
+def has_stopped(bench):
+    bench.report(reports.Stopped())
+
+
+def is_not_wanted(bench):
+    bench.set(False)
+
+
+def restarts(bench):
+    bench.report(reports.Acknowledged(INIT))
+
+
+@pytest.mark.parametrize("end", [is_lost, has_stopped, is_not_wanted, restarts])
+def test_an_illness_that_waits_is_not_told_when_it_is_over(end):
+    bench = falls_ill_again_too_soon()
+    end(bench)
+    bench.run(10)
+    assert datagram.ILLHEALTH not in bench.told()
+
+
+def test_an_illness_that_waits_is_told_in_its_turn():
+    bench = falls_ill_again_too_soon()
+    bench.run(SETTINGS.state_period)
+    assert bench.told() == [datagram.ILLHEALTH]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(54.0, False), (54.5, True), (55.0, True)])
+def test_an_illness_that_goes_on_is_told_every_55_s(seconds, told):
+    bench = ill()
+    bench.confirm()
+    bench.run(seconds)
+    bench.report(reports.Ill("reboot", "disk"))
+    assert (datagram.ILLHEALTH in bench.told()) is told
+
+
+def test_a_state_that_waits_is_told_in_its_turn():
+    bench = heartbeating()
+    bench.run(10)
+    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    bench.take()
+    bench.run(SETTINGS.state_period)
+    assert bench.told() == [datagram.STOPPED]
+
+
+def test_a_stop_that_waits_is_told_at_once_with_the_loss_that_follows():
+    bench = heartbeating(reporting=True)
+    bench.run(10)
+    bench.report(reports.Stopped(), reports.Running(), reports.Stopped())
+    assert bench.told() == [datagram.STOPPED, datagram.RUNNING]
+    bench.report(reports.Lost(2))
+    assert bench.told() == [datagram.LOSS, datagram.STOPPED]
+    bench.run(10)
+    assert bench.told() == []
+
+
+def test_a_failure_is_held_once():
+    again = recalled(lost().saved(), 3.0)
+    assert again.guest.untold[row.FAILURE].held
+    again.run(100)
+    assert not again.guest.untold[row.FAILURE].held

@@ -304,3 +304,27 @@ def test_what_is_saved_is_what_is_recalled():
     again.found()
     connect = [effect for effect in again.take() if isinstance(effect, row.Connect)][0]
     assert connect == row.Connect(UUID, PATH, reports.Resume(INIT, True, pytest.approx(15), True))
+
+
+# --- to the millisecond --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("left", "asked"), [(0.002, True), (0.001, True), (0.0, False), (-0.001, False)])
+def test_who_comes_late_is_asked_if_a_millisecond_is_left(left, asked):
+    bench = connected()
+    bench.guest.heartbeating = True  # an earlier child's: the question waits for this one
+    bench.ask("reboot")
+    (question,) = bench.guest.questions.values()
+    bench.now = question.deadline - left
+    bench.report(reports.Running())
+    assert [put.timeout_ms for put in puts(bench)] == [round(left * 1000)] * asked
+
+
+@pytest.mark.parametrize(("late", "told"), [(-0.001, True), (0.0, False)])
+def test_an_outcome_is_told_before_its_time_is_over(late, told):
+    bench = heartbeating()
+    bench.ask("stop")
+    ((number, question),) = bench.guest.questions.items()
+    bench.now = question.deadline + SETTINGS.outcome_valid + late
+    bench.report(reports.Answered(number, "reject", "no"))
+    assert bool(bench.votes()) is told

@@ -99,6 +99,7 @@ def test_versions_and_headers():
     assert read(post(line=b"GET / HTTP/1.9"))[0].version == "HTTP/1.1"
     headers = read(post(b"Accept: a", b"ACCEPT:\t b \t", b"Empty:", b"Latin: \xe9"))[0].headers
     assert headers == {"host": "x", "accept": "a, b", "empty": "", "latin": "\xe9"}
+    assert read(post(b"X: XyX"))[0].headers["x"] == "XyX"
     assert read(post(b"Expect: 100-continue", b"Content-Length: 2"))[1].wants_continue
 
 
@@ -158,6 +159,27 @@ def test_many_small_chunks_are_refused_whatever_their_sum():
     assert caught.value.status == 413
 
 
+def test_a_body_may_have_1024_chunks_with_the_last_that_is_empty():
+    request, _ = read(chunks(*[b"x"] * (http_request.CHUNKS_MAX - 1)), body_max=10**6)
+    assert request.body == b"x" * 1023
+    with pytest.raises(Failure):
+        read(chunks(*[b"x"] * http_request.CHUNKS_MAX), body_max=10**6)
+
+
+@pytest.mark.parametrize("zeros", [255, 256])
+def test_a_line_between_chunks_may_have_255_bytes_without_its_end(zeros):
+    if zeros < 256:
+        assert read(post(CHUNKED, body=b"0" * zeros))[0] is None
+    else:
+        with pytest.raises(Failure):
+            read(post(CHUNKED, body=b"0" * zeros))
+
+
+def test_what_follows_chunks_is_not_looked_at():
+    request, reader = read(chunks(b"{}") + b"x" * 300)
+    assert (request.body, reader.size) == (b"{}", 300)
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", post(CHUNKED), post(b"Content-Length: 300")]))
 def test_any_bytes_are_a_request_a_failure_or_a_wait(data, before):
     reader = RequestReader(BODY_MAX)
@@ -174,4 +196,18 @@ def test_a_response_says_that_its_connection_ends():
     head, _, body = build_json_response(403, {"status": "fail"}).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0] == b"HTTP/1.1 403 Forbidden" and b"Connection: close" in lines
+    assert b"Content-Type: application/json" in lines
     assert b"Content-Length: %d" % len(body) in lines and json.loads(body) == {"status": "fail"}
+
+
+def test_a_request_has_begun_with_its_first_byte_and_who_expects_nothing_is_sent_nothing():
+    reader = RequestReader(BODY_MAX)
+    assert (reader.has_begun, reader.wants_continue) == (False, False)
+    reader.feed(b"P")
+    assert reader.has_begun
+    reader = read(post(b"Content-Length: 2"))[1]
+    assert (reader.has_begun, reader.size, reader.wants_continue) == (True, 0, False)
+
+
+def test_chunks_may_fill_the_longest_body():
+    assert read(chunks(b"x" * 600, b"x" * 400))[0].body == b"x" * 1000

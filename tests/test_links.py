@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 from guests_driver import INIT, NOW, PATH, SETTINGS, UUID
 
+from guestmtce.server import guest as row
 from guestmtce.server import guests, reports
 from guestmtce.server.session import Session
+from guestmtce.server.store import Memory
 
 INTERVALS = [400, 1000, 43_000, 60_000, 3_600_000]  # ms
 
@@ -41,3 +43,18 @@ def test_one_that_waits_for_init_sleeps_until_it_is_given_up():
     session.start(None, NOW)
     assert table(1).child_patience(UUID) == session.deadline - NOW + SETTINGS.child_patience
     assert guests.Guests(SETTINGS).child_patience(UUID) == table(1).child_patience(UUID)
+
+
+def test_the_child_of_a_guest_that_heartbeats_wakes_up_every_interval():
+    one = table(1)
+    one.reported(UUID, reports.Acknowledged(INIT), NOW)
+    one.reported(UUID, reports.Running(), NOW)
+    assert one.child_patience(UUID) == 2 * 1.0 + SETTINGS.child_patience
+
+
+@pytest.mark.parametrize(("absence", "sleeps"), [(1.0, SETTINGS.idle_reconnect), (200.0, 500.0)])
+def test_the_child_of_a_guest_that_may_restart_sleeps_for_as_long_as_that_takes(absence, sleeps):
+    one = guests.Guests(SETTINGS)
+    init = INIT._replace(restart_secs=500)
+    one.recall(Memory(UUID, True, True, init, True, True, -row.NEVER, 1), NOW - absence, NOW)
+    assert one.child_patience(UUID) == sleeps + SETTINGS.child_patience

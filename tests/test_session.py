@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from session_driver import BEGIN, GUEST, Bench
 
@@ -412,3 +414,95 @@ def test_log_lines_of_a_kind_are_limited_and_counted():
 def test_the_challenges_of_a_child_fit_the_guest(monkeypatch, raw, number):
     monkeypatch.setattr(child, "random_bytes", lambda size: raw[:size])
     assert child.random_challenge() == number
+
+
+# --- what is to be read before it is judged ----------------------------------------------------
+
+
+def resting(bench):
+    bench.heartbeat()
+
+
+def challenged(bench):
+    bench.init()
+
+
+def asked(bench):
+    bench.heartbeat()
+    bench.ask(1, channel.VOTE, "reboot")
+
+
+def asked_and_settled(bench):
+    bench.heartbeat()
+    bench.ask(1, channel.VOTE, "reboot")
+    bench.respond("reboot", channel.VOTE, "accept")
+
+
+def gone(bench):
+    bench.heartbeat()
+    bench.exit()
+
+
+def resuming(bench):
+    bench.heartbeat()
+    bench._keep(bench.session.enable_reporting(bench.now))
+
+
+@pytest.mark.parametrize(
+    ("lives", "drains"),
+    [
+        (lambda bench: None, False),
+        (resting, False),
+        (challenged, True),
+        (asked, True),
+        (asked_and_settled, False),
+        (gone, False),
+        (resuming, True),
+    ],
+)
+def test_what_was_sent_in_time_is_read_before_its_sender_is_judged(lives, drains):
+    bench = Bench()
+    lives(bench)
+    assert bench.session.awaits_answer() is drains
+
+
+def test_the_host_counts_its_messages_from_1():
+    session = s.Session(Settings(), lambda: 7)
+    session.start(None, BEGIN)
+    data, _ = session.receive(channel.build(GUEST, 1), BEGIN)
+    data += session.receive(b"{}\n", BEGIN)[0]
+    sequences = [json.loads(line)["sequence"] for line in data.split(b"\n") if line]
+    assert sequences == [1, 2, 3]
+
+
+def test_who_has_not_introduced_itself_is_refused_under_the_id_0():
+    bench = Bench()
+    bench.say(b"{}\n")
+    assert [nack.invocation_id for nack in bench.wrote(Nack)] == [0]
+
+
+# --- what holds where nothing is configured ----------------------------------------------------
+
+
+def test_the_defaults_of_the_specification():
+    settings = Settings()
+    assert (settings.interval_floor_ms, settings.failure_threshold, settings.guest_patience) == (400, 1, 5)
+    assert (settings.idle_reconnect, settings.expected_silence, settings.ill_repeat) == (120, 15, 55)
+    assert (settings.nack_period, settings.phase_spread) == (1, 0)
+
+
+def test_one_guest_s_share_of_the_work_and_of_the_log():
+    settings = Settings()
+    assert (settings.ack_period, settings.init_report_period) == (0.1, 1)
+    assert (settings.note_period, settings.wake_slack) == (10, 0.02)
+
+
+def test_who_is_resumed_is_neither_ill_nor_silent_nor_patient_unless_said():
+    assert Resume(GUEST, True, 0.0)[3:] == (False, 0.0, False)
+    assert (s.Stopped(), s.GONE) == ((0,), (1,))
+
+
+def test_one_read_may_bring_what_is_refused_and_an_init():
+    bench = Bench()
+    bench.say(b"{}\n" + channel.build(GUEST, 1))
+    assert [type(message) for message in bench.sent] == [Nack, InitAck, Challenge]

@@ -501,3 +501,164 @@ def test_who_owes_an_answer_has_its_patience_anew_when_it_refuses():
     assert bench.told(s.Lost) == []
     bench.run(1, answers=False)
     assert len(bench.told(s.Lost)) == 1
+
+
+# --- the end of the silence finds a guest that waits -----------------------------------------------
+
+
+def test_the_end_of_the_silence_changes_nothing_for_whom_nobody_challenges():
+    bench = agreed("pause")
+    bench.run(SILENCE - 0.1, answers=False)
+    assert bench.session.deadline == pytest.approx(bench.now + 0.1)
+    bench.run(0.1, answers=False)
+    assert (bench.session.state, bench.reports, bench.sent) == (WAITING, [], [])
+    assert bench.session.deadline > bench.now + 60  # it is given up like any other
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_who_says_init_after_the_silence_is_lost_once_it_has_answered(answers):
+    bench = agreed("pause")
+    bench.run(SILENCE + 1, answers=False)
+    bench.init()
+    if answers:
+        bench.answer()
+    bench.run(10, answers=False)
+    assert len(bench.told(s.Lost)) == answers
+
+
+@pytest.mark.parametrize("silence", [0.01, 0.5, 1.0])
+def test_the_last_second_of_a_silence_counts_over_a_reconnect(silence):
+    bench = Bench(resume=Resume(GUEST, True, silence))
+    bench.run(30, answers=False)
+    assert (bench.told(s.Lost), len(bench.told(s.Stopped))) == ([], 1)
+
+
+def test_an_init_that_followed_another_at_once_is_reported_after_its_second():
+    bench = Bench()
+    bench.init(name="vm-1")
+    bench.run(0.5, answers=False)
+    bench.init(name="vm-2")
+    assert [report.init.name for report in bench.told(s.Acknowledged)] == ["vm-1"]
+    bench.run(1.1, answers=False)
+    assert [report.init.name for report in bench.told(s.Acknowledged)] == ["vm-1", "vm-2"]
+
+
+def test_an_early_wake_up_acknowledges_no_init_before_its_turn():
+    bench = Bench()
+    bench.init()
+    bench.init(invocation_id=7)
+    bench.tick(bench.now + 0.09)
+    assert len(bench.wrote(s.channel.InitAck)) == 1
+    bench.tick(BEGIN + 0.1)
+    assert [message.invocation_id for message in bench.wrote(s.channel.InitAck)][1:] == [7]
+
+
+# --- the patience of who is asked --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("interval_ms", "patience"), [(400, 5.0), (1000, 5.0), (2500, 5.0), (4000, 8.0)])
+def test_who_is_asked_has_two_intervals_and_at_least_five_seconds(interval_ms, patience):
+    bench = Bench().heartbeat(heartbeat_interval_ms=interval_ms)
+    enable(bench)
+    bench.run(patience - 0.1, answers=False)
+    assert bench.told((s.Stopped, s.Lost)) == []
+    bench.run(0.2, answers=False)
+    assert (len(bench.told(s.Stopped)) > 0, bench.told(s.Lost)) == (True, [])
+
+
+def test_who_answered_the_first_time_has_all_its_patience_the_second_time():
+    bench = Bench().heartbeat()
+    enable(bench)
+    bench.run(20, answers=True)
+    enable(bench)
+    bench.run(4.9, answers=False)
+    assert bench.told((s.Stopped, s.Lost)) == []
+
+
+def test_who_has_gone_is_not_told_as_stopped_again_before_its_patience_is_over():
+    bench = Bench().heartbeat()
+    bench.exit()
+    enable(bench)
+    bench.forget()
+    bench.run(4.9, answers=False)
+    assert bench.told(s.Stopped) == []
+
+
+def missing_at_the_end_of_its_silence():
+    """It answers until 12.8 s, misses at 14.4 s, and its silence ends at 15 s."""
+    bench = agreed("stop", 13.0, heartbeat_interval_ms=800)
+    bench.run(SILENCE - 13.0, answers=False)
+    assert [report.in_a_row for report in bench.told(s.Missed)] == [1]
+    return bench
+
+
+def test_its_next_miss_after_the_silence_stops_it_and_its_patience_loses_it():
+    bench = missing_at_the_end_of_its_silence()
+    bench.run(0.7, answers=False)
+    assert bench.told(s.Stopped) == []
+    bench.run(0.2, answers=False)
+    assert bench.told(s.Stopped) == [s.STOPPED]
+    bench.run(4.0, answers=False)
+    assert bench.told(s.Lost) == []
+    bench.run(0.2, answers=False)
+    assert len(bench.told(s.Lost)) == 1
+
+
+def test_an_enabling_does_not_put_off_the_stop_that_is_near():
+    bench = missing_at_the_end_of_its_silence()
+    bench.run(0.2, answers=False)
+    enable(bench)
+    bench.run(0.7, answers=False)
+    assert bench.told(s.Stopped) == [s.STOPPED]
+    bench.run(60, answers=False)
+    assert bench.told(s.Lost) == []
+
+
+# --- how long who begs has ---------------------------------------------------------------------
+
+
+def lost_after(bench, period):
+    """How many s after the first of its inits, one each `period` s, it is lost."""
+    first = bench.now
+    while not bench.told(s.Lost) and bench.now < first + 60:
+        bench.init()
+        bench.run(period, answers=False)
+    return bench.now - first
+
+
+@pytest.mark.parametrize("period", [0.15, 0.3, 0.45, 0.9])
+def test_who_only_says_init_has_as_long_as_two_misses_take(period):
+    assert 2.0 <= lost_after(Bench().heartbeat(), period) <= 2.1 + period + 0.01
+
+
+def test_time_that_we_read_late_is_added_once_to_what_who_only_says_init_has():
+    bench = Bench().heartbeat()
+    bench.run(0.2, answers=False)
+    bench.init()
+    bench.now += 1.5  # half a second after the challenge's interval
+    assert 0.9 <= lost_after(bench, 0.3) <= 1.6
+
+
+def test_who_has_gone_is_not_asked():
+    bench = Bench().heartbeat()
+    bench.exit()
+    bench.forget()
+    bench.ask(1, NOTICE, "reboot")
+    assert (bench.reports, bench.sent) == ([Answered(1, "complete", "the guest is not heartbeating")], [])
+
+
+def test_who_answers_after_it_was_stopped_within_its_patience_heartbeats_again():
+    bench = missing_at_the_end_of_its_silence()
+    bench.run(1.0, answers=False)
+    assert bench.told(s.Stopped) == [s.STOPPED]
+    bench.forget()
+    bench.answer()
+    assert bench.reports == [s.Running()]
+
+
+def test_the_end_of_a_question_and_a_stop_at_the_same_instant_are_both_reported():
+    bench = Bench().heartbeat()
+    bench.ask(1, NOTICE, "reboot", 3000)
+    bench.run(3, answers=False)
+    assert bench.kinds() == ["Missed", "Answered", "Missed", "Stopped"]
+    assert [missed.in_a_row for missed in bench.told(s.Missed)] == [1, 2]

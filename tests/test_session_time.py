@@ -12,7 +12,7 @@ from guestmtce.server import session as s
 from guestmtce.server.reports import AGREEMENTS, SILENCING
 from guestmtce.server.session import CHALLENGED, CLOSED, RESTING, WAITING, Resume, Settings
 from guestmtce.wire import channel
-from guestmtce.wire.channel import ActionNotify, Challenge, InitAck
+from guestmtce.wire.channel import ActionNotify, Challenge, ChallengeResponse, InitAck
 
 # --- resume after a reconnect ----------------------------------------------------------------------
 
@@ -382,3 +382,49 @@ def test_challenges_that_we_make_late_are_told_now_and_then():
         bench.answer()
     told = bench.told(s.Late)
     assert [round(one.seconds, 3) for one in told] == [0.1] * 3  # one in ten seconds
+
+
+@pytest.mark.parametrize(("late", "told"), [(0.25, []), (0.375, [s.Late(0.375)])])
+def test_a_late_challenge_is_a_sign_beyond_the_slack(late, told):
+    bench = Bench(Settings(wake_slack=0.25)).heartbeat()
+    bench.tick(bench.session.deadline + late)
+    assert bench.reports == told
+
+
+@pytest.mark.parametrize(("missed", "what"), [(8, "a late answer"), (9, "a wrong heartbeat_response")])
+def test_the_answers_to_the_last_eight_challenges_are_known_as_late(missed, what):
+    bench = Bench(Settings(failure_threshold=100)).heartbeat()
+    bench.tick()
+    first = bench.challenge
+    for _ in range(missed):
+        bench.tick()
+    bench.forget()
+    bench.say(ChallengeResponse(first, "healthy", "none", ""))
+    (note,) = bench.told(s.Note)
+    assert note.text.startswith(what)
+
+
+@pytest.mark.parametrize(("late", "judged"), [(0.25, [s.Missed(1)]), (0.375, [s.Late(0.375)])])
+def test_who_is_not_in_time_is_judged_within_the_slack_and_excused_beyond_it(late, judged):
+    bench = Bench(Settings(wake_slack=0.25)).heartbeat()
+    bench.tick()
+    bench.tick(bench.session.deadline + late)
+    assert bench.reports == judged
+
+
+def test_a_late_wake_up_at_the_end_of_the_patience_is_given_to_the_guest():
+    bench = Bench(resume=Resume(GUEST, True, 0.0))
+    bench.run(5.9, answers=False)
+    bench.tick(BEGIN + 6.5)
+    assert (bench.told(s.Late), bench.told(s.Lost)) == ([s.Late(0.5)], [])
+    bench.answer()
+    assert bench.kinds()[-1] == "Running"
+
+
+def test_who_ends_a_question_by_its_init_is_reported_at_once():
+    """An init within a second of another waits, but this one shows that the agreement silences nobody."""
+    bench = Bench().heartbeat()
+    bench.ask(1, channel.NOTICE, "reboot")
+    bench.run(0.5, answers=True)
+    bench.init()
+    assert bench.kinds() == ["Answered", "Acknowledged"]

@@ -395,3 +395,62 @@ def test_the_guest_side_can_use_the_module_on_an_old_python():
     tree = ast.parse(pathlib.Path(channel.__file__).read_text("utf-8"), feature_version=(3, 7))
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert sorted(ast.unparse(node).split()[1] for node in imports) == ["json", "re", "typing"]
+
+
+# --- at the limits ---------------------------------------------------------------------------------
+
+
+def test_an_overlong_line_ends_at_the_next_newline_wherever_the_stream_is_cut():
+    lines = LineBuffer()
+    assert lines.feed(b"x" * (channel.LINE_MAX + 1)) == []
+    assert lines.feed(b"\n") == []
+    assert lines.feed(b"{}\n") == [b"{}"]
+    assert lines.overflows == 1
+
+
+@pytest.mark.parametrize(("size", "taken"), [(channel.LINE_MAX, True), (channel.LINE_MAX + 1, False)])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_line_may_have_4096_bytes(size, taken, at_once):
+    lines, data = LineBuffer(), b"x" * size
+    read = lines.feed(data + b"\n") if at_once else lines.feed(data) + lines.feed(b"\n")
+    assert (read, lines.overflows) == ([data] * taken, not taken)
+
+
+def test_an_interval_may_be_negative_and_a_name_has_63_bytes():
+    init = channel.DEFAULT_INIT._replace(heartbeat_interval_ms=-1, name="n" * 64)
+    assert parse(build(init, 1).strip()) == init._replace(name="n" * 63)
+
+
+@pytest.mark.parametrize("escaped", range(120, 160))
+def test_a_log_msg_is_cut_no_more_than_it_must_be(escaped):
+    """An escaped character has 6 bytes: less than that is left of the 1056."""
+    message = channel.ChallengeResponse(1, "healthy", "none", "\1" * escaped + "a" * (223 - escaped))
+    uncut = len(build(message._replace(log_msg=""), 1)) + 6 * escaped + 223 - escaped
+    data = build(message, 1)
+    assert len(data) == uncut if uncut <= 1056 else 1050 < len(data) <= 1056
+
+
+def test_the_sizes_and_defaults_of_the_specification():
+    assert (channel.VERSION, channel.REVISION, channel.RESYNC) == (3, 1, b" \n")
+    assert (channel.MESSAGE_MAX, channel.NAME_MAX) == (1056, 63)
+    assert (channel.LOG_MSG_MAX, channel.WORD_MAX) == (223, 31)
+    assert (channel.INT32_MIN, channel.INT32_MAX, channel.SECS_MAX) == (-(2**31), 2**31 - 1, 2_147_483)
+    assert channel.DEFAULT_INIT[2:] == (1000, 10, 10, 10, 10, 120, "log")
+    assert channel.DEFAULT_INIT[:2] == (0, "")
+
+
+def test_a_message_of_1056_bytes_is_not_cut():
+    message = channel.ChallengeResponse(1, "healthy", "none", "")
+    left = 1056 - len(build(message, 1)) - 6 * 145
+    text = "\1" * 145 + "a" * left
+    assert 0 < left <= 223 - 145
+    assert parse(build(message._replace(log_msg=text), 1).strip()).log_msg == text
+
+
+def test_the_words_of_the_specification():
+    events = "stop reboot suspend pause unpause resume resize_begin resize_end live_migrate_begin "
+    events += "live_migrate_end cold_migrate_begin cold_migrate_end"
+    assert tuple(events.split()) == channel.EVENT_TYPES
+    assert channel.VOTE_RESULTS == ("accept", "reject", "complete", "timeout", "error", "unknown")
+    assert channel.CORRECTIVE_ACTIONS == ("none", "reboot", "stop", "log", "unknown")
+    assert channel.NOTIFICATION_TYPES == ("revocable", "irrevocable")

@@ -350,3 +350,30 @@ def test_every_command_is_named_as_the_specification_names_it():
     assert named <= set(datagram.NAMES.values())
     for number, name in datagram.NAMES.items():
         assert getattr(datagram, name, number) == number
+
+
+def test_a_signature_is_read_up_to_its_padding():
+    assert unpack(pack(1, {}, b"X marks: X")).signature == b"X marks: X"
+
+
+@pytest.mark.parametrize(("beyond", "kept"), [(0, 90), (1, 67)])
+def test_a_reason_is_cut_only_when_no_datagram_holds_it(beyond, kept):
+    event = datagram.VoteResult("h", "u" * 36, channel.VOTE, "stop", "reject", "\xe9" * 90)
+    size = len(json.dumps(datagram.event_body(event), separators=(",", ":")))
+    event = event._replace(hostname="h" * (1 + datagram.JSON_MAX - size + beyond))
+    body = datagram.event_body(event)
+    assert body["reason"] == "\xe9" * kept
+    assert len(datagram.build_event(datagram.VOTE_NOTIFY, event)) == 1060
+
+
+def test_the_sizes_of_the_specification():
+    assert (datagram.FULL_SIZE, datagram.HEADER.size, datagram.JSON_MAX) == (1060, 100, 959)
+    assert (datagram.SIGNATURE_SIZE, datagram.HOSTNAME_MAX) == (18, 255)
+
+
+def test_a_loss_may_carry_the_whole_state():
+    info = datagram.InstanceInfo(
+        "h", "11111111-2222-3333-4444-555555555555", True, False, "log", 1, 2, 3, 4, 5
+    )
+    assert parse_event(unpack(datagram.build_event(datagram.LOSS, info))) == info
+    assert datagram.event_of(datagram.LOSS, datagram.event_body(info)) == info

@@ -277,3 +277,17 @@ def test_any_reply_gives_values_or_none(reply):
 
 def test_a_body_may_have_64_kib():
     assert vim.BODY_MAX == 65536
+
+
+@pytest.mark.parametrize(("size", "listed"), [(255, True), (256, False)])
+def test_a_listed_host_name_may_have_255_characters(size, listed):
+    entry = {"uuid": U, "hostname": "h" * size, "services": [SERVICE]}
+    assert vim.parse_instances({"instances": [entry]}) == [vim.Listed(U, "h" * size, True)] * listed
+
+
+def test_a_host_name_may_have_255_characters():
+    assert vim.parse_named(U, encode({**NAMED, "hostname": "h" * 255})).hostname == "h" * 255
+
+
+def test_the_user_agents_of_the_specification():
+    assert (vim.VIM_USER_AGENT, vim.AGENT_USER_AGENT) == ("vim/1.0", "guest-agent/1.0")
