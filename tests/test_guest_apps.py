@@ -363,6 +363,7 @@ def test_the_clients_answer_is_one_line_in_however_many_pieces(tmp_path):
         (b'{"type":"nonsense"}\n', "nonsense"),
         (b'{"type":"mem', "hung up"),
         (b"\xff\n", "Expecting"),
+        (b"5\n", "^5$"),
     ],
 )
 def test_what_the_client_refuses_is_said(tmp_path, line, why):

@@ -41,6 +41,13 @@ def test_the_outcome_of_a_ballot(kind, voters, said, outcome):
     assert ballot.outcome == outcome
 
 
+@pytest.mark.parametrize(("reason", "told"), [("", "process db"), ("disk:", "process db: disk:")])
+def test_a_local_process_s_reason_is_told_as_it_is(reason, told):
+    ballot = Ballot(VOTE, TWO)
+    ballot.vote("process db", "reject", reason)
+    assert ballot.time_is_up() == ("reject", told)
+
+
 def test_who_leaves_is_not_waited_for():
     ballot = Ballot(VOTE, TWO)
     ballot.vote("script", "accept", "")

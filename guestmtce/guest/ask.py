@@ -25,8 +25,8 @@ def ask(path: str, question: Dict[str, Any]) -> Dict[str, Any]:
                 raise ValueError("the guest client hung up")
             line += data
     answer = json.loads(line.decode("utf-8", "replace"))
-    if answer.get("type") != "members":
-        raise ValueError(str(answer.get("reason", answer)))
+    if not isinstance(answer, dict) or answer.get("type") != "members":
+        raise ValueError(str(answer.get("reason", answer) if isinstance(answer, dict) else answer))
     return answer  # type: ignore[no-any-return]
 
 

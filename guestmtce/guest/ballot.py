@@ -51,7 +51,7 @@ class Ballot:
     def _first(self, result: str) -> Optional[Outcome]:
         for voter, (said, reason) in self._said.items():
             if said == result:
-                return result, reason if voter == SCRIPT else ("%s: %s" % (voter, reason)).rstrip(": ")
+                return result, reason if voter == SCRIPT else ": ".join(filter(None, (voter, reason)))
         return None
 
     def _agreed(self) -> Outcome:
