@@ -10,11 +10,11 @@ import time
 
 import psutil
 import pytest
+from tiers import PACE
 
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.pace import stretched
 from guestmtce.server import confine, reports, sandbox, seccomp
 from guestmtce.server.children import Child, Children, Handlers
 from guestmtce.wire import channel
@@ -70,7 +70,7 @@ class Bench:
         self.loop = Loop()
         self.started, self.reports, self.ends = [], [], []
         self.far = {}
-        self.spawn_timeout = stretched(spawn_timeout)
+        self.spawn_timeout = spawn_timeout * PACE
         self.children = Children(
             self.loop,
             settings or reports.Settings(),

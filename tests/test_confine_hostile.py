@@ -16,10 +16,10 @@ import pytest
 from children_driver import HAS_FILTER, ROOT
 from hostile_master import OLD_KERNEL
 from hostile_spawner import MARK
+from tiers import PACE
 
 from guestmtce.lab.cluster import Cluster, wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.pace import BUSY, slowness
 
 GUESTS = 6
 INTERVAL_MS = 400
@@ -194,7 +194,7 @@ def broken_rules(cluster):
 def test_what_it_tries_fails_or_ends_its_child_and_concerns_nobody_else(cluster, evil, others, name):
     if type(cluster) is Old and name in NEEDS_FILTER:
         pytest.skip("only a filter stands against it")
-    if name == SPIN and slowness() > BUSY:
+    if name == SPIN and PACE > 1:
         pytest.skip("on a busy machine it gets no more than its share")
     expression, wanted = ATTACKS[name]
     victim = os.path.join(cluster.folder, "victim")

@@ -11,12 +11,12 @@ import time
 
 import psutil
 import pytest
+from tiers import PACE
 
 from guestmtce.lab.cluster import Cluster, wait_for
-from guestmtce.lab.pace import slowness, stretched, within
+from guestmtce.lab.pace import stretched, within
 
 GUESTS = 8
-PACE = slowness()
 INTERVAL = 0.1 * PACE  # s
 SECS = str(math.ceil(PACE))  # s, each of the guests' timeouts
 SERVER = [

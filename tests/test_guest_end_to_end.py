@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from guest_process import GuestProcess, write_script
+from tiers import PACE
 
 from guestmtce.lab.cluster import Cluster, wait_for
 from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.pace import slowness
 from guestmtce.lab.port import Port
 
-PACE = slowness()
 INTERVAL_MS = int(150 * PACE)
 GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
 SERVER = [

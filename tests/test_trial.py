@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from children_driver import IDENTITY, NOBODY, ONE, ROOT, bench, make_bench, status
+from tiers import PACE
 
-from guestmtce.lab.pace import stretched
 from guestmtce.server import spawner, trial, uids
 
 __all__ = ["bench", "make_bench"]  # fixtures
@@ -108,7 +108,7 @@ def start(folder, *prefix):
     """guestServer's exit status, and all it says; it ends by itself or after 3 s."""
     words = [
         *prefix,
-        *("timeout", "%g" % stretched(3)),
+        *("timeout", "%g" % (3 * PACE)),
         sys.executable,
         "-m",
         "guestmtce.server.master",
@@ -117,7 +117,7 @@ def start(folder, *prefix):
     ]
     words += ["--run-dir", str(folder), "--log-dir", str(folder), "--channel-dir", str(folder)]
     words += ["--set", "client.rx_port=29411", "--bind", "127.0.0.9"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=stretched(20), check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

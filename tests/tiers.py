@@ -2,8 +2,15 @@
 
 import os
 
+from guestmtce.lab.pace import BUSY, slowness
+
 TIER = os.environ.get("GUESTMTCE_TIER", "quick")
 MARKS = {"quick": (), "ci": ("ci",), "all": ("ci", "full")}[TIER]
+
+# By how much slower the machine was when the tests began, which make it busy themselves. Scaled time that is
+# configured is multiplied by it. The workers inherit it.
+_AT_START = float(os.environ.setdefault("GUESTMTCE_SLOWNESS", "%.1f" % slowness()))
+PACE = _AT_START if _AT_START > BUSY else 1.0
 
 
 def examples(count):

@@ -27,7 +27,7 @@ def ask(path: str, question: Dict[str, Any]) -> Dict[str, Any]:
     answer = json.loads(line.decode("utf-8", "replace"))
     if not isinstance(answer, dict) or answer.get("type") != "members":
         raise ValueError(str(answer.get("reason", answer) if isinstance(answer, dict) else answer))
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def print_members(path: str, forget: str) -> None:

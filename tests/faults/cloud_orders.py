@@ -18,13 +18,13 @@ from typing import Any, List, NamedTuple, Optional
 
 import scaled
 from stage import Stage
+from tiers import PACE
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import Cluster
-from guestmtce.lab.pace import slowness
 from guestmtce.server.settings import ServerSettings
 
-SCALE = min(1.0, 0.1 * slowness())
+SCALE = min(1.0, 0.1 * PACE)
 SECS = math.ceil(10 * SCALE)  # s, each of the guest's timeouts: 10 s of life, and not less than 1
 BOOT = 25.0  # s that a guest takes to boot
 REFUSAL = 13.0  # s until the VIM enables after an API that refused
