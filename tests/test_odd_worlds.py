@@ -15,6 +15,8 @@ from test_program import MODULES, NAMES, Daemon
 
 from guestmtce.lab.cluster import wait_for
 
+pytestmark = pytest.mark.ci  # whole daemons, and many of them
+
 ROOT = os.geteuid() == 0
 KEPT_WITHIN = 10.0  # s
 

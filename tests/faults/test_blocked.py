@@ -25,6 +25,8 @@ import slowed
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
 from guestmtce.lab.pace import stretched, within
 
+pytestmark = pytest.mark.ci  # whole daemons, and many of them
+
 INTERVAL = 0.2  # s
 SERVER = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]

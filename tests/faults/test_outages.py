@@ -12,6 +12,8 @@ import pytest
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
 from guestmtce.lab.guests import uuid_of
 
+pytestmark = pytest.mark.ci  # whole daemons, and many of them
+
 FAST = [
     "client.hbs_pulse_period=50",
     "timers.guest_patience=0.5",

@@ -25,6 +25,8 @@ AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_peri
 FOUND_WITHIN = 5.0  # s, a folder that was changed
 BACK_WITHIN = 10.0  # s, a run folder that was cleaned
 
+pytestmark = pytest.mark.ci  # whole daemons, and many of them
+
 
 def cloud(guests=1):
     return Cluster(guests, 1, int(INTERVAL * 1000), SERVER, AGENT, ["--scale", "0.1", "--secs", "1"])
