@@ -127,6 +127,7 @@ def drained(reader):
     return text
 
 
+@pytest.mark.ci
 def test_a_stderr_that_nobody_reads_costs_lines_and_no_time(root, monkeypatch):
     monkeypatch.setattr(logwriter, "LINES_MAX", 500)
     reader, writer = os.pipe()

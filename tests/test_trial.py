@@ -131,6 +131,7 @@ def test_root_without_a_capability_refuses_to_start_and_names_it(tmp_path, name)
     assert "Traceback" not in text
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["PYTHONWARNINGS=error", "PYTHONMALLOC=malloc"])
 def test_python_s_own_settings_end_nobody(tmp_path, name):
     code, text = start(tmp_path, "env", name)

@@ -87,6 +87,7 @@ def refused(server):
     return int(words[words.index("refused") + 1])
 
 
+@pytest.mark.ci
 def test_a_key_is_changed_step_by_step_and_no_datagram_is_refused():
     """The procedure of docs/install.md."""
     cluster = Cluster(1, 1, 100, SERVER, AGENT, ["--scale", "0.1", "--secs", "1"])
