@@ -364,11 +364,3 @@ def test_the_service_makes_itself_the_last_to_starve(tmp_path, before, after):
     assert niceness == after
     assert score == "-900" or not MAY_PROTECT
     assert limit == "unlimited" or not MAY_LOCK
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a process scheduled in real time")
-def test_a_service_does_not_wait_for_busy_processes_and_its_scripts_are_ordinary():
-    code = "import os; from guestmtce.guest import endurance\n"
-    code += "for change in (endurance.take_precedence, endurance.become_ordinary):\n"
-    code += "    change(); print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority, os.nice(0))"
-    assert python(code).split("\n")[:2] == ["%d 1 -10" % os.SCHED_RR, "%d 0 0" % os.SCHED_OTHER]

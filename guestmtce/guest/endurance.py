@@ -10,7 +10,6 @@ import resource
 from typing import Callable
 
 NICE = -10  # as in guestClient.service
-RR_PRIORITY = 1  # the lowest of real-time processes
 OOM_SCORE = -900  # likewise; -1000 would be never
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 # <sys/mman.h> of Linux, on every processor but Alpha, PowerPC and SPARC.
@@ -42,28 +41,13 @@ def lock_memory() -> str:
 
 
 def take_precedence() -> None:
-    """Have a high priority and be killed last, unless whoever started us has set either. Raises nothing.
-
-    A fork is more than a fair share beside hundreds of busy processes: who has had it waits until all the
-    others had theirs, which takes seconds. A real-time process does not wait.
-    """
-    _schedule(os.SCHED_OTHER, os.SCHED_RR, RR_PRIORITY)
+    """Have a high priority and be killed last, unless whoever started us has set either. Raises nothing."""
     _change(lambda nice: nice == 0, NICE, lambda score: score == 0, OOM_SCORE)
 
 
 def become_ordinary() -> None:
-    """Give up all of it in a process that is to run a script, before exec. Raises nothing."""
-    _schedule(os.SCHED_RR, os.SCHED_OTHER, 0)
+    """Give up both in a process that is to run a script, before exec. Raises nothing."""
     _change(lambda nice: nice < 0, 0, lambda score: score < 0, 0)
-
-
-def _schedule(before: int, policy: int, priority: int) -> None:
-    """Another policy; what a container or the C library (musl) does not let us is left as it is."""
-    try:
-        if os.sched_getscheduler(0) == before:
-            os.sched_setscheduler(0, policy, os.sched_param(priority))
-    except OSError:
-        pass
 
 
 def _change(

@@ -18,7 +18,7 @@ import signal
 from typing import Callable, Iterable, List, NamedTuple, Optional, Set
 
 from guestmtce.guest import process
-from guestmtce.guest.endurance import become_ordinary, take_precedence
+from guestmtce.guest.endurance import become_ordinary
 from guestmtce.guest.loop import NEVER, Loop
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -94,7 +94,7 @@ class _Reaper:
         self._report = report
         self._loop = Loop()
         self._loop.parts = [self]
-        self._has_precedence = os.getpriority(os.PRIO_PROCESS, 0) < 0
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._adopts = False
         self._script = 0
         self._killed: Set[int] = set()
@@ -139,7 +139,7 @@ class _Reaper:
         """The client's priority is for a script's start and its result, and not for a flood of output."""
         self._size += size
         if self._size > FLOOD:
-            become_ordinary()
+            self._set_priority(max(self._nice, 0))
 
     def _reap(self) -> None:
         """Children have ended, the script's or those that were adopted."""
@@ -170,8 +170,7 @@ class _Reaper:
 
     def _obey(self) -> None:
         """The order to kill. Beside a storm of processes an ordinary one does not get far."""
-        if self._has_precedence:
-            take_precedence()
+        self._set_priority(self._nice)
         self.deadline = self._loop.now
         self._reap()
 
@@ -189,6 +188,12 @@ class _Reaper:
         self._rest = min(max(2 * self._rest, REST_FIRST), REST_MAX) if found <= self._killed else 0.0
         self.deadline = now + self._rest
         self._killed = found
+
+    def _set_priority(self, nice: int) -> None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+        except OSError:
+            pass  # as in a container
 
 
 def _kill_all(pids: Iterable[int]) -> None:
