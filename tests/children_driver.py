@@ -167,7 +167,7 @@ def make_bench():
     yield make
     for one in benches:
         one.close()
-    assert psutil.Process().children() == []
+    wait_for(lambda: psutil.Process().children() == [], "no process is left", step=0.05)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from tiers import PACE
 
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
@@ -114,6 +115,7 @@ while True:
 """
 
 
+@pytest.mark.skipif(PACE > 1, reason="on a busy machine it gets no more than its share")
 def test_one_that_spins_in_short_naps_is_found_and_a_busy_one_is_not(bench, monkeypatch):
     """3 ms at work and 0.1 asleep, or a tenth of the time at work, as under a flood."""
     monkeypatch.setattr(liveness, "CPU_DEBT_MAX", 0.2)

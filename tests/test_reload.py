@@ -93,6 +93,7 @@ def test_a_key_that_is_unknown_or_misspelt_is_named_as_at_the_start(running):
     path = running._folder / "ini"
     running.configure("[agent]\nprot = 2\ncolour = red\n")
     running.reload("%s: not used: agent.prot, agent.colour\n" % path)
-    assert "%s: agent.prot is no setting: write [agent] port if that is meant\n" % path in running.log()
+    hint = "%s: agent.prot is no setting: write [agent] port if that is meant\n" % path
+    wait_for(lambda: hint in running.log(), "the hint")
     running.configure("")
     running.reload("not configured, default taken: ")
