@@ -110,7 +110,7 @@ def test_a_signal_ends_it_with_a_goodbye(start, host, number):
     process.signal(number)
     assert host.hear(Exit).log_msg == "guestClient was ended by " + number.name
     assert process.popen.wait(60) == 0
-    assert "ended" in process.log()
+    wait_for(lambda: "ended" in process.log(), "its log's process has written it")
 
 
 def test_hup_reads_the_configuration_again(start, host, tmp_path):
@@ -147,7 +147,8 @@ def test_usr1_logs_the_state(start, host):
     process.signal(signal.SIGUSR1)
     wait_for(lambda: "state: enabled at" in process.log(), "it tells")
     wait_for(lambda: process.log().count("VOTE=5") == 2, "it tells its configuration")
-    assert "1 challenges answered, 0 messages dropped; healthy" in process.log()
+    answered = "1 challenges answered, 0 messages dropped; healthy"
+    wait_for(lambda: answered in process.log(), "its log's process has written it")
 
 
 def test_its_local_processes_are_listed_and_forgotten(start, host):
