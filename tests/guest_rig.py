@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import Loop
+from guestmtce.guest.runner import Runner
 
 STEP = 0.005  # s between two looks at the condition
 
@@ -44,3 +47,14 @@ class Rig:
 
     def close(self):
         self.loop.close()
+
+
+@contextlib.contextmanager
+def rig_with_runner():
+    """A Rig whose `runner` runs scripts and hears of their end."""
+    rig = Rig()
+    rig.runner = Runner()
+    rig.loop.on_signal(signal.SIGCHLD, rig.runner.reap)
+    yield rig
+    rig.runner.stop()
+    rig.close()

@@ -13,14 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 from guest_process import FAST, GuestProcess, host, write_script
-from guest_rig import Rig
+from guest_rig import rig_with_runner
 from pythons import find_python
 
 from guestmtce.guest import process, reaper
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.reaper import Report, unpack
-from guestmtce.guest.runner import Runner
 from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import channel
@@ -47,12 +46,8 @@ DEPTH = 6
 
 @pytest.fixture
 def rig():
-    one = Rig()
-    one.runner = Runner()
-    one.loop.on_signal(signal.SIGCHLD, one.runner.reap)
-    yield one
-    one.runner.stop()
-    one.close()
+    with rig_with_runner() as one:
+        yield one
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import time
 
 import psutil
 import pytest
-from guest_rig import Rig
+from guest_rig import rig_with_runner
 
 from guestmtce.guest import process, runner, scripts
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.guest.runner import DYING_MAX, KILLED_MAX, LEFT_MAX, Ended, Runner, Script
+from guestmtce.guest.runner import DYING_MAX, KILLED_MAX, LEFT_MAX, Ended, Script
 from guestmtce.guest.scripts import LOOK_PERIOD, EventScript, HealthScript
 from guestmtce.lab.cluster import wait_for
 
@@ -26,12 +26,8 @@ STALL = 0.125  # s; a sum of it is exact
 @pytest.fixture
 def rig(monkeypatch):
     monkeypatch.setenv("SECRET", "not for scripts")
-    one = Rig()
-    one.runner = Runner()
-    one.loop.on_signal(signal.SIGCHLD, one.runner.reap)
-    yield one
-    one.runner.stop()
-    one.close()
+    with rig_with_runner() as one:
+        yield one
 
 
 @pytest.fixture

@@ -174,8 +174,9 @@ def run() -> int:
         return 130
     except (TimedOut, AssertionError, RuntimeError) as error:
         print("\nNOT SEEN: %s" % error)
-        if pace.remark():
-            print("%s; try again when it is not" % pace.remark())
+        busy = pace.remark()
+        if busy:
+            print("%s; try again when it is not" % busy)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the clean-up is short and must be whole
         left = _stop(cluster)
