@@ -135,7 +135,7 @@ def test_a_fork_that_fails_costs_only_the_one_it_was_for(make_bench, monkeypatch
 
 
 def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
-    bench = make_bench(spawn_timeout=0.3)
+    bench = make_bench(spawn_timeout=1.0)
     bench.born()
     old = bench.children.spawner.pid
     os.kill(old, signal.SIGSTOP)
@@ -152,7 +152,7 @@ def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
 
 
 def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
-    bench = make_bench(spawn_timeout=0.4)
+    bench = make_bench(spawn_timeout=1.0)
     bench.born()
     impostor = Impostor(bench, False, uuid_of(3))  # one who waits for ever
     until = time.monotonic() + 2.5 * bench.spawn_timeout
@@ -191,7 +191,7 @@ def test_a_spawner_whose_master_did_not_listen_ends_quietly():
 
 def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
     """Its answer came while we did not read."""
-    bench = make_bench(spawn_timeout=0.3)
+    bench = make_bench(spawn_timeout=1.0)
     bench.until(lambda: bench.children.confinement)
     bench.born()
     bench.start(TWO)
@@ -202,7 +202,7 @@ def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
 
 def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
     """A host that was paused: both were, and its answer is still to come when we judge."""
-    bench = make_bench(spawn_timeout=0.4)
+    bench = make_bench(spawn_timeout=1.0)
     bench.until(lambda: bench.children.confinement)
     bench.born()
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
