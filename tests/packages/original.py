@@ -39,7 +39,10 @@ def live():
         signal.pause()
 
 def end(*_):
-    if "--again" not in sys.argv or os.fork():
+    if "--again" not in sys.argv:
+        os._exit(0)
+    if os.fork():
+        os.read(parent, 1)  # the other one has its pid file before this one has ended
         os._exit(0)
     live()
 

@@ -96,6 +96,7 @@ def client(vm, name):
     return vm.do("grep ^%s: /proc/$(cat /run/guestClient.pid)/status" % name).split()[1]
 
 
+@pytest.mark.ci
 def test_it_has_what_makes_it_the_last_to_starve_and_its_script_has_not(starving):
     vm = starving.vms[0]
     pid = vm.do("cat /run/guestClient.pid").strip()
