@@ -57,7 +57,7 @@ setup(
             "guestServer = guestmtce.server.master:main",
             "guestAgent = guestmtce.agent.main:main",
             "guestClient = guestmtce.guest.main:main",
-            "guestmtce = guestmtce.cli:main",
+            "guestmtce = guestmtce.cli.main:main",
         ]
     },
 )

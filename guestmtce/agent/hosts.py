@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterator, List, Optional
 
-from guestmtce.agent.rows import Host
+from guestmtce.agent.model import Host
 from guestmtce.wire.datagram import HostRecord
 
 

@@ -20,7 +20,7 @@ import logging
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from guestmtce.agent.ledger import Ledger
-from guestmtce.agent.rows import (
+from guestmtce.agent.model import (
     ANYTHING,
     BEAT,
     FAILED,
@@ -36,8 +36,8 @@ from guestmtce.agent.rows import (
     TellAction,
 )
 from guestmtce.daemon.log import Throttle
-from guestmtce.wire import channel, datagram, vim
-from guestmtce.wire.vim import Failure, Named
+from guestmtce.wire import datagram, guest_channel, vim_http
+from guestmtce.wire.vim_http import Failure, Named
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Inventory:
         host = self.hosts.with_uuid(uuid)
         if host is None:
             self._note_unknown("the VIM speaks", uuid)
-            raise Failure(404, vim.NOT_FOUND, "unknown host")
+            raise Failure(404, vim_http.NOT_FOUND, "unknown host")
         return host
 
     def host_reporting(self, uuid: str, reporting: bool) -> None:
@@ -132,7 +132,7 @@ class Inventory:
     def reply(self, uuid: str) -> Dict[str, Any]:
         """Instance query. Raises Failure 404."""
         one = self._instance(uuid)
-        return vim.services_reply(uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
+        return vim_http.services_reply(uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
 
     def delete(self, uuid: str) -> None:
         """Instance delete. Raises Failure 404."""
@@ -145,12 +145,12 @@ class Inventory:
         instance = self._instance(named.uuid)
         seconds = 0
         if instance.heartbeating:
-            seconds = channel.timeout_secs(instance, notification_type, event)
-            cmd = datagram.VOTE_INST if notification_type == channel.VOTE else datagram.NOTIFY_INST
+            seconds = guest_channel.timeout_secs(instance, notification_type, event)
+            cmd = datagram.VOTE_INST if notification_type == guest_channel.VOTE else datagram.NOTIFY_INST
             question = datagram.Ask(instance.uuid, notification_type, event)
             self._ledger.send(instance.host, cmd, question, seconds)
             instance.outcome_until[notification_type, event] = now + seconds + OUTCOME_GRACE
-        return vim.action_reply(named.uuid, named.hostname, event, seconds)
+        return vim_http.action_reply(named.uuid, named.hostname, event, seconds)
 
     # --- the VIM's answers -------------------------------------------------------------------------
     # `serial` is the one of the question.
@@ -166,7 +166,7 @@ class Inventory:
             self._ledger.set_host_reporting(host, reporting)
 
     def vim_instances(
-        self, hostname: str, listed: Optional[List[vim.Listed]], serial: int, now: float
+        self, hostname: str, listed: Optional[List[vim_http.Listed]], serial: int, now: float
     ) -> None:
         """The VIM's list of a host's instances; None: it gave none."""
         host = self.hosts.find(hostname)
@@ -184,7 +184,7 @@ class Inventory:
             else:
                 self._ledger.miss(instance)
 
-    def _listed(self, asked: Host, entry: vim.Listed, serial: int, now: float) -> None:
+    def _listed(self, asked: Host, entry: vim_http.Listed, serial: int, now: float) -> None:
         named = self.hosts.find(entry.hostname)
         host, hostname = (asked, asked.name) if named is None else (named, entry.hostname)
         instance = self.instances.get(entry.uuid)
@@ -310,7 +310,7 @@ class Inventory:
         instance = self.instances.get(event.uuid)
         if host is not None and instance is not None and instance.host is host:
             log.info("%s: %s %s: %s", event.uuid, event.notification_type, event.event_type, event.vote)
-            body = vim.action_event(
+            body = vim_http.action_event(
                 event.uuid, event.notification_type, event.event_type, event.vote, event.reason
             )
             until = _wanted_until(instance, event, now)
@@ -370,14 +370,14 @@ class Inventory:
     def _instance(self, uuid: str) -> Instance:
         instance = self.instances.get(uuid.lower())
         if instance is None:
-            raise Failure(404, vim.NOT_FOUND, "unknown instance")
+            raise Failure(404, vim_http.NOT_FOUND, "unknown instance")
         return instance
 
     def _named_host(self, named: Named, status: int) -> Host:
         host = self.hosts.find(named.hostname)
         if host is None:
             self._note_unknown("the VIM speaks", named.hostname)
-            raise Failure(status, vim.NOT_FOUND, "unknown host")
+            raise Failure(status, vim_http.NOT_FOUND, "unknown host")
         return host
 
     def _speaker(self, hostname: str) -> Optional[Host]:
@@ -422,6 +422,6 @@ def _wanted_until(instance: Instance, event: datagram.VoteResult, now: float) ->
     until = instance.outcome_until.get(asked)
     if until is not None:
         return until
-    known = event.event_type in channel.EVENT_TYPES
-    seconds = channel.timeout_secs(instance, *asked) if known else instance.vote_secs
+    known = event.event_type in guest_channel.EVENT_TYPES
+    seconds = guest_channel.timeout_secs(instance, *asked) if known else instance.vote_secs
     return now + seconds + OUTCOME_GRACE

@@ -13,7 +13,7 @@ import logging
 from typing import Dict, List, Optional, Tuple
 
 from guestmtce.agent.hosts import Hosts
-from guestmtce.agent.rows import (
+from guestmtce.agent.model import (
     FAILED,
     UNHEALTHY,
     AskVim,
@@ -29,7 +29,7 @@ from guestmtce.agent.rows import (
     Withdraw,
 )
 from guestmtce.daemon.log import Throttle
-from guestmtce.wire import datagram, vim
+from guestmtce.wire import datagram, vim_http
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +259,9 @@ class Ledger:
             return
         log.info("%s: heartbeating %s", one.uuid, datagram.state_word(one.heartbeating))
         one.told = True
-        body = vim.service_event(one.uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs)
+        body = vim_http.service_event(
+            one.uuid, one.hostname, one.reporting, one.heartbeating, one.restart_secs
+        )
         self.effects.append(TellService(one.uuid, body, origin))
 
     def tell_alarm(self, instance: Instance, state: str, action: str, origin: Optional[Origin]) -> None:
@@ -268,7 +270,7 @@ class Ledger:
             log.info("%s: %s, but reporting is disabled", instance.uuid, state)
             return
         log.warning("%s: %s, repair action %s", instance.uuid, state, action)
-        body = vim.alarm_event(instance.uuid, instance.hostname, state, action)
+        body = vim_http.alarm_event(instance.uuid, instance.hostname, state, action)
         self.effects.append(TellAlarm(instance.uuid, state, body, origin))
 
     def tell_waiting(self, instance: Instance) -> None:

@@ -12,31 +12,31 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from guestmtce.agent import events
 from guestmtce.agent import settings as settings_module
+from guestmtce.agent import vim_queue
 from guestmtce.agent.audit import Audit
-from guestmtce.agent.commands import Commands
+from guestmtce.agent.delivered_log import Told
+from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
-from guestmtce.agent.mtclink import MtcLink
-from guestmtce.agent.rows import AskMtc, DropHost, Origin, Send, TellAlarm
-from guestmtce.agent.serverlink import Heard, ServerLink
+from guestmtce.agent.model import AskMtc, DropHost, Origin, Send, TellAlarm
+from guestmtce.agent.mtc_link import MtcLink
+from guestmtce.agent.server_link import Heard, ServerLink
 from guestmtce.agent.settings import NAME, AgentSettings
-from guestmtce.agent.told import Told
-from guestmtce.agent.vimlink import Patience, VimLink
-from guestmtce.daemon import program
+from guestmtce.agent.vim_client import Patience, VimLink
+from guestmtce.daemon import lifecycle
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
-from guestmtce.daemon.peers import KEY_SETTINGS
-from guestmtce.daemon.reliable import SeenByPeer
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.wire import datagram, vim
+from guestmtce.peer.authentication import KEY_SETTINGS
+from guestmtce.peer.retransmit import SeenByPeer
+from guestmtce.wire import datagram, vim_http
 
 log = logging.getLogger(__name__)
 
 FAILURES = (datagram.LOSS, datagram.ILLHEALTH)
 
 
-class Agent(program.Service[AgentSettings]):
+class Agent(lifecycle.Service[AgentSettings]):
     """The daemon."""
 
     reloadable = frozenset(KEY_SETTINGS)
@@ -48,7 +48,7 @@ class Agent(program.Service[AgentSettings]):
         self._settings = settings
         self._lock = threading.Lock()
         self._inventory = Inventory()
-        self._outbox = events.Outbox(settings.vim_retry_first, settings.vim_retry_max)
+        self._outbox = vim_queue.Outbox(settings.vim_retry_first, settings.vim_retry_max)
         self._told = Told(settings.run_dir, NAME)
         self._seen = SeenByPeer()  # by host
         self._vim = VimLink(
@@ -211,12 +211,12 @@ class Agent(program.Service[AgentSettings]):
         servers = self._servers
         return host is not None and servers is not None and servers.enables_anew(host.ip, failure.uuid)
 
-    def _vim_replied(self, item: events.Item, reply: Any) -> None:
+    def _vim_replied(self, item: vim_queue.Item, reply: Any) -> None:
         if item.what == "state":
-            state = vim.parse_host_state(reply)
+            state = vim_http.parse_host_state(reply)
             self._apply(lambda inventory: inventory.vim_host_state(item.uuid, state, item.serial))
         else:
-            listed = vim.parse_instances(reply)
+            listed = vim_http.parse_instances(reply)
             now = time.monotonic()
             self._apply(lambda inventory: inventory.vim_instances(item.uuid, listed, item.serial, now))
 
@@ -323,7 +323,7 @@ def _tell(inventory: Inventory, heard: Heard, origin: Optional[Origin]) -> bool:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command `guestAgent`."""
-    return program.run(NAME, AgentSettings, settings_module.FILES, Agent, arguments)
+    return lifecycle.run(NAME, AgentSettings, settings_module.FILES, Agent, arguments)
 
 
 if __name__ == "__main__":

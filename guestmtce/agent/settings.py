@@ -7,10 +7,10 @@ import ipaddress
 from typing import List
 from urllib.parse import urlsplit
 
-from guestmtce.agent.users import look_up_users
+from guestmtce.agent.http.users import look_up_users
 from guestmtce.daemon.config import MAIN, Finding, setting
-from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+from guestmtce.peer.authentication import Keys, check_keys, read_keys
 from guestmtce.wire.datagram import HostRecord
 
 NAME = "guestAgent"

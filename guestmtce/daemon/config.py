@@ -19,7 +19,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
 from guestmtce import __version__
-from guestmtce.daemon import inifile
+from guestmtce.daemon import ini_file
 from guestmtce.daemon.log import printable
 
 MAIN = "main"  # the daemon's own file, among those a setting may stand in
@@ -233,7 +233,7 @@ def _read(
     missing, notes = [], []
     for name, path in files.items():
         try:
-            read = inifile.read_own if name == MAIN else inifile.read_others
+            read = ini_file.read_own if name == MAIN else ini_file.read_others
             parsers[name], more = read(path)
             notes += ["%s: %s" % (path, each) for each in more]
         except FileNotFoundError:
@@ -246,7 +246,7 @@ def _read(
                 raise ConfigError("%s: %s" % (path, why)) from None
             notes.append("%s: %s: defaults" % (path, why))
         if name not in parsers:
-            parsers[name] = inifile.parser()
+            parsers[name] = ini_file.parser()
             missing.append(name)
     return parsers, missing, notes
 

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Dict, List, Tuple
 
-from guestmtce.daemon import logwriter
+from guestmtce.daemon import log_writer
 
 SYSLOG_SOCKET = "/dev/log"
 TEXT_MAX = 200  # characters of foreign text in a line
@@ -58,22 +58,22 @@ def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int)
     Nobody who logs waits for any of them (see `logwriter`). Raises OSError.
     """
     form = "%(asctime)s " + name + " %(levelname)s %(message)s"
-    if foreground and logwriter.is_journal(sys.stderr.fileno()):
-        handler = logwriter.Handler(logwriter.to_journal)
+    if foreground and log_writer.is_journal(sys.stderr.fileno()):
+        handler = log_writer.Handler(log_writer.to_journal)
         form = "%(levelname)s %(message)s"
     elif foreground:
-        handler = logwriter.Handler(logwriter.to_stderr)
+        handler = log_writer.Handler(log_writer.to_stderr)
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
-        handler = logwriter.Handler(logwriter.to_syslog(SYSLOG_SOCKET, name))
+        handler = log_writer.Handler(log_writer.to_syslog(SYSLOG_SOCKET, name))
         form = "%(levelname)s %(message)s"
     else:
         path = os.path.join(log_dir, name + ".log")
-        handler = logwriter.Handler(lambda: logwriter.to_file(path))
+        handler = log_writer.Handler(lambda: log_writer.to_file(path))
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
-        if isinstance(old, logwriter.Handler):
+        if isinstance(old, log_writer.Handler):
             old.close()
     root.addHandler(handler)
     root.setLevel(level)
@@ -96,5 +96,5 @@ def flush(seconds: float) -> None:
         handler.flush(seconds)
 
 
-def _handlers() -> List[logwriter.Handler]:
-    return [each for each in logging.getLogger().handlers if isinstance(each, logwriter.Handler)]
+def _handlers() -> List[log_writer.Handler]:
+    return [each for each in logging.getLogger().handlers if isinstance(each, log_writer.Handler)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from guestmtce.daemon import udp
+from guestmtce.daemon import udp_port
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
 
@@ -29,7 +29,7 @@ def answer(name: str, pulse: bytes) -> bytes:
     return ("%s %8x %s" % (name, ~MAGIC & 0xFFFFFFFF, sequence)).encode("ascii")
 
 
-def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp.Port:
+def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp_port.Port:
     """Answer pmon's pulses on UDP `port` of this host, to its `reply_port`. Raises OSError."""
     throttle = Throttle(log)
 
@@ -41,5 +41,5 @@ def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp.Port:
         else:
             pulses.send(reply, ADDRESS, reply_port)
 
-    pulses = udp.Port(loop, ADDRESS, port, take)
+    pulses = udp_port.Port(loop, ADDRESS, port, take)
     return pulses

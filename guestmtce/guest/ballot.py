@@ -6,7 +6,7 @@ what they had to do, whatever one of them says. Who has not answered when the ti
 
 from typing import Dict, Iterable, Optional, Set, Tuple
 
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 ACCEPT, REJECT, COMPLETE, TIMEOUT, ERROR = "accept", "reject", "complete", "timeout", "error"
 SCRIPT = "script"  # the event script as a voter; a local process votes as its name with a prefix
@@ -19,7 +19,7 @@ class Ballot:
     """The voters of one question and what they said."""
 
     def __init__(self, notification_type: str, voters: Iterable[str]) -> None:
-        self._vote = notification_type == channel.VOTE
+        self._vote = notification_type == guest_channel.VOTE
         self._missing: Set[str] = set(voters)
         self._said: Dict[str, Outcome] = {}
 

@@ -37,8 +37,15 @@ from guestmtce.guest.ballot import ERROR, Ballot
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import channel
-from guestmtce.wire.channel import ActionNotify, ActionResponse, Challenge, ChallengeResponse, Exit, InitAck
+from guestmtce.wire import guest_channel
+from guestmtce.wire.guest_channel import (
+    ActionNotify,
+    ActionResponse,
+    Challenge,
+    ChallengeResponse,
+    Exit,
+    InitAck,
+)
 
 ALONE = "alone"
 ENABLING = "enabling"
@@ -122,7 +129,7 @@ class Client:
         self._name = name
         self._number = number
         self._voters = voters
-        self._lines = channel.LineBuffer()
+        self._lines = guest_channel.LineBuffer()
         self._patience = max(2 * config.interval_ms / 1000, settings.patience)
         self._invocations: Tuple[int, ...] = ()
         self._sequence = 0
@@ -138,7 +145,7 @@ class Client:
 
     def opened(self, now: float) -> Output:
         """A host is at the port."""
-        self._lines = channel.LineBuffer()
+        self._lines = guest_channel.LineBuffer()
         self._input(OPENED, None, now)
         return self._output()
 
@@ -153,7 +160,7 @@ class Client:
         for line in self._lines.feed(data):
             self._take(line, now)
         if self._lines.overflows != overflows:
-            self._note("overflow", "a line longer than %d bytes was dropped" % channel.LINE_MAX)
+            self._note("overflow", "a line longer than %d bytes was dropped" % guest_channel.LINE_MAX)
         return self._output()
 
     def tick(self, now: float) -> Output:
@@ -212,8 +219,8 @@ class Client:
 
     def _take(self, line: bytes, now: float) -> None:
         try:
-            message = channel.parse(line, channel.FROM_HOST)
-        except (channel.NotAMessage, channel.Refused) as error:
+            message = guest_channel.parse(line, guest_channel.FROM_HOST)
+        except (guest_channel.NotAMessage, guest_channel.Refused) as error:
             self._note("garbage", "a line from the host was dropped: %s" % error)
             return
         if isinstance(message, Challenge):
@@ -222,7 +229,7 @@ class Client:
             self._take_ack(message, now)
         elif isinstance(message, ActionNotify):
             self._take_question(message, now)
-        elif isinstance(message, channel.Nack):
+        elif isinstance(message, guest_channel.Nack):
             self._note("nack", "the host refused a message: " + message.log_msg)
 
     def _take_ack(self, message: InitAck, now: float) -> None:
@@ -231,7 +238,7 @@ class Client:
         else:
             self._note("ack", "an init_ack of another init was ignored")
 
-    def _input(self, what: str, message: Optional[channel.Message], now: float) -> None:
+    def _input(self, what: str, message: Optional[guest_channel.Message], now: float) -> None:
         self.state, action = TRANSITIONS[self.state, what]
         if action is not None:
             action(self, message, now)
@@ -257,9 +264,9 @@ class Client:
         self._due = now + self._patience
         self.answers += 1
         if self._illness is None:
-            said = (channel.HEALTHY, self._config.corrective_action, "")
+            said = (guest_channel.HEALTHY, self._config.corrective_action, "")
         else:
-            said = (channel.UNHEALTHY, self._remedy(self._illness, now), self._illness.reason)
+            said = (guest_channel.UNHEALTHY, self._remedy(self._illness, now), self._illness.reason)
         self._send(ChallengeResponse(message.heartbeat_challenge, *said))
 
     def _remedy(self, illness: Illness, now: float) -> str:
@@ -300,7 +307,7 @@ class Client:
         self._questions += 1
         ballot = Ballot(message.notification_type, self._voters())
         self._question = Question(self._questions, message, now + seconds, ballot)
-        if channel.UNKNOWN in message[1:3]:
+        if guest_channel.UNKNOWN in message[1:3]:
             self._settle(ERROR, "unknown event_type or notification_type")
         else:
             self._put(message, seconds)
@@ -338,9 +345,9 @@ class Client:
 
     # --- words -------------------------------------------------------------------------------------
 
-    def _send(self, message: channel.Message) -> None:
-        self._sequence = (self._sequence + 1) & channel.INT32_MAX
-        self._messages.append(channel.build(message, self._sequence))
+    def _send(self, message: guest_channel.Message) -> None:
+        self._sequence = (self._sequence + 1) & guest_channel.INT32_MAX
+        self._messages.append(guest_channel.build(message, self._sequence))
 
     def _note(self, about: str, text: str) -> None:
         self._reports.append(Note(about, text))

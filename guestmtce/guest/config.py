@@ -13,14 +13,14 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 from guestmtce.guest.log import escape
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 CONFIG_FILE = "/etc/guest-client/heartbeat/guest_heartbeat.conf"
 ACTIONS = ("log", "reboot", "stop")
 # One second is added to what is configured before the host is told, as the deployed client does; it is
 # the margin that the guest keeps for its answer. The sum travels as ms in a signed 32-bit int.
 EXTRA_SECS = 1
-SECS_MAX = channel.SECS_MAX - EXTRA_SECS
+SECS_MAX = guest_channel.SECS_MAX - EXTRA_SECS
 # Python takes more than people mean: 1_000, digits of other scripts, nan.
 _NUMBER = re.compile(r"[0-9]{1,15}([.][0-9]{1,9})?\Z")
 # Keys of the deployed client that mean nothing to this one.
@@ -49,9 +49,9 @@ class Config(NamedTuple):
     event_notification_script: str = ""
     run_on_host: bool = False
 
-    def init(self, invocation_id: int, name: str) -> channel.Init:
+    def init(self, invocation_id: int, name: str) -> guest_channel.Init:
         """How the guest introduces itself."""
-        return channel.Init(
+        return guest_channel.Init(
             invocation_id,
             name,
             self.interval_ms,
@@ -107,7 +107,7 @@ def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
     """Key → field and how its text is taken."""
     secs = _between(int, 1, SECS_MAX)
     return {
-        "HB_INTERVAL": ("interval_ms", _between(int, 1, channel.INT32_MAX)),
+        "HB_INTERVAL": ("interval_ms", _between(int, 1, guest_channel.INT32_MAX)),
         "CORRECTIVE_ACTION": ("corrective_action", _action),
         "VOTE": ("vote", secs),
         "SHUTDOWN_NOTICE": ("shutdown_notice", secs),

@@ -8,11 +8,11 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.guest import ask, client, config, daemon, endurance, errand, host, options
-from guestmtce.guest.apps import Apps
+from guestmtce.guest import ask, background, client, config, endurance, errand, host, options
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.config_file import ConfigFile
 from guestmtce.guest.health import Illness, worst
+from guestmtce.guest.local_socket import Apps
 from guestmtce.guest.log import Log, keep_time_zone, open_log
 from guestmtce.guest.loop import Loop, reset_signals
 from guestmtce.guest.options import Options
@@ -20,7 +20,7 @@ from guestmtce.guest.port import Port
 from guestmtce.guest.runner import Runner
 from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.guest.settings import Settings, overridden
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
@@ -34,7 +34,7 @@ NO_SUBREAPER = (
 
 def random_id() -> int:
     """An invocation id: at random, so that it tells one start of a guest from another."""
-    return int.from_bytes(os.urandom(4), "big") & channel.INT32_MAX
+    return int.from_bytes(os.urandom(4), "big") & guest_channel.INT32_MAX
 
 
 class Program:
@@ -238,7 +238,7 @@ def _start(given: Options) -> int:
         _run(given, settings, log)
         return 0
     pid_file = _claim(given, log)
-    daemon.go_background(pid_file)
+    background.go_background(pid_file)
     try:
         _run(given, settings, log)
     finally:
@@ -247,10 +247,10 @@ def _start(given: Options) -> int:
     return 0
 
 
-def _claim(given: Options, log: Log) -> Optional[daemon.PidFile]:
+def _claim(given: Options, log: Log) -> Optional[background.PidFile]:
     """The pid file. Raises OSError, AlreadyRunning; but no guest is lost for it: a service does without."""
     try:
-        return daemon.PidFile(given.pid_file)
+        return background.PidFile(given.pid_file)
     except OSError as error:
         if not given.service:
             raise
@@ -307,7 +307,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             print(options.HELP if given.help else "guestClient %s\n" % __version__, end="")
             return 0
         return _start(given)
-    except daemon.AlreadyRunning as error:
+    except background.AlreadyRunning as error:
         print("guestClient: %s" % error, file=sys.stderr)
         return 0
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from guestmtce.guest.health import Illness
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import NEVER
 from guestmtce.guest.runner import Ended, Runner
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 LOOK_PERIOD = 0.25  # s; while the health script runs we look so often whether we stood still
 STALL = 0.1  # s; a look that is later than that was missed by us
@@ -113,7 +113,7 @@ class EventScript:
     def put(self, number: int, notification_type: str, event_type: str) -> None:
         """Ask the script. It may run until the question is withdrawn."""
         self._number = number
-        self._is_notice = notification_type == channel.NOTICE
+        self._is_notice = notification_type == guest_channel.NOTICE
         try:
             arguments = [self._path, notification_type, event_type]
             self._runner.start(arguments, self._ended, outlives_us=self._is_notice)

@@ -21,10 +21,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import psutil
 
 from guestmtce.lab import pace
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.mtcagent import MtcAgent
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.mtc_agent import MtcAgent
 from guestmtce.lab.vim import Client, Vim
-from guestmtce.server import confine
+from guestmtce.server.child import confine
 from guestmtce.wire.datagram import HostRecord
 
 AGENT_ADDRESS = "127.0.0.1"
@@ -133,7 +133,7 @@ class GuestsProcess(Process):
 
     def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:
         self.folder = folder
-        arguments = ["-m", "guestmtce.cli", "lab", "guests", "--dir", folder, "--count", str(count)]
+        arguments = ["-m", "guestmtce.cli.main", "lab", "guests", "--dir", folder, "--count", str(count)]
         arguments += ["--first", str(first), *options]
         super().__init__(arguments, output, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._answer()

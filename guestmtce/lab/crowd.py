@@ -18,8 +18,8 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.guestoptions import Options, Record
-from guestmtce.lab.guests import Guest
+from guestmtce.lab.guest import Guest
+from guestmtce.lab.guest_options import Options, Record
 
 COMMANDS = (
     "healthy", "mute", "hang", "ill", "vote", "votes_each", "restart", "reset", "introduce", "leave", "bye",

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from guestmtce.wire import vim
+from guestmtce.wire import vim_http
 
 Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
 
@@ -133,15 +133,15 @@ class Vim:
                 return None
             return {"uuid": body.get("uuid"), "services": []} if body.get("event-type") == "alarm" else None
         host = path.rpartition("=")[2] if "host_uuid=" in path else path.rpartition("/")[2]
-        if path.startswith(vim.EVENT_PATH + "instances/?"):
+        if path.startswith(vim_http.EVENT_PATH + "instances/?"):
             if host not in self.instances:
                 return None
             return {"instances": [_listed(*entry) for entry in self.instances[host]]}
-        if path.startswith(vim.EVENT_PATH + "instances"):
+        if path.startswith(vim_http.EVENT_PATH + "instances"):
             return self._answer_instance(host)
         if host not in self.hosts or "hostname" not in body:  # it takes the name from the body
             return None
-        return vim.host_reply(host, body["hostname"], self.hosts[host])
+        return vim_http.host_reply(host, body["hostname"], self.hosts[host])
 
     def _answer_instance(self, uuid: str) -> Optional[Dict[str, Any]]:
         if self.known is not None and uuid not in self.known:
@@ -258,7 +258,7 @@ class Client:
         if data is None and body is not None:
             data = json.dumps(body).encode()
         sent = {
-            "User-Agent": vim.VIM_USER_AGENT,
+            "User-Agent": vim_http.VIM_USER_AGENT,
             "Content-Type": "application/json",
             "Accept": "application/json",
             "X-Auth-Token": "lab",

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Dict, NamedTuple, Optional, Tuple
 
-from guestmtce.daemon.reliable import SEEN_MAX, Seen
-from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Tag
+from guestmtce.peer.retransmit import SEEN_MAX, Seen
+from guestmtce.wire import datagram, datagram_ext
+from guestmtce.wire.datagram_ext import Tag
 
 PREDECESSORS_MAX = 64  # processes remembered that were replaced by another
 
@@ -118,7 +118,7 @@ class CommandOrder:
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
         sender, number = self._latest.get(subject, (0, 0))
-        if sender == tag.sender and not extension.newer(tag.number, number):
+        if sender == tag.sender and not datagram_ext.newer(tag.number, number):
             return False
         self._latest.pop(subject, None)
         if len(self._latest) >= SEEN_MAX:

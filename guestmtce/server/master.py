@@ -16,20 +16,23 @@ import socket
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from guestmtce.daemon import program
+from guestmtce.daemon import lifecycle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.daemon.peers import KEY_SETTINGS
-from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, census, confine, guest, seccomp, trial, uids
+from guestmtce.peer.authentication import KEY_SETTINGS
+from guestmtce.peer.retransmit import Numbers
+from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
-from guestmtce.server.agentlink import AgentLink
-from guestmtce.server.channels import Channels, Identity
-from guestmtce.server.children import Children, Handlers
-from guestmtce.server.guests import Guests
-from guestmtce.server.liveness import Liveness
-from guestmtce.server.reports import Report
+from guestmtce.server.agent_link import AgentLink
+from guestmtce.server.child import confine
+from guestmtce.server.child.session_types import Report
+from guestmtce.server.discovery import Channels, Identity
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
-from guestmtce.server.store import Store
+from guestmtce.server.state import guest
+from guestmtce.server.state.guest_table import Guests
+from guestmtce.server.state_store import Store
+from guestmtce.server.supervise import confinement_trial, resource_usage, seccomp, uid_pool
+from guestmtce.server.supervise.children import Children, Handlers
+from guestmtce.server.supervise.stuck_children import Liveness
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ STATES = (OK, guest.LOST, guest.ILL, RESTING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
-class Master(program.Service[ServerSettings]):
+class Master(lifecycle.Service[ServerSettings]):
     """The daemon. `open` waits, without blocking, until the host is ready, and then starts everything."""
 
     reloadable = frozenset(KEY_SETTINGS)
@@ -56,8 +59,8 @@ class Master(program.Service[ServerSettings]):
         self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
         means = _means(settings)
-        auto = settings.child_uids == uids.AUTO
-        own_uids = None if auto and means.identity is None else uids.choose(settings.child_uids)
+        auto = settings.child_uids == uid_pool.AUTO
+        own_uids = None if auto and means.identity is None else uid_pool.choose(settings.child_uids)
         self._children = Children(
             loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
         )
@@ -129,7 +132,9 @@ class Master(program.Service[ServerSettings]):
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
         self._guests.outbox.number = Numbers(self._store.reserve).take
-        handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of, self._store.save_agent)
+        handlers = agent_link.Handlers(
+            self._command, self._told, self._guests.info_of, self._store.save_agent
+        )
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers,
             followed_before=self._store.agent(),
@@ -328,7 +333,7 @@ class Master(program.Service[ServerSettings]):
         return [
             *lines,
             "counts " + " ".join(sums),
-            census.line(list(children.pids().values())),
+            resource_usage.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
@@ -412,13 +417,13 @@ def _means(settings: ServerSettings) -> confine.Means:
     """What children are confined with. Raises OSError where root lacks what it takes."""
     identity = _identity(settings.child_user)
     if identity is not None:
-        trial.require_capabilities()
+        confinement_trial.require_capabilities()
     return confine.Means(identity, seccomp.choose_filter(settings.no_seccomp, required=identity is not None))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command `guestServer`."""
-    return program.run(NAME, ServerSettings, settings_module.FILES, Master, arguments)
+    return lifecycle.run(NAME, ServerSettings, settings_module.FILES, Master, arguments)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import pwd
 from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, Finding, setting
-from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
-from guestmtce.server import reports, seccomp, uids
+from guestmtce.peer.authentication import Keys, check_keys, read_keys
+from guestmtce.server.child import session_types
+from guestmtce.server.supervise import seccomp, uid_pool
 
 NAME = "guestServer"
 FILES = {MAIN: "/etc/mtc/guestServer.ini"}
@@ -111,8 +112,8 @@ class ServerSettings(DaemonSettings):
         findings = check_keys(self.key_file, self.old_key_file)
         is_root = os.geteuid() == 0
         try:
-            if self.child_uids != uids.AUTO:
-                uids.choose(self.child_uids)
+            if self.child_uids != uid_pool.AUTO:
+                uid_pool.choose(self.child_uids)
         except OSError as error:
             why = str(error).partition(": ")[2]  # what it is about is said before
             findings.append(Finding("child_uids", why + ": name uids that nobody has, or auto, or none"))
@@ -136,9 +137,9 @@ class ServerSettings(DaemonSettings):
         """The controllers' own names; a site may have only one of them."""
         return ["controller-0", "controller-1"] if self.controller == "controller" else []
 
-    def session(self) -> reports.Settings:
+    def session(self) -> session_types.Settings:
         """The part that a child's session needs."""
-        return reports.Settings(
+        return session_types.Settings(
             interval_floor_ms=self.pulse_period_ms,
             failure_threshold=self.failure_threshold,
             guest_patience=self.guest_patience,

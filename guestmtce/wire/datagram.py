@@ -12,7 +12,7 @@ import re
 import struct
 from typing import Any, Dict, NamedTuple, Tuple, Union
 
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 # hdr, ver, rev, res, cmd, num, parm[5]; the JSON follows.
 HEADER = struct.Struct("<64sHHIII5I")
@@ -193,8 +193,10 @@ def unpack(data: bytes) -> Datagram:
     if text.strip():
         try:
             # An old server does not escape a guest's reason: it must not answer for another guest.
-            body = channel.load_object(text.decode("utf-8", "replace"), "reason", channel.FIRST_WINS)
-        except channel.NotAMessage:
+            body = guest_channel.load_object(
+                text.decode("utf-8", "replace"), "reason", guest_channel.FIRST_WINS
+            )
+        except guest_channel.NotAMessage:
             raise BadDatagram("%s without a JSON object" % NAMES.get(cmd, hex(cmd))) from None
     signature = hdr[:SIGNATURE_SIZE].rstrip(b"\0")
     return Datagram(signature, ver, rev, res, cmd, num, tuple(parm), body)
@@ -207,7 +209,7 @@ def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
     value = body.get(field)
     if not isinstance(value, str):
         raise BadDatagram("no string %r" % field)
-    return channel.clean(value, limit)
+    return guest_channel.clean(value, limit)
 
 
 def _name(body: Dict[str, Any], field: str = "hostname") -> str:
@@ -236,12 +238,12 @@ def _secs(body: Dict[str, Any], field: str) -> int:
     value = _string(body, field)
     if not re.fullmatch("[0-9]{1,10}", value):
         raise BadDatagram("%r is no whole number of seconds but %r" % (field, value))
-    return min(int(value), channel.SECS_MAX)
+    return min(int(value), guest_channel.SECS_MAX)
 
 
 def _word_of(body: Dict[str, Any], field: str, words: Tuple[str, ...]) -> str:
     value = _string(body, field)
-    return value if value in words else channel.UNKNOWN
+    return value if value in words else guest_channel.UNKNOWN
 
 
 def state_word(enabled: bool) -> str:
@@ -265,8 +267,8 @@ def parse_command(datagram: Datagram) -> Command:
     if cmd == QRY_INST:
         return Query()
     if cmd in (VOTE_INST, NOTIFY_INST):
-        kind = channel.VOTE if cmd == VOTE_INST else channel.NOTICE
-        return Ask(_uuid(body), kind, _string(body, "event", channel.WORD_MAX))
+        kind = guest_channel.VOTE if cmd == VOTE_INST else guest_channel.NOTICE
+        return Ask(_uuid(body), kind, _string(body, "event", guest_channel.WORD_MAX))
     if cmd == MOD_HOST:
         return SetHost(_name(body, "uuid"), _enabled(body, "heartbeat"))
     if cmd == LOOPBACK:
@@ -304,10 +306,10 @@ def parse_event(datagram: Datagram) -> Event:
         return VoteResult(
             _name(body),
             _uuid(body),
-            _word_of(body, "notification_type", channel.NOTIFICATION_TYPES),
-            _string(body, "event-type", channel.WORD_MAX),
-            _word_of(body, "vote", channel.VOTE_RESULTS),
-            _string(body, "reason", channel.LOG_MSG_MAX) if "reason" in body else "",
+            _word_of(body, "notification_type", guest_channel.NOTIFICATION_TYPES),
+            _string(body, "event-type", guest_channel.WORD_MAX),
+            _word_of(body, "vote", guest_channel.VOTE_RESULTS),
+            _string(body, "reason", guest_channel.LOG_MSG_MAX) if "reason" in body else "",
         )
     raise BadDatagram("unknown event %#x" % cmd)
 
@@ -318,7 +320,7 @@ def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
         _uuid(body),
         _enabled(body, "reporting"),
         _enabled(body, "heartbeating"),
-        _word_of(body, "repair-action", channel.CORRECTIVE_ACTIONS),
+        _word_of(body, "repair-action", guest_channel.CORRECTIVE_ACTIONS),
         _secs(body, "restart-to"),
         _secs(body, "shutdown-to"),
         _secs(body, "suspend-to"),

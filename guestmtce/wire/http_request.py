@@ -13,8 +13,8 @@ import re
 from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple
 from urllib.parse import unquote_to_bytes
 
-from guestmtce.wire import vim
-from guestmtce.wire.vim import Failure
+from guestmtce.wire import vim_http
+from guestmtce.wire.vim_http import Failure
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers; a token of keystone may have many KiB
 LINE_MAX = 256  # bytes of a line between chunks
@@ -79,7 +79,7 @@ class RequestReader:
         if end < 0:
             self._scanned = len(self._buffer)
             if len(self._buffer) >= HEAD_MAX:
-                raise Failure(431, vim.NO_BUFFER, "headers of more than %d bytes" % HEAD_MAX)
+                raise Failure(431, vim_http.NO_BUFFER, "headers of more than %d bytes" % HEAD_MAX)
             return False
         line, *fields = bytes(self._buffer[:end]).split(b"\r\n")
         del self._buffer[: end + 4]
@@ -95,7 +95,7 @@ class RequestReader:
         end = self._buffer.find(b"\n", 0, HEAD_MAX)
         if end >= 0:
             if self._buffer[end - 1 : end] != b"\r":
-                raise Failure(400, vim.PARSE_ERROR, "a line that does not end with CR LF")
+                raise Failure(400, vim_http.PARSE_ERROR, "a line that does not end with CR LF")
             _parse_request_line(bytes(self._buffer[: end - 1]))
             self._line_is_valid = True
 
@@ -122,13 +122,13 @@ class RequestReader:
                 return None
             self._chunks += 1
             if self._chunks > CHUNKS_MAX:
-                raise Failure(413, vim.NO_BUFFER, "a body of more than %d chunks" % CHUNKS_MAX)
+                raise Failure(413, vim_http.NO_BUFFER, "a body of more than %d chunks" % CHUNKS_MAX)
 
     def _next_line(self) -> Optional[bytes]:
         """The line at the buffer's begin, without its end, or None while it is not whole."""
         end = self._buffer.find(b"\r\n", 0, LINE_MAX)
         if end < 0 and len(self._buffer) >= LINE_MAX:
-            raise Failure(400, vim.PARSE_ERROR, "a line of more than %d bytes between chunks" % LINE_MAX)
+            raise Failure(400, vim_http.PARSE_ERROR, "a line of more than %d bytes between chunks" % LINE_MAX)
         return bytes(self._buffer[:end]) if end >= 0 else None
 
     def _read_chunk(self, begin: int, size: int) -> bool:
@@ -143,7 +143,7 @@ class RequestReader:
         if len(self._buffer) < end + 2:
             return False
         if self._buffer[end : end + 2] != b"\r\n":
-            raise Failure(400, vim.PARSE_ERROR, "a chunk that is longer than it says")
+            raise Failure(400, vim_http.PARSE_ERROR, "a chunk that is longer than it says")
         self._chunked_body += self._buffer[begin:end]
         del self._buffer[: end + 2]
         return True
@@ -153,10 +153,10 @@ def _parse_request_line(line: bytes) -> Tuple[str, str, str, str]:
     """Method, path, query and version. Raises Failure 400 or 505."""
     match = REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise Failure(400, vim.PARSE_ERROR, "no request line of HTTP/1: %r" % line[:40])
+        raise Failure(400, vim_http.PARSE_ERROR, "no request line of HTTP/1: %r" % line[:40])
     method, target, major, minor = match.groups()
     if major != b"1":
-        raise Failure(505, vim.PARSE_ERROR, "HTTP/%s" % major.decode("ascii"))
+        raise Failure(505, vim_http.PARSE_ERROR, "HTTP/%s" % major.decode("ascii"))
     scheme, is_absolute, rest = target.partition(b"://")
     if is_absolute and not target.startswith(b"/"):  # as to a proxy; a server must understand it too
         target = b"/" + rest.partition(b"/")[2]
@@ -171,10 +171,10 @@ def _parse_fields(lines: Iterable[bytes]) -> Dict[str, str]:
     for line in lines:
         raw_name, colon, raw_value = line.partition(b":")
         if not colon or not TOKEN.fullmatch(raw_name) or CONTROL.search(raw_value):
-            raise Failure(400, vim.PARSE_ERROR, "a header that is none: %r" % line[:40])
+            raise Failure(400, vim_http.PARSE_ERROR, "a header that is none: %r" % line[:40])
         name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
         if name in headers and name in ONLY_ONCE:
-            raise Failure(400, vim.PARSE_ERROR, "%s is there twice" % name)
+            raise Failure(400, vim_http.PARSE_ERROR, "%s is there twice" % name)
         headers[name] = "%s, %s" % (headers[name], value) if name in headers else value
     return headers
 
@@ -184,14 +184,14 @@ def _body_length(version: str, headers: Dict[str, str], body_max: int) -> Option
     length, encoding = headers.get("content-length"), headers.get("transfer-encoding")
     if encoding is not None:
         if length is not None or version == "HTTP/1.0":
-            raise Failure(400, vim.PARSE_ERROR, "Transfer-Encoding beside Content-Length or in HTTP/1.0")
+            raise Failure(400, vim_http.PARSE_ERROR, "Transfer-Encoding beside Content-Length or in HTTP/1.0")
         if encoding.lower() != "chunked":
-            raise Failure(501, vim.PARSE_ERROR, "Transfer-Encoding: %s" % encoding)
+            raise Failure(501, vim_http.PARSE_ERROR, "Transfer-Encoding: %s" % encoding)
         return None
     if length is None:
         return 0
     if not (length.isascii() and length.isdigit()):
-        raise Failure(400, vim.PARSE_ERROR, "Content-Length: %s" % length)
+        raise Failure(400, vim_http.PARSE_ERROR, "Content-Length: %s" % length)
     if len(length) > DIGITS_MAX or int(length) > body_max:
         raise _too_large(body_max)
     return int(length)
@@ -200,12 +200,12 @@ def _body_length(version: str, headers: Dict[str, str], body_max: int) -> Option
 def _chunk_size(line: bytes) -> int:
     match = CHUNK_SIZE.fullmatch(line)
     if match is None:
-        raise Failure(400, vim.PARSE_ERROR, "no size of a chunk: %r" % line[:40])
+        raise Failure(400, vim_http.PARSE_ERROR, "no size of a chunk: %r" % line[:40])
     return int(match.group(1), 16)
 
 
 def _too_large(body_max: int) -> Failure:
-    return Failure(413, vim.NO_BUFFER, "a body of more than %d bytes" % body_max)
+    return Failure(413, vim_http.NO_BUFFER, "a body of more than %d bytes" % body_max)
 
 
 # --- responses -------------------------------------------------------------------------------------

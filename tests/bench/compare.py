@@ -23,9 +23,10 @@ from typing import Any, Dict, List, Optional
 
 import psutil
 
-from guestmtce.lab import benchparts, measure
-from guestmtce.lab.bench import make_plan, tidy
-from guestmtce.lab.benchparts import Figures, Plan, Stage
+from guestmtce.bench import parts
+from guestmtce.bench.bench import make_plan, tidy
+from guestmtce.bench.parts import Figures, Plan, Stage
+from guestmtce.lab import measure
 from guestmtce.lab.cluster import GuestsProcess, wait_for
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pingpong.c")
@@ -62,7 +63,7 @@ def serve(plan: Plan, crowd: GuestsProcess, command: List[str]) -> Figures:
         assert running.stdout is not None
         try:
             wait_for(lambda: crowd.say("stats")["beating"] == plan.guests, "all heartbeat", 60)
-            time.sleep(benchparts.SETTLE + plan.interval)
+            time.sleep(parts.SETTLE + plan.interval)
             figures = measured(plan, crowd, [one.pid for one in psutil.Process(running.pid).children()])
         finally:
             running.send_signal(signal.SIGTERM)
@@ -80,14 +81,14 @@ def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
     return {
         "heartbeats": beats["answers"],
         "lateness_ms": late.spread_ms(),
-        "cpu_us": benchparts.per_beat(beats["answers"], child=spent)["child"],
+        "cpu_us": parts.per_beat(beats["answers"], child=spent)["child"],
         "uss_kb": mean_uss(children),
     }
 
 
 def mean_uss(children: List[int]) -> Optional[float]:
     """The mean USS of those that can be read."""
-    found = measure.memories(children[: benchparts.MEMORY_SAMPLE])
+    found = measure.memories(children[: parts.MEMORY_SAMPLE])
     return sum(one.uss for one in found) / len(found) if found else None
 
 
@@ -96,8 +97,8 @@ def guest_server(plan: Plan) -> Figures:
     stage = Stage(plan)
     try:
         stage.start()
-        benchparts.start_up(stage)
-        beats, memory = benchparts.heartbeats(stage), benchparts.occupied(stage)
+        parts.start_up(stage)
+        beats, memory = parts.heartbeats(stage), parts.occupied(stage)
     finally:
         stage.stop()
     return {

@@ -35,9 +35,9 @@ from vim_work import SECS, VimWork
 from world import World
 
 from guestmtce.agent.settings import AgentSettings
-from guestmtce.daemon import reliable
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, TimedOut, wait_for
-from guestmtce.lab.proxy import Proxy
+from guestmtce.lab.lossy_udp import Proxy
+from guestmtce.peer import retransmit
 from guestmtce.server.settings import ServerSettings
 
 GUESTS, HOSTS = 10, 2
@@ -66,8 +66,8 @@ class SlowedCluster(Cluster):
     """Its daemons can be slowed."""
 
     server_module = agent_module = "slowed"
-    server_before = slowed.before(Cluster.server_module, SCALE * reliable.REPEAT_FIRST)
-    agent_before = slowed.before(Cluster.agent_module, SCALE * reliable.REPEAT_FIRST)
+    server_before = slowed.before(Cluster.server_module, SCALE * retransmit.REPEAT_FIRST)
+    agent_before = slowed.before(Cluster.agent_module, SCALE * retransmit.REPEAT_FIRST)
 
 
 # --- the check -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
-from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.guest import uuid_of
 
 pytestmark = pytest.mark.ci  # whole daemons, and many of them
 

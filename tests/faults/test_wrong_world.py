@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import apart
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, Daemon, host_uuid, wait_for
-from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.guest import uuid_of
 
 INTERVAL = 0.2  # s
 SERVER = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]

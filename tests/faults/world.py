@@ -18,7 +18,7 @@ from old_agent import OldAgent
 from truth import Truth, lasts
 
 from guestmtce.lab.cluster import Cluster, Host
-from guestmtce.lab.proxy import Proxy
+from guestmtce.lab.lossy_udp import Proxy
 
 Course = Generator[float, None, Any]
 

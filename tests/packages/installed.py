@@ -14,8 +14,8 @@ from typing import Any, Dict, Iterator, List, Sequence
 from tree import POLL, Tree
 
 from guestmtce.lab.cluster import GuestsProcess, host_uuid, wait_for
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.mtcagent import MtcAgent
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.mtc_agent import MtcAgent
 from guestmtce.lab.vim import Client, Vim
 from guestmtce.wire.datagram import HostRecord
 

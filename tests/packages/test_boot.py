@@ -13,8 +13,8 @@ from installed import CHANNELS, GUESTS, NEXT, OCF, WAIT, spread
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.port import Port
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.virtio_port import Port
 from guestmtce.server.settings import ServerSettings
 
 TERM_LIMIT = 2.0  # s

@@ -11,13 +11,15 @@ from guest import Guest
 from machine import Vm
 
 from guestmtce.lab.cluster import Cluster, Host, TimedOut, wait_for
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 AGENT = ["timers.audit_first=0.2", "timers.mtc_ask_period=0.3"]
 BOOT_WAIT = 90.0  # s, for several at once on a small machine
 BACK_WAIT = 30.0  # s
 POLL = 0.05  # s
-SHORTEST_BEAT = len(channel.build(channel.ChallengeResponse(0, channel.HEALTHY, "log", ""), 0))  # bytes
+SHORTEST_BEAT = len(
+    guest_channel.build(guest_channel.ChallengeResponse(0, guest_channel.HEALTHY, "log", ""), 0)
+)  # bytes
 
 
 class Channels:

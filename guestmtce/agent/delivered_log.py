@@ -1,0 +1,150 @@
+"""What became of events over a restart of guestAgent: a guestServer that was not confirmed tells them again.
+
+One file in the run folder. `SENDER NUMBER` is written when the VIM has an event, before the confirmation is
+sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER NUMBER
+sending VIM` is written before the body of an alarm goes out, and `SENDER NUMBER unsent` when the VIM
+has turned it down: the next guestAgent asks about an alarm that was under way, and does not repeat it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Dict, Optional, Tuple
+
+from guestmtce.agent.model import Origin
+from guestmtce.daemon import atomic_file
+from guestmtce.daemon.log import Throttle
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".told"
+KEPT = 4096  # events; no more than that wait for their confirmation at any moment
+LINE_MAX = 40  # bytes: three numbers of 32 bits, a word, three spaces, a newline
+SENDING, UNSENT = "sending", "unsent"
+
+Named = Tuple[int, int]  # sender and number
+
+
+class Told:
+    """The file, for any thread. Trouble with it is logged, never fatal."""
+
+    def __init__(self, run_dir: str, name: str) -> None:
+        self._path = os.path.join(run_dir, name + SUFFIX)
+        self._throttle = Throttle(log)
+        self._lock = threading.Lock()
+        self._lines = 0  # in the file
+        # A descriptor, open from the first note on: nothing may come between a note and what it notes.
+        self._file = -1
+        self._fates: Dict[Named, str] = {}  # the rest of the last line of an event
+        self._read()
+        self._before = {named: fate for named, fate in self._fates.items() if fate != UNSENT}
+
+    def __contains__(self, origin: Origin) -> bool:
+        """Whether a guestAgent before this one told the VIM of it."""
+        return self._before.get((origin.sender, origin.number)) == ""
+
+    def sent_to(self, origin: Optional[Origin]) -> Optional[int]:
+        """The VIM (`vimcall.listener`) to which an agent before this one was sending the alarm, if any."""
+        if origin is None:
+            return None
+        word, _, vim = self._before.get((origin.sender, origin.number), "").partition(" ")
+        return int(vim) if word == SENDING else None
+
+    def under_way(self, origin: Origin) -> int:
+        """The VIM to which the alarm is being sent now; 0: to none, or to one that cannot be told."""
+        word, _, vim = self._fates.get((origin.sender, origin.number), "").partition(" ")
+        return int(vim) if word == SENDING else 0
+
+    def sending_elsewhere(self, origin: Origin, vim: int) -> None:
+        """Another agent was sending it to this VIM."""
+        named = (origin.sender, origin.number)
+        if named not in self._before and len(self._before) < 3 * KEPT:
+            self.sending(origin, vim)
+            self._before[named] = "%s %d" % (SENDING, vim)
+
+    def add(self, origin: Origin) -> None:
+        """The VIM has it."""
+        self._note(origin, "")
+
+    def sending(self, origin: Origin, vim: int) -> None:
+        """It is about to be sent to this VIM."""
+        self._note(origin, "%s %d" % (SENDING, vim))
+
+    def unsent(self, origin: Origin) -> None:
+        """The VIM does not have it after all."""
+        if (origin.sender, origin.number) in self._fates:
+            self._note(origin, UNSENT)
+
+    def _note(self, origin: Origin, fate: str) -> None:
+        named = (origin.sender, origin.number)
+        with self._lock:
+            self._fates.pop(named, None)
+            self._fates[named] = fate  # the last one goes last
+            self._lines += 1
+            try:
+                if self._lines > 2 * KEPT or not self._append(_line(named, fate)):
+                    self._write_anew()
+            except OSError as error:
+                self._throttle.warning("told", "cannot write %s: %s", self._path, error)
+
+    def _write_anew(self) -> None:
+        kept = [(named, fate) for named, fate in self._fates.items() if fate != UNSENT][-KEPT:]
+        self._fates = dict(kept)
+        self._lines = len(kept)
+        self._close()
+        atomic_file.write_or_overwrite(self._path, "".join(_line(*one) for one in kept), 0o600)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+
+    def _append(self, line: str) -> bool:
+        """Whether the line is in the file; not if somebody has removed that, or the disk is full."""
+        if self._file < 0 or not os.fstat(self._file).st_nlink:
+            return False
+        try:
+            written = os.write(self._file, line.encode("ascii"))
+        except OSError:
+            written = 0
+        if written != len(line):
+            self._close()  # half a line may stand there
+        return written == len(line)
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _read(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, encoding="ascii", errors="replace") as file:
+                text = file.read(3 * KEPT * LINE_MAX)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("cannot read %s: %s", self._path, error)
+            return
+        for line in text.splitlines(keepends=True):
+            self._lines += 1
+            entry = _entry(line)
+            if entry is not None:
+                self._fates.pop(entry[0], None)
+                self._fates[entry[0]] = entry[1]
+
+
+def _line(named: Named, fate: str) -> str:
+    return " ".join(["%d %d" % named, *([fate] if fate else [])]) + "\n"
+
+
+def _entry(line: str) -> Optional[Tuple[Named, str]]:
+    """The event and the rest of a whole line. What is not understood is left out."""
+    try:
+        sender, number, *rest = line.split(" ")
+        named, fate = (int(sender), int(number)), " ".join(rest).rstrip("\n")
+        if not line.endswith("\n") or (rest and fate != UNSENT and rest[0] != SENDING):
+            return None
+        if rest and rest[0] == SENDING:
+            fate = "%s %d" % (SENDING, int(rest[1]))
+        return named, fate
+    except (ValueError, IndexError):
+        return None

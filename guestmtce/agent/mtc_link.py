@@ -1,0 +1,109 @@
+"""UDP between guestAgent and mtcAgent, who knows the hosts (spec 2, "mtcAgent ↔ guestAgent").
+
+mtcAgent knows no key: it is believed by its address alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Callable
+
+from guestmtce.agent.settings import AgentSettings
+from guestmtce.daemon.log import Throttle
+from guestmtce.daemon.loop import Loop
+from guestmtce.daemon.resolver import Resolver, is_address, spelled
+from guestmtce.daemon.udp_port import Port
+from guestmtce.peer.authentication import Allowed, Candidates
+from guestmtce.wire import datagram
+
+log = logging.getLogger(__name__)
+
+CONTROLLER = "controller"
+CONTROLLERS = (CONTROLLER, "controller-0", "controller-1")  # the floating address and the hosts' own
+
+
+class MtcLink:
+    """`on_host(cmd, record)` gets what mtcAgent says.
+
+    It is asked often until it has said something, and seldom from then on: of 2,000 hosts in a burst some are
+    lost.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: AgentSettings,
+        on_host: Callable[[int, datagram.HostRecord], None],
+        resolver: Resolver,
+    ) -> None:
+        self.refused = 0
+        self.heard = False
+        self._loop = loop
+        self._settings = settings
+        self._on_host = on_host
+        self._asked_at = -float("inf")
+        self._answered = True  # mtcAgent has spoken since it was last asked
+        self._throttle = Throttle(log)
+        names = [settings.mtc_address, *(name for name in CONTROLLERS if name != settings.mtc_address)]
+        for name in names:
+            resolver.watch(name, self._address_known, quiet=name != settings.mtc_address)
+        self._allowed = Allowed(resolver, names)
+        self.port = Port(loop, settings.bind, settings.mtc_cmd_port, self._serve, resolver)
+        self._candidates = Candidates(resolver, settings.mtc_address, self.port)
+
+    def start(self) -> None:
+        """Say that we are there, again and again."""
+        self.ask()
+        period = self._settings.mtc_refresh if self.heard else self._settings.mtc_ask_period
+        self._loop.after(period, self.start)
+
+    def ask(self) -> None:
+        """Ask for the hosts, at most once per `mtc_ask_period`, if mtcAgent's address is known."""
+        now = time.monotonic()
+        if not self._candidates.current() or now - self._asked_at < self._settings.mtc_ask_period * 0.99:
+            return
+        self._asked_at = now
+        if not self._answered:
+            self._candidates.advance()
+        self._answered = False
+        self.port.send(
+            datagram.build_agent_ready(), self._candidates.current(), self._settings.mtc_event_port
+        )
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.port.close()
+
+    def _address_known(self) -> None:
+        if not self.heard:
+            self.ask()
+
+    def _serve(self, data: bytes, address: str) -> None:
+        if address not in self._allowed:
+            self.refused += 1
+            text = "a datagram from %s was dropped: no address of mtcAgent (--mtc-address %s) as far as known"
+            self._throttle.warning("stranger", text, address, self._settings.mtc_address)
+            return
+        try:
+            frame = datagram.unpack(data)
+            record = datagram.parse_host(frame)
+            record = record._replace(ip=_address(record.ip))
+        except datagram.BadDatagram as bad:
+            self.refused += 1
+            self._throttle.warning("bad", "mtcAgent's datagram from %s was dropped: %s", address, bad)
+            return
+        self.heard = self._answered = True
+        self._on_host(frame.cmd, record)
+
+
+def _address(ip: str) -> str:
+    """As a socket spells it. A name would be looked up whenever something is sent there, and block us.
+
+    DEL_HOST bears none. Raises BadDatagram.
+    """
+    if not ip:
+        return ""
+    if not is_address(ip):
+        raise datagram.BadDatagram("'ip' is no address but %r" % ip)
+    return spelled(ip)

@@ -1,0 +1,294 @@
+"""The life of a daemon of ours, from its command line to its end (spec 4, "Being supervised")."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from typing import Callable, Dict, FrozenSet, Generic, List, Optional, Sequence, Type, TypeVar
+
+import setproctitle
+
+from guestmtce.daemon import atomic_file, config, pmon, sd_notify
+from guestmtce.daemon import log as logs
+from guestmtce.daemon.daemonise import Foreground, daemonise, fill_standard
+from guestmtce.daemon.loop import Loop, reset_signals
+from guestmtce.daemon.pid_file import AlreadyRunning, PidFile
+from guestmtce.daemon.settings import DaemonSettings
+
+log = logging.getLogger(__name__)
+
+END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
+LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
+DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
+STATUS_PERIOD = 2.0  # s between two looks whether systemd is to be told of another status
+PRESENCE_CHECK = 5.0  # s between two looks whether our files are still in the run folder
+
+Settings = TypeVar("Settings", bound=DaemonSettings)
+
+
+class Service(Generic[Settings]):
+    """What a daemon does; `run` below calls these.
+
+    `failed`: it ends by itself, for a reason that it has logged. `reloadable`: the names of the settings that
+    `reload` makes take effect.
+    """
+
+    failed = False
+    reloadable: FrozenSet[str] = frozenset()
+
+    def open(self) -> None:
+        """Bind, start, watch. Raises OSError with a text for the operator."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop everything; called once, also after a failed `open`."""
+        raise NotImplementedError
+
+    def reload(self, settings: Settings) -> None:
+        """HUP: these were read, whatever has changed. Raises OSError if one of them cannot be used."""
+
+    def status(self) -> str:
+        """One line for `systemctl status`: what it does now."""
+        raise NotImplementedError
+
+    def health(self) -> List[str]:
+        """The lines of the health report."""
+        raise NotImplementedError
+
+    def dump(self) -> List[str]:
+        """All state, for a reader."""
+        raise NotImplementedError
+
+
+def run(
+    name: str,
+    kind: Type[Settings],
+    paths: Dict[str, str],
+    make: Callable[[Loop, Settings], Service[Settings]],
+    arguments: Optional[Sequence[str]] = None,
+) -> int:
+    """Be the daemon `name`. Returns the exit status."""
+    fill_standard()
+    reset_signals()
+    try:
+        settings, notes = config.load(kind, name, paths, arguments)
+        pid_file = _claim(settings.run_dir, name)
+    except AlreadyRunning as running:
+        print("%s is already running, pid %s" % (name, running))
+        return 0
+    except (config.ConfigError, OSError) as error:
+        sys.stderr.write("%s: %s\n" % (name, error))
+        return 1
+    starter = Foreground() if settings.foreground else daemonise()
+    setproctitle.setproctitle(name)
+    try:
+        set_up_log(name, settings)
+        atomic_file.remove_leftovers(settings.log_dir, name + ".dump.")
+        if not atomic_file.is_title(name):
+            text = (
+                "setproctitle has no effect here: pidof does not find %s by its name; the init scripts do, by"
+                " its pid file (its wheel without compiled code is installed: a C compiler makes the other)"
+            )
+            log.warning(text, name)
+        for note in notes:
+            log.info("%s", note)
+        _raise_descriptor_limit()
+        return _Life(name, kind, paths, arguments, settings, pid_file, starter).live(make)
+    except OSError as error:
+        if not settings.foreground and log.hasHandlers():
+            log.error("cannot start: %s", error)
+        pid_file.release()  # whoever hears of the failure may try again at once
+        starter.failed("%s: %s" % (name, error))
+        return 1
+    except Exception as error:
+        log.exception("a defect in guestmtce")
+        pid_file.release()
+        starter.failed("%s: a defect in guestmtce: %r" % (name, error))
+        return 1
+    finally:
+        pid_file.release()
+
+
+def _claim(run_dir: str, name: str) -> PidFile:
+    """Raises AlreadyRunning; OSError with the remedy."""
+    folder = os.path.abspath(run_dir)
+    pid_file = PidFile(folder, name)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        pid_file.claim()
+    except OSError as error:
+        text = "%s: is there room, and may it write there? --run-dir names another folder" % error
+        raise OSError(text) from None
+    atomic_file.remove_leftovers(folder, name + ".")
+    return pid_file
+
+
+def set_up_log(name: str, settings: DaemonSettings) -> None:
+    """Log as the settings say."""
+    logs.set_up(name, settings.foreground, settings.log_file, settings.log_dir, _level(settings))
+
+
+def _level(settings: DaemonSettings) -> int:
+    return logging.DEBUG if settings.debug_level else logging.INFO
+
+
+class _Life(Generic[Settings]):
+    """From the pid file to the last signal."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Type[Settings],
+        paths: Dict[str, str],
+        arguments: Optional[Sequence[str]],
+        settings: Settings,
+        pid_file: PidFile,
+        starter: Foreground,
+    ) -> None:
+        self._name = name
+        self._kind = kind
+        self._paths = paths
+        self._arguments = arguments
+        self._settings = settings
+        self._pid_file = pid_file
+        self._starter = starter
+        self._throttle = logs.Throttle(log)
+        self._started = time.monotonic()
+        self._status = 1  # until it serves
+        self._told_status = ""  # to systemd
+        self._info_path = os.path.join(os.path.abspath(settings.run_dir), name + ".info")
+
+    def live(self, make: Callable[[Loop, Settings], Service[Settings]]) -> int:
+        loop = Loop()
+        service = make(loop, self._settings)
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.on_signal(number, loop.stop)
+            loop.on_signal(signal.SIGHUP, lambda: self._reload(service))
+            loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
+            loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
+            # Whoever waits for the pid file looks for the report next, and may send signals from then on.
+            self._write_info(service)
+            self._pid_file.write()
+            service.open()
+            if self._settings.pmon_port:
+                pmon.serve(loop, self._name, self._settings.pmon_port, self._settings.pmon_reply_port)
+            self._told_status = service.status()
+            sd_notify.ready(self._told_status)
+            if sd_notify.is_listened_to():
+                loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
+            sd_notify.feed_watchdog(loop.after)
+            loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
+            self._starter.ready()
+            log.info("started, pid %d", os.getpid())
+            self._status = 0
+            loop.run()
+            self._status = int(service.failed)
+        finally:
+            self._end_in_time()
+            log.info("stopping")
+            sd_notify.tell(sd_notify.STOPPING)
+            service.close()
+            atomic_file.remove(self._info_path)
+            self._pid_file.release()
+            loop.close()  # from now on a second signal would kill
+        return self._status
+
+    def _tell_status(self, loop: Loop, service: Service[Settings]) -> None:
+        """Tell systemd what has changed since it was last told."""
+        loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
+        status = service.status()
+        if status != self._told_status:
+            self._told_status = status
+            sd_notify.tell(sd_notify.status(status))
+
+    def _end_in_time(self) -> None:
+        """Whatever hangs, a handler of the VIM's included: this process ends. It forks no more."""
+
+        def end() -> None:
+            try:
+                atomic_file.remove(self._info_path)
+                self._pid_file.release()
+                log.error("stopping takes too long: ended")
+                logs.flush(LAST_LINE_WAIT)
+            finally:
+                os._exit(self._status)
+
+        guard = threading.Timer(END_WITHIN, end)
+        guard.daemon = True
+        guard.start()
+
+    def _keep_files(self, loop: Loop, service: Service[Settings]) -> None:
+        """Who supervises us looks for us by these files: what was cleaned away is made again."""
+        loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
+        try:
+            restored = self._pid_file.restore()
+        except AlreadyRunning as running:
+            text = "%s was cleaned away, and another %s has started since, pid %s: stop one of them"
+            self._throttle.warning("other", text, self._pid_file.path, self._name, str(running))
+        except OSError as error:
+            self._throttle.warning("file", "a file that was cleaned away cannot be made again: %s", error)
+        else:
+            if restored:
+                log.warning("%s was cleaned away: it is there again", self._pid_file.path)
+            if not os.path.exists(self._info_path):
+                self._write_info(service)
+
+    def _write_info(self, service: Service[Settings]) -> None:
+        up = "up %d s" % (time.monotonic() - self._started)
+        first = "%s %s pid %d" % (self._name, up, os.getpid())
+        self._write(self._info_path, [first, *service.health(), "log lost %d" % logs.lost()])
+
+    def _write_dump(self, service: Service[Settings]) -> None:
+        path = os.path.join(self._settings.log_dir, self._name + ".dump")
+        if self._write(path, [*service.health(), *service.dump()]):
+            log.info("all state is in %s", path)
+
+    def _write(self, path: str, lines: List[str]) -> bool:
+        try:
+            atomic_file.write_atomically(path, "".join(line + "\n" for line in lines))
+        except OSError as error:
+            self._throttle.warning(path, "cannot write %s: %s", path, error.strerror)
+            return False
+        return True
+
+    def _reload(self, service: Service[Settings]) -> None:
+        """HUP: take the new configuration as far as that can be done while running."""
+        sd_notify.tell(sd_notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * sd_notify.USEC))
+        try:
+            self._take_configuration(service)
+        finally:
+            sd_notify.tell(sd_notify.READY)
+
+    def _take_configuration(self, service: Service[Settings]) -> None:
+        try:
+            fresh, notes = config.load(self._kind, self._name, self._paths, self._arguments)
+            service.reload(fresh)
+        except (config.ConfigError, OSError, SystemExit) as error:
+            log.error("the configuration is left as it was: %s", error)
+            return
+        logs.set_level(_level(fresh))
+        for note in notes:
+            log.info("%s", note)
+        taken = {key: getattr(fresh, key) for key in {"debug_level", *service.reloadable}}
+        self._settings = dataclasses.replace(self._settings, **taken)
+        changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
+        text = "reloaded; these take effect at the next start: %s" if changed else "reloaded%s"
+        log.info(text, ", ".join(changed))
+
+
+def _raise_descriptor_limit() -> None:
+    """Some descriptors per guest: take what the system allows. Raises OSError if that is far too little."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
+        text = (
+            "%d files may be open at once, and %d are needed: raise `ulimit -Hn`, or LimitNOFILE= of the unit"
+        )
+        raise OSError(text % (hard, DESCRIPTORS_MIN))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

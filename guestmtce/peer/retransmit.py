@@ -1,0 +1,252 @@
+"""Messages that are repeated until they are acknowledged or no longer true. Pure; `now` in s, monotonic.
+
+A message is known by a `key`: a newer one of the same key takes the place of the older, because what is told
+is state, not news. Each has a number that is never used again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, Callable, Dict, Hashable, Iterable, List, NamedTuple, Optional, Tuple
+
+from guestmtce.wire.datagram_ext import NUMBERS
+
+REPEAT_FIRST = 0.2  # s, doubling
+REPEAT_MAX = 5.0
+BLOCK = 100_000  # numbers reserved at once
+SEEN_MAX = 4096  # numbers remembered per peer
+# s for which a number is remembered after it last came. Who was not confirmed repeats every REPEAT_MAX.
+SEEN_FOR = 600.0
+STALE_MAX = 64  # entries that a queue of times may hold beyond twice what is in it
+
+NEVER = float("inf")
+
+
+class Numbers:
+    """Numbers that grow, over restarts of the process too: `reserve(count)` gives the first of a block that
+    nobody gets again, and is asked anew when the block is used up.
+    """
+
+    def __init__(self, reserve: Callable[[int], int]) -> None:
+        self._reserve = reserve
+        self._next = self._left = 0
+
+    def take(self) -> int:
+        """The next one, 1 … 2³²−1."""
+        if not self._left:
+            self._next, self._left = self._reserve(BLOCK), BLOCK
+        number = self._next % NUMBERS
+        self._next += 1
+        self._left -= 1
+        return number or self.take()
+
+
+class Deadlines:
+    """One time per number, the earliest first. Its size follows what is in it, whatever went through it."""
+
+    def __init__(self) -> None:
+        self._when: Dict[int, float] = {}
+        self._queue: List[Tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def set(self, number: int, when: float) -> None:
+        """The number is due at `when`, and at no other time."""
+        self._when[number] = when
+        heapq.heappush(self._queue, (when, number))
+        self._shrink()
+
+    def set_all(self, numbers: Iterable[int], when: float) -> None:
+        """These are due at `when`, and nothing else is due at all."""
+        self._when = dict.fromkeys(numbers, when)
+        self._fill_queue()
+
+    def drop(self, number: int) -> None:
+        """The number is never due."""
+        if self._when.pop(number, None) is not None:
+            self._shrink()
+
+    def pop_due(self, now: float) -> List[int]:
+        """The numbers that are due by `now`; they are dropped."""
+        due = []
+        while self.next <= now:
+            due.append(heapq.heappop(self._queue)[1])
+            del self._when[due[-1]]
+        return due
+
+    @property
+    def next(self) -> float:
+        """When the first one is due."""
+        while self._queue and self._when.get(self._queue[0][1]) != self._queue[0][0]:
+            heapq.heappop(self._queue)
+        return self._queue[0][0] if self._queue else NEVER
+
+    def _shrink(self) -> None:
+        if len(self._queue) > 2 * len(self._when) + STALE_MAX:
+            self._fill_queue()
+
+    def _fill_queue(self) -> None:
+        self._queue = [(when, number) for number, when in self._when.items()]
+        heapq.heapify(self._queue)
+
+
+class Message(NamedTuple):
+    """One that waits for its acknowledgement since `since` and expires at `until` (s, monotonic)."""
+
+    key: Hashable
+    number: int
+    content: Any
+    until: float
+    since: float
+
+
+class Outgoing:
+    """What has been sent to one peer and not been acknowledged."""
+
+    def __init__(self) -> None:
+        self._by_key: Dict[Hashable, Message] = {}  # the oldest first
+        self._by_number: Dict[int, Message] = {}
+        self._delays: Dict[int, float] = {}
+        self._repeats = Deadlines()
+        self._ends = Deadlines()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def add(self, key: Hashable, number: int, content: Any, now: float, until: float = NEVER) -> None:
+        """A message that was just sent for the first time."""
+        self.drop(key)
+        message = Message(key, number, content, until, now)
+        self._by_key[key] = self._by_number[number] = message
+        self._delays[number] = REPEAT_FIRST
+        self._repeats.set(number, now + REPEAT_FIRST)
+        if until != NEVER:
+            self._ends.set(number, until)
+
+    def drop(self, key: Hashable) -> Optional[Message]:
+        """The message of this key is no longer true; it is returned, if there was one."""
+        message = self._by_key.pop(key, None)
+        if message is not None:
+            del self._by_number[message.number], self._delays[message.number]
+            self._repeats.drop(message.number)
+            self._ends.drop(message.number)
+        return message
+
+    def pending(self, key: Hashable) -> Optional[Message]:
+        """The message of this key, if it is still waited for."""
+        return self._by_key.get(key)
+
+    def find(self, number: int) -> Optional[Message]:
+        """The message of this number, if it is still waited for."""
+        return self._by_number.get(number)
+
+    def acked(self, number: int) -> Optional[Message]:
+        """The peer has the message of this number, which is returned; None if nobody waits for that."""
+        message = self._by_number.get(number)
+        return self.drop(message.key) if message is not None else None
+
+    def expire(self, now: float) -> List[Message]:
+        """The messages that nobody wants any more; they are dropped."""
+        over = [self._by_number[number] for number in self._ends.pop_due(now)]
+        for message in over:
+            self.drop(message.key)
+        return over
+
+    def due(self, now: float) -> List[Message]:
+        """The messages to send again now; what has expired is dropped."""
+        self.expire(now)
+        ready = [self._by_number[number] for number in self._repeats.pop_due(now)]
+        for message in ready:
+            self._delays[message.number] = delay = min(2 * self._delays[message.number], REPEAT_MAX)
+            self._repeats.set(message.number, now + delay)
+        return ready
+
+    def messages(self) -> List[Message]:
+        """All messages, the oldest first."""
+        return list(self._by_key.values())
+
+    def drain(self) -> List[Message]:
+        """All messages; none is waited for any more."""
+        messages = self.messages()
+        for message in messages:
+            self.drop(message.key)
+        return messages
+
+    def again(self, now: float) -> None:
+        """Somebody new listens: everything is due at once."""
+        self._delays = dict.fromkeys(self._by_number, REPEAT_FIRST / 2)
+        self._repeats.set_all(self._by_number, now)
+
+    @property
+    def next_due(self) -> float:
+        """When `due` or `expire` has something next."""
+        return min(self._repeats.next, self._ends.next)
+
+    @property
+    def next_end(self) -> float:
+        """When `expire` has something next."""
+        return self._ends.next
+
+    @property
+    def since(self) -> float:
+        """When the oldest message was first said."""
+        return next(iter(self._by_key.values())).since if self._by_key else NEVER
+
+
+class Seen:
+    """Which messages of a peer have come already: the last SEEN_MAX."""
+
+    def __init__(self) -> None:
+        self._numbers: Dict[Tuple[int, int], None] = {}
+
+    def __contains__(self, message: Tuple[int, int]) -> bool:
+        return message in self._numbers
+
+    def add(self, sender: int, number: int) -> bool:
+        """Note that it came; whether it is the first time."""
+        if (sender, number) in self._numbers:
+            return False
+        if len(self._numbers) >= SEEN_MAX:
+            del self._numbers[next(iter(self._numbers))]
+        self._numbers[sender, number] = None
+        return True
+
+
+class SeenByPeer:
+    """Which messages of many peers have come already: of each the last SEEN_MAX, and none for longer than
+    SEEN_FOR after it last came. A crowd on one peer pushes nothing of another's out.
+    """
+
+    def __init__(self) -> None:
+        self._peers: Dict[str, Dict[Tuple[int, int], float]] = {}  # the one that came longest ago first
+        self._swept = -NEVER
+
+    def __len__(self) -> int:
+        return sum(map(len, self._peers.values()))
+
+    def came_before(self, peer: str, sender: int, number: int, now: float) -> bool:
+        """Whether it is known; who repeats it keeps it in memory."""
+        numbers = self._peers.get(peer, {})
+        if numbers.pop((sender, number), None) is None:
+            return False
+        numbers[sender, number] = now
+        return True
+
+    def add(self, peer: str, sender: int, number: int, now: float) -> None:
+        """It has come."""
+        numbers = self._peers.setdefault(peer, {})
+        numbers.pop((sender, number), None)
+        if len(numbers) >= SEEN_MAX:
+            del numbers[next(iter(numbers))]
+        numbers[sender, number] = now
+        if now - self._swept > SEEN_FOR / 2:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        self._swept = now
+        for peer, numbers in list(self._peers.items()):
+            while numbers and now - next(iter(numbers.values())) > SEEN_FOR:
+                del numbers[next(iter(numbers))]
+            if not numbers:
+                del self._peers[peer]

@@ -1,0 +1,442 @@
+"""UDP between this guestServer and its guestAgent (spec 2, `docs/datagrams.md`).
+
+We speak to the controller's address until an agent has spoken to us, and from then on to the one that is
+followed (`following`), so that a switch of controllers is seen. Always to the agent's port, whatever port it
+sent from.
+
+An agent that speaks our extension confirms what it is told, and is told it again until it does. To an old
+one everything is said once, because it would act on every repetition (`oldagent`). One that has just started
+hears of a failure when it names the instance, or, if it names none, after a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+from guestmtce.daemon.log import Throttle
+from guestmtce.daemon.loop import Loop, Timer
+from guestmtce.daemon.resolver import LookUp, Resolver, look_up
+from guestmtce.daemon.udp_port import Port
+from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
+from guestmtce.peer.retransmit import NEVER, Outgoing
+from guestmtce.server.answers import Answers
+from guestmtce.server.following import CommandOrder, Following, Heard, Identity
+from guestmtce.server.old_agent import OldAgent, is_failure
+from guestmtce.server.settings import ServerSettings
+from guestmtce.server.state.guest import Key, Tell
+from guestmtce.wire import datagram, datagram_ext
+from guestmtce.wire.datagram_ext import Refused, Seal, Tag
+
+log = logging.getLogger(__name__)
+
+OTHERS_MAX = 16  # addresses of agents that are not followed, remembered
+UNCONFIRMED_PERIOD = 300.0  # s between two complaints about the same agent
+REPEATED = datagram_ext.WANTS_ACK | datagram_ext.TAKES_MARKS  # flags of an event
+
+
+class Handlers(NamedTuple):
+    """Whom to call: with a command, with the key of what was confirmed, for a guest's present state, and with
+    the address of the agent that is followed from now on, empty if none is.
+    """
+
+    command: Callable[[datagram.Command], None]
+    told: Callable[[Key], None]
+    info: Callable[[str], Optional[datagram.InstanceInfo]]
+    followed: Callable[[str], None] = lambda _: None
+
+
+class _Said:
+    """`address`: where it was said first; nowhere if nobody was there. `vim`: the VIM to which an agent is
+    telling it; 0: none.
+    """
+
+    __slots__ = ("address", "tell", "vim")
+
+    def __init__(self, tell: Tell, address: str) -> None:
+        self.tell = tell
+        self.address = address
+        self.vim = 0
+
+
+class AgentLink:
+    """The socket. `sender` names this guestServer, over restarts too; `number` makes numbers.
+    `followed_before` is what `Handlers.followed` was called with at last before a restart.
+
+    Raises OSError from the constructor.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: ServerSettings,
+        sender: int,
+        number: Callable[[], int],
+        handlers: Handlers,
+        ask_names: LookUp = look_up,
+        followed_before: str = "",
+    ) -> None:
+        self.refused = self.not_followed = 0
+        self.agent = ""
+        self._loop = loop
+        self._settings = settings
+        self._number = number
+        self._handlers = handlers
+        self._outgoing = Outgoing()
+        self._old_agent = OldAgent(lambda tell: self._say(tell, 0), number, handlers.info)
+        self._grace: Optional[Timer] = None  # of an old agent that may have just started
+        self._repeat: Optional[Timer] = None
+        self._order = CommandOrder()
+        self._answers = Answers(loop, settings.answer_pace, self._say_info)
+        self._asker = ""  # whose query was served last
+        self._throttle = Throttle(log)
+        self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
+        self._followed = followed_before
+        self._following = Following(settings.agent_silence, followed_before, time.monotonic())
+        self._stood_still = loop.stood_still  # s, of which the agent's silence is excused
+        self._others: Dict[str, Speaker] = {}  # by address: those that are not followed
+        self._named: Dict[str, None] = {}  # of these, in the log
+        self._seal = Seal(*settings.keys())
+        self._speaker = Speaker(self._seal, sender)  # with the agent that is followed
+        self._route_in = b"agent>" + settings.hostname.encode()
+        self._route_out = b"server>" + settings.hostname.encode()
+        self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
+        self._allowed = Allowed(self._resolver, settings.agent_names())
+        self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self._candidates = Candidates(self._resolver, settings.controller, self.port)
+        self._resolver.watch(settings.controller, self._controller_known)
+        for name in settings.agent_names():
+            self._resolver.watch(name, quiet=name in settings.controller_hosts())
+
+    @property
+    def waiting(self) -> int:
+        """How much the agent has not confirmed yet."""
+        return len(self._outgoing)
+
+    def start(self) -> None:
+        """Say that we are there, again and again until an agent answers."""
+        self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
+        self._say_ready_again()
+
+    def tell(self, tell: Tell) -> None:
+        """Tell the agent, until it has confirmed or `untell` says that it is no longer true."""
+        self._old_agent.untell(tell.key)
+        old = self._speaker.spoken is False
+        if old and not (self._grace is not None and is_failure(tell)):
+            self._tell_old(tell)
+            return
+        if not old:
+            self._say(tell, REPEATED)
+        nobody = old or self._following.said_goodbye
+        said = _Said(tell, "" if nobody else self.agent)
+        self._outgoing.add(tell.key, tell.number, said, time.monotonic(), tell.until)
+        self._schedule()
+
+    def untell(self, key: Key) -> None:
+        """It is no longer true."""
+        self._outgoing.drop(key)
+        self._old_agent.untell(key)
+
+    def answer(self, uuids: List[str]) -> None:
+        """Answer the query that is being served about these, with what is then true."""
+        self._answers.answer(uuids, self._asker or self.agent)
+
+    def reload_keys(self, keys: Keys) -> None:
+        """Take the keys as they are now."""
+        if self._seal.rekey(*keys):
+            log.info("the key shared with guestAgent was changed")
+            if not self._seal:
+                log.warning("no [security] key_file any more: guestAgent is believed by its address")
+
+    def complaint(self) -> str:
+        """What is wrong with the agent, for people; empty if nothing is."""
+        age = time.monotonic() - self._outgoing.since
+        if age < self._settings.unconfirmed_warn:
+            return ""
+        unconfirmed = "(%d unconfirmed since %d s ago)" % (self.waiting, age)
+        if self._following.current is None:
+            text = "no guestAgent has spoken to us %s: --controller %s"
+            return text % (unconfirmed, self._settings.controller)
+        text = "guestAgent does not take our events %s: its log says why, if it knows this host as %s"
+        return text % (unconfirmed, self._settings.hostname)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._resolver.close()
+        self.port.close()
+
+    # --- out ---------------------------------------------------------------------------------------
+
+    def _say(self, tell: Tell, flags: int, vim: int = 0) -> None:
+        event = tell.event
+        full = not self._speaker.spoken
+        if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
+            event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
+        if tell.still_ill:
+            flags |= datagram_ext.STILL_ILL
+        data = datagram.build_event(tell.cmd, event, full=full)
+        self._send(data, Tag(flags, number=tell.number, vim=vim), self._speaker, self.agent)
+
+    def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
+        if address:
+            data = speaker.dress(data, tag, self._route_out)
+            self.port.send(data, address, self._settings.agent_port)
+        elif self._resolver.addresses(self._settings.controller):  # if it has none, that has been said once
+            text = "guestAgent is not told: --bind %s reaches no address of --controller %s"
+            bind = self._settings.bind or "(all)"
+            self._throttle.warning("agent", text, bind, self._settings.controller)
+
+    def _say_ready(self, address: str, speaker: Speaker) -> None:
+        ready = datagram.Ready(self._settings.hostname)
+        self._send(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), speaker, address)
+
+    def _say_ready_again(self) -> None:
+        if self._following.current is None:
+            self._try_controller()
+            self._loop.after(self._settings.ready_repeat, self._say_ready_again)
+
+    def _try_controller(self) -> None:
+        """Say that we are there to one of the controller's addresses, another one each time."""
+        address = self._candidates.current()
+        if address:
+            self.agent = address
+            self._candidates.advance()
+            self._say_ready(address, self._speaker)
+
+    def _controller_known(self) -> None:
+        if self._following.current is None and not self.agent:
+            self._try_controller()
+
+    def _say_info(self, uuid: str, address: str) -> None:
+        """The answer to a query about this instance, if it is still known."""
+        info = self._handlers.info(uuid)
+        if info is not None:
+            speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
+            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
+            self._send(data, Tag(number=self._number()), speaker, address)
+
+    def _schedule(self) -> None:
+        """Have `_send_again` called when the first message is due or has expired."""
+        due = self._outgoing.next_due if self._repeats else self._outgoing.next_end
+        if self._repeat is not None:
+            if self._repeat.when <= due:
+                return
+            self._repeat.cancel()
+            self._repeat = None
+        if due != NEVER:
+            self._repeat = self._loop.at(due, self._send_again)
+
+    @property
+    def _repeats(self) -> bool:
+        """Only who has shown that he speaks the extension, and is there, bears a repetition."""
+        return bool(self._speaker.spoken) and not self._following.said_goodbye
+
+    def _send_again(self) -> None:
+        self._repeat = None
+        now = time.monotonic()
+        for message in self._outgoing.expire(now):
+            key = message.content.tell.key
+            log.info("%s: nobody waits for its %s any more", *key)
+            self._handlers.told(key)
+        if self._repeats:
+            for message in self._outgoing.due(now):
+                self._say(message.content.tell, REPEATED, message.content.vim)
+        self._schedule()
+
+    def _check_unconfirmed(self) -> None:
+        self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
+        complaint = self.complaint()
+        if complaint:
+            self._complaints.warning("unconfirmed", "%s", complaint)
+
+    # --- out, to old agents ------------------------------------------------------------------------
+
+    def _tell_old(self, tell: Tell) -> None:
+        """Once, if somebody still wants it."""
+        if tell.until > time.monotonic():
+            self._old_agent.tell(tell)
+        self._handlers.told(tell.key)
+
+    def _tell_waiting(self, uuid: str = "") -> None:
+        """To an old agent: what it has not heard yet, of one instance or of all."""
+        for message in self._outgoing.messages():
+            if not uuid or message.content.tell.key[0] == uuid:
+                self._outgoing.drop(message.key)
+                self._tell_old(message.content.tell)
+
+    def _end_grace(self) -> None:
+        self._grace = None
+        if self._speaker.spoken is False:
+            self._tell_waiting()
+
+    # --- in ----------------------------------------------------------------------------------------
+
+    def _serve(self, data: bytes, address: str) -> None:
+        try:
+            heard = self._read(data, address)
+        except (datagram.BadDatagram, Refused) as bad:
+            self.refused += 1
+            self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
+            return
+        identity = heard.identity
+        speaker = self._speaker_with(identity)
+        if not speaker.introduced(heard.tag):
+            if heard.tag is not None and heard.tag.echo:
+                self.refused += 1
+                self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
+            self._say_ready(address, speaker)  # it must learn who we are before we believe it
+        elif self._admits(identity):
+            self._follow(heard, speaker)
+            self._obey(heard)
+        else:
+            speaker.heard(heard.tag)
+            self._answer_other(heard)
+
+    def _read(self, data: bytes, address: str) -> Heard:
+        """Raises BadDatagram or Refused for what cannot be believed."""
+        frame = datagram.unpack(data)
+        if frame.signature != datagram.AGENT_SIGNATURE:
+            raise datagram.BadDatagram("signature %r" % frame.signature)
+        self._speaker.check(data, frame, self._route_in)
+        if not self._speaker.sealed and address not in self._allowed:
+            text = "it is no address of --controller %s or of [security] agents, as far as they are known"
+            raise datagram.BadDatagram(text % self._settings.controller)
+        tag = datagram_ext.read(frame)
+        of_event = frame.cmd in (datagram_ext.ACK, datagram_ext.MARK)
+        if tag is None and of_event:
+            raise datagram.BadDatagram("a confirmation of nothing")
+        command = None if of_event else datagram.parse_command(frame)
+        return Heard(frame.cmd, command, tag, address)
+
+    def _admits(self, identity: Identity) -> bool:
+        now = time.monotonic()
+        self._following.excuse(self._loop.stood_still - self._stood_still)
+        self._stood_still = self._loop.stood_still
+        return self._following.admit(identity, now)
+
+    def _speaker_with(self, identity: Identity) -> Speaker:
+        if self._following.is_current(identity):
+            return self._speaker
+        if identity.address not in self._others:
+            if len(self._others) >= OTHERS_MAX:
+                del self._others[next(iter(self._others))]
+            self._others[identity.address] = self._speaker.for_another()
+        return self._others[identity.address]
+
+    def _follow(self, heard: Heard, speaker: Speaker) -> None:
+        """The sender is the agent that is followed; it may be a new one."""
+        spoke = self._speaker.spoken
+        moved = speaker is not self._speaker or self.agent != heard.address
+        another = speaker.heard(heard.tag) or moved
+        if moved:
+            if self.agent != heard.address or spoke is None:
+                log.info("guestAgent is at %s", heard.address)
+            self._others.pop(heard.address, None)
+            self._named.pop(heard.address, None)
+        self._speaker, self.agent = speaker, heard.address
+        self._note_followed(heard.address)
+        if another and heard.tag is None:
+            self._meet_old(spoke)
+        elif another:
+            self._meet_ours()
+
+    def _note_followed(self, address: str) -> None:
+        if address != self._followed:
+            self._followed = address
+            self._handlers.followed(address)
+
+    def _meet_ours(self) -> None:
+        """One that confirms: it hears all that nobody confirmed, at once."""
+        now = time.monotonic()
+        for tell in self._old_agent.pop_failures():
+            self._outgoing.add(tell.key, tell.number, _Said(tell, self.agent), now, tell.until)
+        self._outgoing.again(now)
+        self._schedule()
+
+    def _meet_old(self, spoke: Optional[bool]) -> None:
+        """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
+        for message in self._outgoing.messages():
+            tell = message.content.tell
+            if spoke is None and self._was_heard(message.content):
+                # Said once is enough for an old one, but not if it was said to one of ours before it.
+                self._outgoing.drop(message.key)
+                self._old_agent.note_said(tell)
+                self._handlers.told(tell.key)
+            elif not is_failure(tell):
+                self._outgoing.drop(message.key)
+                self._tell_old(tell)
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = self._loop.after(self._settings.old_agent_grace, self._end_grace)
+
+    def _was_heard(self, said: _Said) -> bool:
+        """Whether the old agent that has begun to speak got what was said to the controller before.
+
+        It may speak from another address than the one that it listens to. But of several addresses of the
+        controller only one may be listened to.
+        """
+        several = len(self._candidates.addresses()) > 1
+        return said.address == self.agent or bool(said.address and not several)
+
+    def _obey(self, heard: Heard) -> None:
+        """Serve what the agent that is followed has sent."""
+        tag, command = heard.tag, heard.command
+        if tag is not None and tag.is_goodbye:
+            log.info("guestAgent at %s stops", heard.address)
+            self._following.goodbye()
+            self._note_followed("")
+        elif heard.cmd == datagram_ext.MARK:
+            self._note_mark(tag)
+        elif command is None:
+            self._note_confirmation(tag)
+        elif self._order.admit(command, tag):
+            log.debug("%s from %s: %r", datagram.NAMES[heard.cmd], heard.address, command)
+            self._asker = heard.address
+            self._carry_out(heard, command)
+        if tag is not None and tag.wants_ack:
+            ack = datagram_ext.build_ack(datagram.NO_SIGNATURE)
+            self._send(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
+
+    def _carry_out(self, heard: Heard, command: datagram.Command) -> None:
+        if heard.tag is not None and heard.tag.is_anew:
+            self._disable_first(command)
+        if heard.tag is not None or not isinstance(command, datagram.SetInstance):
+            self._handlers.command(command)
+            return
+        known = self._handlers.info(command.uuid) is not None
+        self._handlers.command(command)
+        if known and heard.cmd == datagram.ADD_INST:
+            self._old_agent.introduce(command.uuid)
+        self._tell_waiting(command.uuid)
+
+    def _disable_first(self, command: datagram.Command) -> None:
+        """That reporting was disabled before this has not come, or later than this."""
+        if isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting:
+            self._handlers.command(command._replace(reporting=False))
+
+    def _answer_other(self, heard: Heard) -> None:
+        """Another agent than the one that is followed: it may ask, and changes nothing."""
+        self.not_followed += 1
+        address, current = heard.address, self._following.current
+        if address not in self._named and len(self._named) < OTHERS_MAX:
+            self._named[address] = None
+            followed = current.address if current is not None else "the one of before our restart"
+            text = "another guestAgent at %s is not obeyed: %s is, until it stops or is silent for %g s"
+            log.warning(text, address, followed, self._settings.agent_silence)
+        if isinstance(heard.command, datagram.Query):
+            self._asker = address
+            self._handlers.command(heard.command)
+
+    def _note_mark(self, tag: Optional[Tag]) -> None:
+        """The next agent must know to which VIM this one is telling an event."""
+        if tag is not None and tag.acked_sender == self._speaker.sender:
+            message = self._outgoing.find(tag.number)
+            if message is not None:
+                message.content.vim = tag.vim
+
+    def _note_confirmation(self, tag: Optional[Tag]) -> None:
+        if tag is not None and tag.acked_sender == self._speaker.sender:
+            message = self._outgoing.acked(tag.number)
+            if message is not None:
+                self._handlers.told(message.content.tell.key)

@@ -1,0 +1,250 @@
+"""The quiet process that forks the children.
+
+Started afresh by the master (`python -I -S -c BOOT …`), it holds the warmed-up child code and nothing
+else, so that a child shares nearly all of its memory for ever. Its first packet is what this kernel has to
+confine a child with, as JSON. Then one request, one packet, with the guest's socket and the child's end of
+the pipe; one answer: the request's serial and the child's pid, or why none was born. The master, not this
+process, is the child's parent (see `fork`).
+
+Whatever this module imports, every child carries: our own modules stand here, all else in `preload`.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import struct
+from marshal import dumps, loads
+from os import _exit, close
+from typing import Any, List, Optional, Tuple
+
+from guestmtce.server.child import confine, page_layout, pipe_protocol, process, sandbox
+from guestmtce.server.child.fork_sibling import fork_sibling
+from guestmtce.server.child.preload import set_title
+from guestmtce.server.child.process import END_BOOT_FAILURE, END_DEFECT, Child
+from guestmtce.server.child.session_types import Note, Resume, Settings
+from guestmtce.wire import guest_channel
+from guestmtce.wire.guest_channel import Init
+
+# argv: the import path, then main's arguments. -S leaves out site and what it drags in. Our own modules
+# come last, side by side: what a child uses then lies on few pages (see `compact`).
+BOOT = (
+    "import sys; sys.path[:0] = sys.argv[1].split(':');"
+    "from guestmtce.server import preload, compact; compact.fill_holes();"
+    "from guestmtce.server.spawner import main; main(sys.argv[2:])"
+)
+TITLE = "guestServer: spawner"
+REQUEST_MAX = 440  # bytes; more than any request, and CPython has the room for it at hand
+DESCRIPTORS = struct.Struct("=ii")  # with a request: the guest's socket, the child's end of the pipe
+DESCRIPTORS_SPACE = socket.CMSG_SPACE(DESCRIPTORS.size)
+BORN = struct.Struct("=qi")  # the answer: the request's serial; the child's pid, or why there is none: -errno
+
+WARM_UP_LIVES = 12  # CPython 3.11 adapts a function's code to what it works on from its 8th call on
+WARM_UP_ODD = 3  # of them with what seldom happens
+WARM_UP_BEATS = 3
+WARM_UP_INTERVAL_MS = 1
+_CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
+
+
+def main(arguments: List[str]) -> None:
+    """`arguments`: the control socket's descriptor, the master's pid; settings and means, both as JSON."""
+    descriptor, master, settings_json, means_json = arguments
+    settings = Settings(**json.loads(settings_json))
+    means = decode_means(means_json)
+    control = socket.socket(fileno=int(descriptor))
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the whole group
+    confine.die_with(int(master))
+    confine.close_all_but([control.fileno()])
+    confine.null_standard()
+    set_title(TITLE)
+    page_layout.gather(codes_of_a_life())
+    warm_up()
+    confine.warm_up()
+    gc.collect()
+    page_layout.fill_holes()
+    newborn = Child(settings)
+    confinement = prepare(control, int(master), means)
+    gc.freeze()
+    gc.disable()
+    serve(control, confinement, newborn)
+
+
+def encode_means(means: confine.Means) -> str:
+    """What a child is confined with, as an argument."""
+    program, install_call, absence = means.filter
+    return json.dumps([means.identity, program.hex(), install_call, absence])
+
+
+def decode_means(text: str) -> confine.Means:
+    """What `encode_means` made."""
+    identity, program, install_call, absence = json.loads(text)
+    wanted = sandbox.Filter(bytes.fromhex(program), install_call, absence)
+    return confine.Means(None if identity is None else confine.Identity(*identity), wanted)
+
+
+def prepare(control: socket.socket, master: int, means: confine.Means) -> confine.Confinement:
+    """Find out what a child can be confined with, and tell the master."""
+    confinement = confine.Confinement(master, means)
+    process.random_bytes = confinement.random_bytes
+    words = {**confinement.words, "oom": confine.go_before_the_master()}
+    try:
+        control.send(json.dumps(words).encode("ascii"))
+    except OSError:
+        pass  # the master has gone, which `serve` notices
+    return confinement
+
+
+def serve(control: socket.socket, confinement: confine.Confinement, newborn: Child) -> None:
+    """Fork a child per request, until the master goes. `newborn` is made once, and every child's.
+
+    It does as little as can be: what it writes to, no child shares any more.
+    """
+    while True:
+        try:
+            packet, ancillary, _, _ = control.recvmsg(REQUEST_MAX, DESCRIPTORS_SPACE)
+        except ConnectionResetError:
+            return  # it went with answers unread
+        if not packet:
+            return
+        received = DESCRIPTORS.unpack(ancillary[0][2])
+        serial, uuid, uid, resume = loads(packet)
+        try:
+            pid = fork_sibling()
+        except OSError as error:
+            pid = -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            be_child(received, uuid, uid, resume, confinement, newborn)
+        close(received[0])
+        close(received[1])
+        control.send(BORN.pack(serial, pid))
+
+
+def be_child(
+    received: Tuple[int, int],
+    uuid: str,
+    uid: Optional[int],
+    resume: Any,
+    confinement: confine.Confinement,
+    newborn: Child,
+) -> None:
+    """Does not return: nothing may run on as a second spawner."""
+    status = END_BOOT_FAILURE
+    speaks_on = received[1]
+    try:
+        set_title("guestServer: " + uuid)
+        confinement.keep_only(received)
+        speaks_on = 1
+        confinement.apply(uid)
+        status = END_DEFECT
+        status = _live(newborn, 0, 1, resume)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
+        last_words(speaks_on, error)
+    finally:
+        _exit(status)
+
+
+def last_words(descriptor: int, error: BaseException) -> None:
+    """Why the child ends, over its pipe: a confined child has no other way to say it."""
+    text = guest_channel.clean("the child failed: %r" % (error,))
+    os.write(descriptor, pipe_protocol.encode(Note(text, 0)))
+
+
+def _live(newborn: Child, guest: int, results: int, resume: Any) -> int:
+    """A child's life from the first byte on, and that of the warm-up; returns the exit status."""
+    known = None if resume is None else Resume(Init(*resume[0]), *resume[1:])
+    return newborn.run(guest, results, known)
+
+
+def request(serial: int, uuid: str, uid: Optional[int], resume: Optional[Resume]) -> bytes:
+    """What the master sends for a child; `uid` None: the user of all. Raises OSError for what is no uuid."""
+    known = None if resume is None else (tuple(resume.init), *resume[1:])
+    packet = dumps((serial, uuid, uid, known))  # type: ignore[arg-type]
+    if len(packet) > REQUEST_MAX:
+        raise OSError(errno.EMSGSIZE, "the uuid is too long: " + uuid)
+    return packet
+
+
+def warm_up() -> None:
+    """Live guests' lives, so that the code's caches are written here and not in every child."""
+    _live_all([_Life(number < WARM_UP_ODD) for number in range(WARM_UP_LIVES)])
+
+
+def codes_of_a_life() -> List[Any]:
+    """The code that a child runs through whose guest is well, and that which makes it."""
+    makes = (serve, fork_sibling, be_child, _live)
+    confines = (confine.Confinement.keep_only, confine.Confinement.apply, confine.become)
+    lives = page_layout.codes_of(lambda: _live_all([_Life(False)]))
+    return [one.__code__ for one in (*makes, *confines, confine.take)] + lives
+
+
+def _live_all(lives: List[_Life]) -> None:
+    guest = os.fork()
+    if guest == 0:
+        try:
+            for life in lives:
+                life.play_guest()
+        finally:
+            os._exit(0)
+    for life in lives:
+        life.live()
+    os.waitpid(guest, 0)
+
+
+class _Life:
+    """One connection of a guest that does not exist, from its first word to its end."""
+
+    def __init__(self, odd: bool) -> None:
+        self._odd = odd
+        self._near = socket.socketpair()
+        self._results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._init = guest_channel.DEFAULT_INIT._replace(
+            invocation_id=guest_channel.INT32_MAX, name="warm-up", heartbeat_interval_ms=WARM_UP_INTERVAL_MS
+        )
+
+    def live(self) -> None:
+        """The child's part."""
+        (guest, far), (results, far_results) = self._near, self._results
+        far.close()
+        far_results.close()
+        settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=guest_channel.INT32_MAX)
+        resume = (tuple(self._init), False, 0.0, False, 0.0, False) if self._odd else None
+        _live(Child(settings), guest.fileno(), results.fileno(), resume)
+        guest.close()
+        results.close()
+
+    def play_guest(self) -> None:
+        """The guest's part, and the master's."""
+        (guest, far), (results, far_results) = self._near, self._results
+        guest.close()
+        results.close()
+        if self._odd:
+            far.send(b"no message\n")
+            far_results.send(
+                pipe_protocol.encode(pipe_protocol.Ask(1, guest_channel.VOTE, "stop", WARM_UP_INTERVAL_MS))
+            )
+        far.send(guest_channel.build(self._init, 0))
+        for beat in range(WARM_UP_BEATS):
+            health = guest_channel.UNHEALTHY if self._odd and beat == 0 else guest_channel.HEALTHY
+            for number in _challenges(far):
+                far.send(
+                    guest_channel.build(guest_channel.ChallengeResponse(number, health, "none", ""), beat)
+                )
+            if beat == 0:  # a guest that heartbeats, as it is in most children's lives
+                far_results.send(pipe_protocol.ENABLE_REPORTING_PACKET)
+        far.close()
+        far_results.close()
+
+
+def _challenges(far: socket.socket) -> List[int]:
+    """The next that come; none at the connection's end."""
+    while True:
+        data = far.recv(REQUEST_MAX)
+        numbers = [int(number) for number in _CHALLENGE.findall(data)]
+        if numbers or not data:
+            return numbers

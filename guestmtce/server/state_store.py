@@ -1,0 +1,319 @@
+"""What guestServer remembers over its own restart: one small file per guest in the run folder.
+
+A file is written atomically and checked when it is read; one that is damaged, or from another boot, is
+ignored. `alive` is a mark of when the daemon last lived: what an old memory says of a guest's parameters
+still holds, what it says of a guest's health does not.
+
+What stands in a file is true, or the file is gone. A write that fails, as on a full file system, is made
+again over the old file's own blocks. Where that fails, too, the old file is removed, although the guest's
+parameters and what guestAgent has not heard of it are lost with it if this daemon is killed before the next
+attempt: guestAgent tells the parameters again, but nobody could tell an old file's false loss from a true
+one. The latest is kept in `unsaved` and written as soon as it can be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import zlib
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+from guestmtce.daemon import atomic_file
+from guestmtce.daemon.log import Throttle
+from guestmtce.wire import datagram, guest_channel
+
+log = logging.getLogger(__name__)
+
+BOOT_ID_FILE = "/proc/sys/kernel/random/boot_id"
+STATISTICS_FILE = "/proc/stat"
+BOOT_TIME = "btime "  # in it, s since 1970
+SAVED_A_TURN = 100  # files that `save_again` writes in one turn of the loop
+FILE_MAX = 64 * 1024  # bytes
+ALIVE = "alive"
+HOST = "host"
+AGENT = "agent"
+SENDER = "sender"
+
+
+class Memory(NamedTuple):
+    """What is remembered of a guest. Times in s on the machine's monotonic clock.
+
+    `ident` tells its socket from one that was made anew in the meantime. `outcomes_until` says for a kind of
+    `untold` until when it is of use.
+    """
+
+    uuid: str
+    provisioned: bool
+    reporting: bool
+    init: Optional[guest_channel.Init]
+    heartbeating: bool
+    owes_answer: bool
+    silence_until: float
+    ident: Optional[Tuple[int, ...]] = None
+    untold: Tuple[Tuple[str, int, int, Dict[str, Any]], ...] = ()  # kind, number, cmd, the event's JSON
+    questions: Tuple[Tuple[int, str, str, float], ...] = ()  # number, notification type, event, deadline
+    answered_since_notice: bool = False
+    patience_until: float = -float("inf")
+    ill_told_at: float = -float("inf")
+    outcomes_until: Dict[str, float] = {}
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from another.
+
+    Where the kernel does not say it: when the machine was booted. Where not even that can be read, each
+    daemon has a boot of its own, and believes no memory of another.
+    """
+    try:
+        with open(BOOT_ID_FILE, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError as error:
+        log.warning("cannot read %s: %s: told by %s", BOOT_ID_FILE, error.strerror, STATISTICS_FILE)
+    try:
+        with open(STATISTICS_FILE, encoding="ascii") as file:
+            return next(line.strip() for line in file if line.startswith(BOOT_TIME))
+    except (OSError, StopIteration) as error:
+        log.warning("cannot read when this host was booted: %r: no memory of before is believed", error)
+    return os.urandom(16).hex()
+
+
+class Store:
+    """The folder. Raises OSError only from the constructor; later trouble is logged, never fatal.
+
+    `unsaved`: what could not be written, or (None) removed, by the file's name; at most a file per guest.
+    """
+
+    def __init__(self, run_dir: str, name: str) -> None:
+        self.unsaved: Dict[str, Optional[Dict[str, Any]]] = {}
+        self._folder = os.path.join(run_dir, name + ".guests")
+        self._boot = boot_id()
+        self._numbers: Optional[Tuple[int, int]] = None  # sender, its next number
+        self._host_reporting: Optional[bool] = None  # None: it was never saved
+        self._agent: Optional[str] = None
+        self._marked = False  # there is, or was, a mark that we live
+        self._cleaned = False  # it was not there any more at the last look
+        self._throttle = Throttle(log)
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        atomic_file.remove_leftovers(self._folder)
+
+    def save(self, memory: Memory) -> None:
+        """Remember this of the guest."""
+        self._write(memory.uuid, _values(memory))
+
+    def forget(self, uuid: str) -> None:
+        """Remember nothing of the guest."""
+        self._remove(uuid)
+
+    def mark_alive(self, now: float) -> None:
+        """Note that the daemon lives at `now`."""
+        self._marked |= self._write(ALIVE, {"at": now})
+
+    def was_cleaned(self) -> bool:
+        """Whether somebody has removed our files; to be called before each `mark_alive`.
+
+        It says so twice: who cleans may be at it still, and remove what is written now.
+        """
+        gone = self._marked and ALIVE not in self.unsaved and not os.path.exists(self._path(ALIVE))
+        before, self._cleaned = self._cleaned, gone or not os.path.isdir(self._folder)
+        return self._cleaned or before
+
+    def save_anew(self, memories: Iterable[Memory]) -> None:
+        """The files are gone: have all of them written by `save_again`."""
+        self._throttle.warning("clean", "%s was cleaned away: all of it is written anew", self._folder)
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            self._note(error)
+        self.unsaved.update((memory.uuid, _values(memory)) for memory in memories)
+        if self._numbers is not None:
+            self.unsaved[SENDER] = self._sender_values()
+        if self._host_reporting is not None:
+            self.unsaved[HOST] = {"reporting": self._host_reporting}
+        if self._agent is not None:
+            self.unsaved[AGENT] = {"address": self._agent}
+
+    def save_again(self) -> bool:
+        """Write some of what is not saved; whether more of it can be written. The first failure ends it."""
+        if not self.unsaved:
+            return False
+        for name, values in list(itertools.islice(self.unsaved.items(), SAVED_A_TURN)):
+            if not (self._remove(name) if values is None else self._write(name, values)):
+                return False
+        if not self.unsaved:
+            log.info("all is saved in %s", self._folder)
+        return bool(self.unsaved)
+
+    def alive_at(self) -> float:
+        """When the daemon last noted that it lives; before all time if it never did in this boot."""
+        mark = self._read(ALIVE)
+        try:
+            return float(mark["at"]) if mark else -float("inf")
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return -float("inf")
+
+    def save_host(self, reporting: bool) -> None:
+        """Remember whether this host's failures are to be reported."""
+        self._host_reporting = reporting
+        self._write(HOST, {"reporting": reporting})
+
+    def host_reporting(self) -> bool:
+        """What is remembered of that; enabled by default."""
+        return (self._read(HOST) or {}).get("reporting") is not False
+
+    def save_agent(self, address: str) -> None:
+        """Remember which guestAgent is followed; empty: none."""
+        self._agent = address
+        self._write(AGENT, {"address": address})
+
+    def agent(self) -> str:
+        """What is remembered of that."""
+        address = (self._read(AGENT) or {}).get("address")
+        return address if isinstance(address, str) else ""
+
+    def sender(self) -> int:
+        """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
+        return self._sender()[0]
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` numbers that no one gets again under the present `sender`."""
+        sender, first = self._sender()
+        self._numbers = sender, first + count
+        # If it cannot be written it is gone: the next daemon does not give them again, but is another sender.
+        self._write(SENDER, self._sender_values())
+        return first
+
+    def _sender_values(self) -> Dict[str, Any]:
+        sender, following = self._sender()
+        return {"sender": sender, "next": following}
+
+    def _sender(self) -> Tuple[int, int]:
+        if self._numbers is None:
+            self._numbers = self._read_sender()
+        return self._numbers
+
+    def _read_sender(self) -> Tuple[int, int]:
+        values = self._read(SENDER) or {}
+        sender, first = values.get("sender"), values.get("next")
+        if isinstance(sender, int) and isinstance(first, int) and 0 < sender < 2**32 and first > 0:
+            return sender, first
+        sender = int.from_bytes(os.urandom(4), "little") | 1
+        first = int.from_bytes(os.urandom(3), "little") + 1  # what is remembered still bears older numbers
+        self._write(SENDER, {"sender": sender, "next": first})
+        return sender, first
+
+    def load(self) -> List[Memory]:
+        """All that is remembered and sound."""
+        memories = []
+        for name in self._names():
+            if datagram.UUID.fullmatch(name):
+                memory = self._memory(name)
+                if memory is not None:
+                    memories.append(memory)
+                else:
+                    self._remove(name)
+        return memories
+
+    def _names(self) -> List[str]:
+        try:
+            return sorted(os.listdir(self._folder))
+        except OSError as error:
+            log.error("cannot read %s: %s", self._folder, error)
+            return []
+
+    def _memory(self, uuid: str) -> Optional[Memory]:
+        try:
+            values = self._read(uuid)
+            if values is None or values["uuid"] != uuid or uuid != uuid.lower():
+                return None  # an upper-case one is of a release that took it for another instance
+            init = values["init"]
+            if init is not None:
+                _, takes = guest_channel.FROM_GUEST["init"]
+                init = guest_channel.Init(*[take(value) for (_, take), value in zip(takes, init)])
+            return Memory(
+                uuid=uuid,
+                provisioned=values["provisioned"] is True,
+                reporting=values["reporting"] is True,
+                init=init,
+                heartbeating=values["heartbeating"] is True,
+                owes_answer=values["owes_answer"] is True,
+                silence_until=float(values["silence_until"]),
+                ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
+                untold=tuple(_untold(*entry) for entry in values.get("untold", ())),
+                questions=tuple(_question(*entry) for entry in values.get("questions", ())),
+                answered_since_notice=values.get("answered_since_notice") is True,
+                patience_until=float(values.get("patience_until", -float("inf"))),
+                ill_told_at=float(values.get("ill_told_at", -float("inf"))),
+                outcomes_until={
+                    str(kind): float(until) for kind, until in values.get("outcomes_until", {}).items()
+                },
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
+            return None
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    def _remove(self, name: str) -> bool:
+        self.unsaved.pop(name, None)
+        try:
+            atomic_file.remove(self._path(name))
+        except OSError as error:
+            self.unsaved[name] = None
+            self._throttle.warning("remove", "cannot remove a file, trying again: %s", error)
+            return False
+        return True
+
+    def _write(self, name: str, values: Dict[str, Any]) -> bool:
+        text = json.dumps({"boot": self._boot, **values})
+        path = self._path(name)
+        self.unsaved.pop(name, None)
+        try:
+            atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
+        except OSError as error:
+            self._note(error)
+            self._remove(name)
+            self.unsaved[name] = values
+            return False
+        return True
+
+    def _note(self, error: OSError) -> None:
+        text = "cannot write, trying again: %s: is there room in %s?"
+        self._throttle.warning("write", text, error, self._folder)
+
+    def _read(self, name: str) -> Optional[Dict[str, Any]]:
+        """The values in a file, if it is whole and from this boot."""
+        try:
+            with open(self._path(name), encoding="utf-8", opener=_open_file) as file:
+                crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
+            values = json.loads(text)
+            sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)
+        except (OSError, ValueError, RecursionError):
+            sound = False
+        return values if sound and values.get("boot") == self._boot else None
+
+
+def _values(memory: Memory) -> Dict[str, Any]:
+    init = list(memory.init) if memory.init is not None else None
+    return {**memory._asdict(), "init": init}
+
+
+# What a later release has added to an entry is ignored.
+
+
+def _untold(kind: Any, number: Any, cmd: Any, body: Any, *_: Any) -> Tuple[str, int, int, Dict[str, Any]]:
+    datagram.event_of(int(cmd), body)  # raises a ValueError for what is no event
+    return str(kind), int(number), int(cmd), body
+
+
+def _question(number: Any, kind: Any, event: Any, deadline: Any, *_: Any) -> Tuple[int, str, str, float]:
+    if kind not in guest_channel.NOTIFICATION_TYPES or event not in guest_channel.EVENT_TYPES:
+        raise ValueError("no question")
+    return int(number), kind, event, float(deadline)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """No link is followed, and a pipe does not block us."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
