@@ -1,7 +1,7 @@
 """What belongs to the programs beside their modules: scripts, units, configuration, documents.
 
 A checkout has them in its folders; a wheel brings them as `guestmtce/data` (setup.py). They are laid out as
-in the checkout, with the modules, so that scripts/host-install and scripts/guest/install work from there.
+in the checkout, with the modules, so that scripts/host/install and scripts/guest/install work from there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ DATA = os.path.join(PACKAGE, "data")
 _NEXT = """\
 %(to)s has the files. As root, in a virtual environment that all may read:
 
-  a compute host    PYTHON=%(python)s %(to)s/scripts/host-install functions ''
-                    PYTHON=%(python)s %(to)s/scripts/host-install server ''
+  a compute host    PYTHON=%(python)s %(to)s/scripts/host/install functions ''
+                    PYTHON=%(python)s %(to)s/scripts/host/install server ''
   a controller      the same with agent in place of server
   a guest           %(to)s/scripts/guest/install
 
@@ -28,7 +28,7 @@ _NEXT = """\
 def source() -> str:
     """The folder that has scripts/ and docs/. Raises OSError where none is."""
     for folder in (DATA, os.path.dirname(PACKAGE)):
-        if os.path.exists(os.path.join(folder, "scripts", "host-install")):
+        if os.path.exists(os.path.join(folder, "scripts", "host/install")):
             return folder
     raise OSError(
         "this guestmtce is a package of the system's: its files are in place, dpkg or rpm lists them"

@@ -151,7 +151,7 @@ def test_host_install_replaces_a_program_that_runs(tmp_path):
     original.put_program(str(program))
     pid = original.start(str(program), str(tmp_path))
     try:
-        subprocess.run([os.path.join(SCRIPTS, "host-install"), "server", str(tmp_path)], check=True)
+        subprocess.run([os.path.join(SCRIPTS, "install"), "server", str(tmp_path)], check=True)
         assert "guestmtce.server.master" in program.read_text()
         assert program.stat().st_mode & 0o777 == 0o755
         assert not os.path.exists(str(program) + ".new")
@@ -160,7 +160,7 @@ def test_host_install_replaces_a_program_that_runs(tmp_path):
 
 
 def test_a_guests_init_script_does_not_touch_a_stranger_that_has_the_pid(tmp_path):
-    script, pid_file = os.path.join(SCRIPTS, "guest/heartbeat_init"), tmp_path / "guestClient.pid"
+    script, pid_file = os.path.join(SCRIPTS, "../guest/heartbeat_init"), tmp_path / "guestClient.pid"
     with subprocess.Popen(["sleep", "60"]) as stranger:
         pid_file.write_text("%d\n" % stranger.pid)
         environment = {**os.environ, "PIDFILE": str(pid_file)}

@@ -69,11 +69,11 @@ def test_a_block_is_a_script_of_programs_that_there_are(section, lines):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder with what host-install puts in place."""
+    """The folder with what host/install puts in place."""
     root = tmp_path_factory.mktemp("root")
     for part in ("shared", "server", "agent"):
         environment = {**os.environ, "PYTHON": sys.executable}
-        command = [os.path.join(SCRIPTS, "host-install"), part, str(root)]
+        command = [os.path.join(SCRIPTS, "host", "install"), part, str(root)]
         subprocess.run(command, env=environment, check=True, timeout=60)
     return str(root)
 
@@ -93,8 +93,8 @@ def test_what_the_table_says_is_there_is_there(installed):
 
 def test_the_uninstallation_takes_away_what_the_installation_put():
     text = _sections()["Without packages"]
-    put = re.findall(r"(?m)^ {4}scripts/host-install (\w+) ''$", text)
-    taken = re.findall(r"(?m)^ {4}scripts/host-install --uninstall (\w+) ''$", text)
+    put = re.findall(r"(?m)^ {4}scripts/host/install (\w+) ''$", text)
+    taken = re.findall(r"(?m)^ {4}scripts/host/install --uninstall (\w+) ''$", text)
     assert set(put) == set(taken) == {"functions", "server"}
 
 

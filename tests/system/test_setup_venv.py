@@ -1,4 +1,4 @@
-"""scripts/setup-venv: what it says where something is missing. It installs nothing."""
+"""scripts/dev/setup-venv: what it says where something is missing. It installs nothing."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ exit 1
 @pytest.fixture
 def setup(tmp_path):
     """Gives a function that runs it in a copy of what it reads, with a Python of this text; what it says."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(os.path.join(REPOSITORY, "scripts/setup-venv"), tmp_path / "scripts")
+    (tmp_path / "scripts" / "dev").mkdir(parents=True)
+    shutil.copy(os.path.join(REPOSITORY, "scripts/dev/setup-venv"), tmp_path / "scripts" / "dev")
     (tmp_path / "setup.py").touch()
 
     def run(text):
@@ -37,7 +37,7 @@ def setup(tmp_path):
         python.write_text(text)
         python.chmod(0o755)
         done = subprocess.run(
-            [str(tmp_path / "scripts/setup-venv")],
+            [str(tmp_path / "scripts/dev/setup-venv")],
             env={**os.environ, "PYTHON": str(python)},
             stderr=subprocess.PIPE,
             text=True,

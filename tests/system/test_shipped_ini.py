@@ -19,7 +19,7 @@ LINE = re.compile(r";(?P<key>\w+) = ?(?P<value>.*?)\s+; (?P<help>.+)")
 
 
 def shipped(kind):
-    return os.path.join(SCRIPTS, SHIPPED[kind])
+    return os.path.join(SCRIPTS, "host", SHIPPED[kind])
 
 
 def commented_out(kind):

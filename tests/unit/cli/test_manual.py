@@ -106,8 +106,13 @@ def test_the_writer_of_pages_says_how_it_is_called(capsys):
 def test_the_files_are_laid_out_and_the_scripts_work_from_there(tmp_path, capsys):
     folder = tmp_path / "files"
     assert main.main(["files", "--to", str(folder)]) == 0
-    assert "%s/scripts/host-install server" % folder in capsys.readouterr().out
-    for path in ("scripts/guestServer.ini", "scripts/guestServer.service", "docs/install.md", "LICENSE"):
+    assert "%s/scripts/host/install server" % folder in capsys.readouterr().out
+    for path in (
+        "scripts/host/guestServer.ini",
+        "scripts/host/guestServer.service",
+        "docs/install.md",
+        "LICENSE",
+    ):
         assert (folder / path).is_file()
     root = tmp_path / "guest"
     root.mkdir()
@@ -143,10 +148,10 @@ def test_a_wheel_has_the_files(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, timeout=120, stderr=subprocess.DEVNULL)
     data = tmp_path / "lib/guestmtce/data"
     for path in (
-        "scripts/host-install",
-        "scripts/guestAgent.ini",
+        "scripts/host/install",
+        "scripts/host/guestAgent.ini",
         "scripts/guest/guestClient.service",
         "docs/install.md",
     ):
         assert (data / path).is_file()
-    assert os.access(str(data / "scripts/host-install"), os.X_OK)
+    assert os.access(str(data / "scripts/host/install"), os.X_OK)

@@ -132,7 +132,7 @@ def test_the_manual_page_and_the_completion_are_those_of_the_program(tmp_path):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    assert run(REPOSITORY / "scripts" / "build-guest", folder) == (0, "")
+    assert run(REPOSITORY / "scripts" / "dev" / "build-guest", folder) == (0, "")
     return folder
 
 
@@ -162,7 +162,7 @@ def test_the_single_file_heartbeats(built, tmp_path, python):
 
 
 def test_the_same_sources_give_the_same_bytes(built, tmp_path):
-    assert run(REPOSITORY / "scripts" / "build-guest", tmp_path) == (0, "")
+    assert run(REPOSITORY / "scripts" / "dev" / "build-guest", tmp_path) == (0, "")
     for name in ("guestclient.pyz", "guest-client.tar.gz"):
         assert (built / name).read_bytes() == (tmp_path / name).read_bytes()
 
