@@ -100,12 +100,13 @@ def test_an_alarm_under_way_when_the_agent_and_the_vim_are_killed_is_told(where)
 def world():
     worlds = []
 
-    def make(**settings):
+    def make(timeout=1, **settings):
+        """`timeout`: s, of a vote."""
         worlds.append(World([HOST], **settings))
         one = worlds[-1]
         one.listed(U)
         server = OurServer(one)
-        told(server, (datagram.RUNNING, INFO._replace(vote_to=1, shutdown_to=1)), 1)
+        told(server, (datagram.RUNNING, INFO._replace(vote_to=timeout, shutdown_to=1)), 1)
         one.until(lambda: confirmed(server) == [1], "the VIM has the start")
         return one, server
 
@@ -135,7 +136,7 @@ def test_a_stale_outcome_is_confirmed_and_not_told(world, word):
 
 
 def test_an_outcome_in_time_is_told_though_the_vim_was_away(world):
-    one, server = world()
+    one, server = world(timeout=30)
     one.client.ask("vote", U, NAME, "stop")
     one.vim.stop()
     told(server, vote(), 2)

@@ -294,12 +294,12 @@ def test_the_init_script_finds_a_client_whose_pid_file_was_cleaned_away(init_scr
 
 
 def test_a_service_goes_on_without_a_pid_file(init_script, host, tmp_path):
-    assert init_script("start", PIDFILE="/nonexistent/pid")[0] == 0
+    pid_file = str(tmp_path / "nonexistent" / "pid")
+    assert init_script("start", PIDFILE=pid_file)[0] == 0
     host.accept().heartbeat()
-    assert (
-        "/nonexistent/pid: No such file or directory: there is no pid file" in (tmp_path / "log").read_text()
-    )
-    assert init_script("stop", PIDFILE="/nonexistent/pid")[0] == 0
+    said = (tmp_path / "log").read_text()
+    assert pid_file + ": No such file or directory: there is no pid file" in said
+    assert init_script("stop", PIDFILE=pid_file)[0] == 0
     assert host.hear(Exit)
 
 
