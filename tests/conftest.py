@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import psutil
 import pytest
@@ -30,10 +29,10 @@ def pytest_collection_modifyitems(config, items):
 
 # What they fork outlives what forked it, on purpose.
 LEAVE_PROCESSES = (
-    "test_guest_scripts.py",
-    "test_guest_waits.py",
-    "test_guest_hostile.py",
-    "test_guest_log.py",
+    "guest/test_scripts.py",
+    "guest/test_waits.py",
+    "guest/test_hostile.py",
+    "guest/test_log.py",
 )
 
 
@@ -41,7 +40,7 @@ LEAVE_PROCESSES = (
 def no_processes_left(request):
     """Other tests of this worker look at all of its children."""
     yield
-    if os.path.basename(str(request.fspath)) in LEAVE_PROCESSES:
+    if str(request.fspath).endswith(LEAVE_PROCESSES):
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()

@@ -57,7 +57,7 @@ def wanted(units, pmon, modules):
         "mtce-guest-client": {
             "/usr/local/bin/guestClient": PROGRAM,
             "/usr/local/lib/guest-client/guestmtce/guest/main.py": PLAIN,
-            "/usr/local/lib/guest-client/guestmtce/wire/channel.py": PLAIN,
+            "/usr/local/lib/guest-client/guestmtce/wire/guest_channel.py": PLAIN,
             "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
             "/etc/init.d/heartbeat_init": PROGRAM,
             units + "/guestClient.service": PLAIN,
@@ -66,7 +66,7 @@ def wanted(units, pmon, modules):
         "python3-guestmtce": {
             **shared,
             **manual("guestmtce", 1),
-            modules + "/guestmtce/cli.py": PLAIN,
+            modules + "/guestmtce/cli/main.py": PLAIN,
             "/usr/bin/guestmtce": PROGRAM,
             "/usr/share/guestmtce/daemon-functions": PLAIN,
             **{DOCS + "/" + name: PLAIN for name in DOCUMENTS},

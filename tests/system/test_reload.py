@@ -12,7 +12,7 @@ from guestmtce.lab.cluster import wait_for
 
 SERVICE = """
 import dataclasses, sys
-from guestmtce.daemon import program
+from guestmtce.daemon import lifecycle
 from guestmtce.daemon.config import MAIN, setting
 from guestmtce.daemon.settings import DaemonSettings
 
@@ -21,7 +21,7 @@ class Settings(DaemonSettings):
     key_file: str = setting("", "security.key_file")
     port: int = setting(1, "agent.port", 1, 9)
 
-class Service(program.Service):
+class Service(lifecycle.Service):
     reloadable = frozenset({"key_file"})
     def __init__(self, loop, settings): pass
     def open(self): pass
@@ -35,7 +35,7 @@ class Service(program.Service):
         with open(sys.argv[1] + "/reloads", "a") as file:
             file.write("%s %d\\\\n" % (settings.key_file, settings.port))
 
-sys.exit(program.run("daemon", Settings, {MAIN: sys.argv[1] + "/ini"}, Service,
+sys.exit(lifecycle.run("daemon", Settings, {MAIN: sys.argv[1] + "/ini"}, Service,
                      ["-f", "--run-dir", sys.argv[1], "--log-dir", sys.argv[1]]))
 """.replace("\\\\n", "\\n")
 

@@ -32,11 +32,11 @@ from guestmtce.wire import guest_channel
 from guestmtce.wire.guest_channel import Init
 
 # argv: the import path, then main's arguments. -S leaves out site and what it drags in. Our own modules
-# come last, side by side: what a child uses then lies on few pages (see `compact`).
+# come last, side by side: what a child uses then lies on few pages (see `page_layout`).
 BOOT = (
     "import sys; sys.path[:0] = sys.argv[1].split(':');"
-    "from guestmtce.server import preload, compact; compact.fill_holes();"
-    "from guestmtce.server.spawner import main; main(sys.argv[2:])"
+    "from guestmtce.server.child import preload, page_layout; page_layout.fill_holes();"
+    "from guestmtce.server.child.spawner import main; main(sys.argv[2:])"
 )
 TITLE = "guestServer: spawner"
 REQUEST_MAX = 440  # bytes; more than any request, and CPython has the room for it at hand

@@ -34,7 +34,7 @@ def said_by(name, *words):
 def written(tmp_path_factory):
     """The folder with man1, man8 and completions, made without any module that is not the system's own."""
     folder = str(tmp_path_factory.mktemp("manual"))
-    words = ["-m", "guestmtce.cli.main.manual", folder, folder + "/completions"]
+    words = ["-m", "guestmtce.cli.manual", folder, folder + "/completions"]
     subprocess.run([sys.executable, "-S", *words], cwd=ROOT, check=True, timeout=60)
     return folder
 

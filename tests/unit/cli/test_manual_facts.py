@@ -19,10 +19,18 @@ OF_CHILDREN = {signal.SIGCHLD}  # nobody's business but the program's
 WRONG_COMMAND_LINE = 2  # argparse's own
 # Where each program decides how it ends.
 ENDS = {
-    "guestServer": ["daemon/program", "daemon/config", "daemon/daemonise", "server/master"],
-    "guestAgent": ["daemon/program", "daemon/config", "daemon/daemonise", "agent/main"],
-    "guestClient": ["guest/main", "guest/daemon", "guest/ask"],
-    "guestmtce": ["cli", "files", "lab/bench", "lab/demo", "lab/crowd", "lab/vim", "lab/mtcagent"],
+    "guestServer": ["daemon/lifecycle", "daemon/config", "daemon/daemonise", "server/master"],
+    "guestAgent": ["daemon/lifecycle", "daemon/config", "daemon/daemonise", "agent/main"],
+    "guestClient": ["guest/main", "guest/background", "guest/ask"],
+    "guestmtce": [
+        "cli/main",
+        "cli/product_files",
+        "bench/bench",
+        "lab/demo",
+        "lab/crowd",
+        "lab/vim",
+        "lab/mtc_agent",
+    ],
 }
 
 

@@ -12,9 +12,9 @@ from guestmtce.daemon import atomic_file
 
 ON_A_FULL_FILE_SYSTEM = """
 import os, sys
-from guestmtce.daemon import files
+from guestmtce.daemon import atomic_file
 os.chdir(sys.argv[1])
-files.write_atomically("old", "x" * 3000)
+atomic_file.write_atomically("old", "x" * 3000)
 with open("fill", "wb", 0) as fill:
     try:
         while True:
@@ -22,11 +22,11 @@ with open("fill", "wb", 0) as fill:
     except OSError:
         pass
 for text in ("y" * 4000, "short"):
-    files.write_or_overwrite("old", text)
+    atomic_file.write_or_overwrite("old", text)
     assert open("old").read() == text
 for name, text in (("old", "y" * 5000), ("new", "y")):
     try:
-        files.write_or_overwrite(name, text)
+        atomic_file.write_or_overwrite(name, text)
     except OSError as error:
         assert (error.errno, error.filename) == (28, name)
     else:

@@ -20,7 +20,7 @@ from guestmtce.lab.cluster import wait_for
 
 HOLD = """
 import sys
-from guestmtce.daemon.pidfile import PidFile
+from guestmtce.daemon.pid_file import PidFile
 one = PidFile(sys.argv[1], "daemon")
 one.claim()
 one.write()

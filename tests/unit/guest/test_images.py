@@ -121,7 +121,7 @@ def test_the_manual_page_and_the_completion_are_those_of_the_program(tmp_path):
     """A guest makes none: it has neither the maker nor its Python. Copy them from these when this fails."""
     share = tmp_path / "usr" / "share"
     words = [share / "man", share / "bash-completion" / "completions", "guestClient"]
-    assert run(sys.executable, "-BS", "-m", "guestmtce.cli.main.manual", *words, cwd=REPOSITORY) == (0, "")
+    assert run(sys.executable, "-BS", "-m", "guestmtce.cli.manual", *words, cwd=REPOSITORY) == (0, "")
     for path, source in MANUAL.items():
         assert (tmp_path / path).read_text() == source.read_text(), source
 

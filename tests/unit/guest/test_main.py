@@ -28,7 +28,7 @@ OLD_PYTHON = find_python("3.6")
 RSS_MAX = 15e6  # bytes
 SOURCES = [
     *(REPOSITORY / "guestmtce" / "guest").glob("*.py"),
-    REPOSITORY / "guestmtce" / "wire" / "channel.py",
+    REPOSITORY / "guestmtce" / "wire" / "guest_channel.py",
 ]
 
 

@@ -281,8 +281,8 @@ def test_who_wants_to_hear_continue_does(bench):
 
 SHORT_OF_DESCRIPTORS = """
 import resource, sys, time
-from guestmtce.agent.http_connections import Caller
-from guestmtce.agent.http_server import HttpServer
+from guestmtce.agent.http.http_connections import Caller
+from guestmtce.agent.http.http_server import HttpServer
 from guestmtce.wire.http_request import build_json_response
 server = HttpServer(1, 60, lambda *_: build_json_response(200, {}), lambda _: Caller("x"))
 server.start("127.0.0.1", 0)

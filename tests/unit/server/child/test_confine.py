@@ -178,7 +178,7 @@ def test_what_is_missing_is_logged_once_for_all_spawners(bench, caplog):
 # --- a step that fails -----------------------------------------------------------------------------
 
 FAIL = """
-from guestmtce.server import confine
+from guestmtce.server.child import confine
 real, refuse = confine.take, confine._libc.close
 def take(steps):
     real([s._replace(call=lambda *_: refuse(-1)) if s.what == %r else s for s in steps])

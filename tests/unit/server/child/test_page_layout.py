@@ -79,7 +79,7 @@ def test_a_sibling_is_our_parent_s_child():
     theirs.close()
 
 
-NO_NUMBER = "from guestmtce.server import fork; fork.clone_number = fork.UNKNOWN;"
+NO_NUMBER = "from guestmtce.server.child import fork_sibling as fork; fork.clone_number = fork.UNKNOWN;"
 
 
 @pytest.fixture
@@ -146,20 +146,20 @@ def test_after_the_holes_are_filled_what_is_made_lies_in_few_pages():
 GIVES_UP = """
 import os, sys
 sys.path[:0] = %r.split(":")
-from guestmtce.server import preload, compact
+from guestmtce.server.child import preload, page_layout
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 %s
 before = resident()
 for _ in range(3):
-    compact.fill_holes()
-print(resident() - before, len(compact._filling))
+    page_layout.fill_holes()
+print(resident() - before, len(page_layout._filling))
 """
 OTHER_HEAP = """
 starts = iter(range(2**46, 0, -2**17))
-compact._malloc, freed = lambda size: next(starts), []
-compact._free = freed.append
+page_layout._malloc, freed = lambda size: next(starts), []
+page_layout._free = freed.append
 import atexit
 atexit.register(lambda: print(len(freed)))
 """

@@ -61,7 +61,7 @@ def test_the_spawner_has_no_fork_hooks_and_none_of_the_master_s_modules():
 def test_what_an_imported_module_registers_for_a_fork_is_dropped(tmp_path):
     """As modules of a later Python may do."""
     (tmp_path / "setproctitle.py").write_text("import os; os.register_at_fork(before=id); setproctitle = id")
-    load = "import sys; sys.path[:0] = sys.argv[1].split(':'); from guestmtce.server import preload"
+    load = "import sys; sys.path[:0] = sys.argv[1].split(':'); from guestmtce.server.child import preload"
     path = "%s:%s" % (tmp_path, spawner_code.import_path())
     words = [sys.executable, "-I", "-S", "-c", HOOKS % load, path]
     done = subprocess.run(words, capture_output=True, timeout=60, check=True)
@@ -111,7 +111,7 @@ def test_a_spawner_that_cannot_be_started_is_tried_again(bench, monkeypatch):
 
 
 NO_FORK = """
-import errno, guestmtce.server.spawner as spawner
+import errno, guestmtce.server.child.spawner as spawner
 real, calls = spawner.fork_sibling, []
 def fork_sibling():
     calls.append(1)

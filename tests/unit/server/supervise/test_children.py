@@ -54,12 +54,13 @@ def test_the_master_lets_go_of_the_channel_once_the_child_has_it(bench):
 MASTER = """
 import socket, sys, signal
 from guestmtce.daemon.loop import Loop
-from guestmtce.server import confine, reports, seccomp
-from guestmtce.server.children import Children, Handlers
+from guestmtce.server.child import confine, session_types
+from guestmtce.server.supervise import seccomp
+from guestmtce.server.supervise.children import Children, Handlers
 loop = Loop()
 identity = confine.Identity(int(sys.argv[2]), int(sys.argv[3])) if int(sys.argv[2]) >= 0 else None
 means = confine.Means(identity, seccomp.choose_filter(forbidden=False, required=False))
-children = Children(loop, reports.Settings(), means, 5.0,
+children = Children(loop, session_types.Settings(), means, 5.0,
                     Handlers(lambda uuid: None, lambda *_: None, lambda *_: None, lambda: None))
 children.open()
 near, far = socket.socketpair()

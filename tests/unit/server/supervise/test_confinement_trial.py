@@ -18,7 +18,7 @@ as_root = pytest.mark.skipif(not ROOT, reason="only root changes users")
 FIRST = 61400
 # A child that may be of one user only, as in a namespace that maps no other.
 ONE_USER = """
-from guestmtce.server import confine
+from guestmtce.server.child import confine
 real = confine.setresuid
 def setresuid(*uids):
     if uids[0] != %d:
@@ -67,14 +67,16 @@ def test_uids_that_were_asked_for_and_cannot_be_had_are_refused(make_bench, monk
 
 
 def test_a_step_that_fails_is_the_reason(make_bench, monkeypatch):
-    patch_boot(monkeypatch, "import guestmtce.server.confine as c\nc.Confinement.apply = lambda *_: 1 / 0\n")
+    patch_boot(
+        monkeypatch, "import guestmtce.server.child.confine as c\nc.Confinement.apply = lambda *_: 1 / 0\n"
+    )
     with pytest.raises(OSError, match="cannot work here: .*ZeroDivisionError"):
         make_bench().children.prove()
 
 
 DIE = """
 import os
-from guestmtce.server import confine
+from guestmtce.server.child import confine
 confine.Confinement.apply = lambda *_: os.kill(os.getpid(), 9)
 """
 
