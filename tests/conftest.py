@@ -41,11 +41,20 @@ def no_processes_left(request):
     """Other tests of this worker look at all of its children."""
     yield
     if str(request.fspath).endswith(LEAVE_PROCESSES):
-        for child in psutil.Process().children():
+        for process in [*psutil.Process().children(), *_of_folder(request.node.funcargs.get("tmp_path"))]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                process.kill()
             with contextlib.suppress(psutil.Error, ChildProcessError):
-                child.wait(60)
+                process.wait(60)
+
+
+def _of_folder(folder):
+    """Processes that run a script of the test's folder, whoever is their parent by now."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if folder and any(str(folder) in word for word in process.info["cmdline"] or ())
+    ]
 
 
 @pytest.fixture
