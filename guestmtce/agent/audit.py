@@ -1,4 +1,7 @@
-"""The audit: every 10 s compare what we know with what the guestServers and the VIM say (spec 2, "Audit")."""
+"""The audit: every 10 s compare what we know with what the guestServers and the VIM say.
+
+docs/protocol/2-datagrams.md#audit
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compute hosts, found by name and by uuid (spec 2, "Addresses and names").
+"""The compute hosts, found by name and by uuid (docs/protocol/2-datagrams.md#addresses-and-names).
 
 Names are compared as names. `compute-0`, `Compute-0` and `compute-0.example.com` are one host as long as
 just one known host has this first label. Two names with different domains are never one host.

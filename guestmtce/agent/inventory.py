@@ -1,4 +1,7 @@
-"""Hosts and instances: what guestAgent concludes from what it hears (spec 2 and 3).
+"""Hosts and instances: what guestAgent concludes from what it hears.
+
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
+docs/protocol/3-vim-http.md#where-instances-are
 
 Pure: facts go in by one method each, and `take_effects` gives, in order, what is to be sent or told. Hosts
 come from mtcAgent and are known by name and uuid; instances come from the VIM, or, after a restart, from
@@ -45,7 +48,7 @@ log = logging.getLogger(__name__)
 # for it, so one lost answer is no reason.
 UNANSWERED_MAX = 2
 # s after a question's timeout in which the VIM still waits for the outcome; after 1.1 s it goes on by itself
-# (spec 3, "How the real VIM behaves").
+# (docs/protocol/3-vim-http.md#outcomes).
 OUTCOME_GRACE = 1.0
 # s after a list of the VIM's in which its command may say the same: the list was quicker than the command.
 SAME_WORD = 2.0
@@ -336,7 +339,10 @@ class Inventory:
     # --- the audit ---------------------------------------------------------------------------------
 
     def audit(self) -> None:
-        """Ask the VIM what is still unknown, and every guestServer for its state (spec 2, "Audit")."""
+        """Ask the VIM what is still unknown, and every guestServer for its state.
+
+        docs/protocol/2-datagrams.md#audit
+        """
         for host in self.hosts:
             self._count_silence(host)
             self._ask_vim(host)

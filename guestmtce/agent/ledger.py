@@ -1,4 +1,7 @@
-"""What guestAgent knows of hosts and instances, and what each change of it entails (spec 2 and 3).
+"""What guestAgent knows of hosts and instances, and what each change of it entails.
+
+docs/protocol/3-vim-http.md#where-instances-are
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
 
 Pure. The inventory decides which change a fact makes; here every change is made whole, with the effects
 that belong to it.

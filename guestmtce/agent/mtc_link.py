@@ -1,4 +1,4 @@
-"""UDP between guestAgent and mtcAgent, who knows the hosts (spec 2, "mtcAgent ↔ guestAgent").
+"""UDP between guestAgent and mtcAgent, who knows the hosts (docs/protocol/2-datagrams.md#mtcagent).
 
 mtcAgent knows no key: it is believed by its address alone.
 """

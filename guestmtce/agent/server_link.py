@@ -1,4 +1,6 @@
-"""UDP between guestAgent and the guestServers of all hosts (spec 2, `docs/datagrams.md`).
+"""UDP between guestAgent and the guestServers of all hosts.
+
+docs/protocol/2-datagrams.md#confirmed-and-repeated
 
 A guestServer that speaks our extension confirms a command, and gets it again until it does; a newer command
 about the same takes the place of the older. An old one gets each command once; the audit repairs the rest.

@@ -1,4 +1,7 @@
-"""What guestAgent can be told, where, and within which limits (spec 2, 3 and 4)."""
+"""What guestAgent can be told, where, and within which limits.
+
+docs/protocol/4-host.md#configuration-files
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """One request to the VIM: one deadline and one size for its whole answer, and what is known of its fate.
 
 A time-out of requests is one between two bytes, and ends no answer that drips. Here the socket of the
-connection has the deadline, and notes what decides whether a request may be repeated (spec 3, "How the real
-VIM behaves"): whether the VIM's kernel has all of it, and whether a status line or not a byte has come.
+connection has the deadline, and notes what decides whether a request may be repeated: whether the VIM's
+kernel has all of it, and whether a status line or not a byte has come.
+
+docs/protocol/3-vim-http.md#how-events-are-delivered
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The threads that speak to the VIM (spec 3, "Events" and "How the real VIM behaves").
+"""The threads that speak to the VIM (docs/protocol/3-vim-http.md#how-events-are-delivered).
 
 Each sends one request at a time, on a connection of its own, and then asks the outbox for the next. No lock
 is held while a thread speaks: the VIM may call us back before it answers.

@@ -6,16 +6,18 @@ what to deliver now; one method per possible end (`delivered`, `refused`, `unrea
 `unanswered`) says how that went.
 
 Across all instances alarms go before outcomes and those before service states, the oldest first; but an
-outcome that an instance has to tell from before its alarm goes first (spec 3). Questions to the VIM come
-last. The VIM serves one request at a time, so a second one is begun only beside one that was not answered
-within BESIDE_AFTER: up to CONNECTIONS at once, never two of one instance, and all but one place is for
-alarms. An answer that does not come holds up no other instance's alarm.
+outcome that an instance has to tell from before its alarm goes first. Questions to the VIM come last
+(docs/protocol/3-vim-http.md#how-events-are-delivered). The VIM serves one request at a time, so a second
+one is begun only beside one that was not answered within BESIDE_AFTER: up to CONNECTIONS at once, never two
+of one instance, and all but one place is for alarms. An answer that does not come holds up no other
+instance's alarm.
 
 An alarm that the VIM has in full and did not answer may still be processed, and must not be repeated: it
-would restart a repair. The VIM is *asked about* it: it serves its connections in the order in which they were
-made, so any answer to a later GET proves that the alarm was processed (spec 3, "How the real VIM behaves").
-That holds for one whose failure is over, too: a new one that would be told in the same words waits for what
-becomes of it, and is told by it if the VIM processes it now.
+would restart a repair. The VIM is *asked about* it: it serves its connections in the order in which they
+were made, so any answer to a later GET proves that the alarm was processed
+(docs/protocol/3-vim-http.md#alarms-that-were-not-answered). That holds for one whose failure is over, too:
+a new one that would be told in the same words waits for what becomes of it, and is told by it if the VIM
+processes it now.
 
 With an item goes the datagram that brought it: its guestServer waits for a confirmation (`Origin`).
 """
@@ -33,7 +35,8 @@ from guestmtce.wire import vim_http
 log = logging.getLogger(__name__)
 
 ALARM, ACTION, SERVICE, QUESTION = range(4)
-# How often an alarm is offered to a VIM that refuses it (spec 3: it does not know the instance, or not yet).
+# How often an alarm is offered to a VIM that refuses it: it does not know the instance, or not yet
+# (docs/protocol/3-vim-http.md#how-events-are-delivered).
 # With the default retry_max that is ten minutes: longer than a VIM takes to start.
 REFUSALS_MAX = 64
 DOWN_RETRY_MAX = 4.0  # s between two attempts at a VIM that does not listen
@@ -375,7 +378,8 @@ class Outbox:
         """The VIM closed without a byte or said no for good.
 
         That is success for a state and an outcome. An alarm is offered again: the VIM may not know the
-        instance yet. Asked about an alarm it means nothing (spec 3), and it is asked again.
+        instance yet. Asked about an alarm it means nothing, and it is asked again
+        (docs/protocol/3-vim-http.md#alarms-that-were-not-answered).
         """
         if item.kind != ALARM:
             self.delivered(item)

@@ -1,4 +1,4 @@
-"""Configuration from INI files and the command line (spec 4, "Configuration files").
+"""Configuration from INI files and the command line (docs/protocol/4-host.md#configuration-files).
 
 A daemon declares its settings once, as the fields of a dataclass made with `setting`: default, range,
 where it stands in which file, and its flag. `load` turns files and arguments into such a dataclass.

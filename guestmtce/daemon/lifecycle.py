@@ -1,4 +1,4 @@
-"""The life of a daemon of ours, from its command line to its end (spec 4, "Being supervised")."""
+"""The life of a daemon of ours, from its command line to its end (docs/protocol/4-host.md#signals)."""
 
 from __future__ import annotations
 

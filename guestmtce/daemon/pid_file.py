@@ -1,4 +1,4 @@
-"""The pid file: one daemon of a name at a time (spec 4, "Being supervised").
+"""The pid file: one daemon of a name at a time (docs/protocol/4-host.md#pid-file).
 
 The pid file itself is written atomically. Who may write it is settled by a lock on a file beside it,
 which the kernel releases however the holder ends. Both are made again when somebody cleans them away.

@@ -1,4 +1,6 @@
-"""What pmon asks in its active mode, answered from the loop itself: a loop that hangs is found out (spec 4).
+"""What pmon asks in its active mode, answered from the loop itself: a loop that hangs is found out.
+
+docs/protocol/4-host.md#pmon
 
 pmon sends `<process> 12345678 <sequence>` to a port of ours on this host, and expects
 `<process> edcba987 <sequence>` back on its own: the magic number with its bits turned.

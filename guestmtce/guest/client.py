@@ -1,4 +1,6 @@
-"""The guest's side of the heartbeat as a state machine: bytes and time in, messages and reports out (spec 1).
+"""The guest's side of the heartbeat as a state machine: bytes and time in, messages and reports out.
+
+docs/protocol/1-guest-channel.md#what-real-guests-do
 
 Nothing here reads a clock, a port or a file. `now` is seconds on any monotonic clock.
 

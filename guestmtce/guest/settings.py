@@ -10,7 +10,7 @@ from typing import NamedTuple, Sequence
 class Settings(NamedTuple):
     """Times in s unless the name says otherwise."""
 
-    # towards the host (spec 1)
+    # towards the host (docs/protocol/1-guest-channel.md#what-real-guests-do)
     init_period: float = 5.0  # between two inits that nobody acknowledges
     patience: float = 5.0  # without a challenge, at least, before the guest introduces itself again
     return_patience: float = 1.0  # without a challenge after the host hung up and came back

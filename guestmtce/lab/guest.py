@@ -1,9 +1,9 @@
 """A simulated guest behind a UNIX socket: QEMU's end and the guest in one.
 
-A guest here behaves like the deployed client (spec 1, "What real guests and real QEMU do"): it repeats
-`init` until it is acknowledged, answers challenges, goes back to `init` when challenges stop, and does not
-notice when the host's side is closed and opened again. What it does beside that is switchable while it
-runs, by the words at the end; `guestmtce.lab.crowd` has many guests in one process.
+A guest here behaves like the deployed client (docs/protocol/1-guest-channel.md#what-real-guests-do): it
+repeats `init` until it is acknowledged, answers challenges, goes back to `init` when challenges stop, and
+does not notice when the host's side is closed and opened again. What it does beside that is switchable
+while it runs, by the words at the end; `guestmtce.lab.crowd` has many guests in one process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""An mtcAgent as far as guestAgent sees one: it answers MONITOR_READY with its hosts (spec 2)."""
+"""An mtcAgent as far as guestAgent sees one: it answers MONITOR_READY with its hosts.
+
+docs/protocol/2-datagrams.md#mtcagent
+"""
 
 from __future__ import annotations
 

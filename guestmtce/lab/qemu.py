@@ -1,4 +1,7 @@
-"""QEMU's end of a lab guest's channel: what it makes, accepts and notices (spec 1, "QEMU and libvirt")."""
+"""QEMU's end of a lab guest's channel: what it makes, accepts and notices.
+
+docs/protocol/1-guest-channel.md#what-qemu-and-libvirt-do
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A VIM that behaves like the real one on the wire (spec 3, "How the real VIM behaves"), and its client.
+"""A VIM that behaves like the real one on the wire, and its client.
+
+docs/protocol/3-vim-http.md#how-the-vims-server-behaves
+docs/protocol/3-vim-http.md#how-the-vims-client-behaves
 
 The server is serial and speaks HTTP/1.0: one request at a time, in the order of the connections, and the
 reply ends with the connection. For `service` and `action` events, and for all that it refuses, it closes

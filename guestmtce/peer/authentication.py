@@ -1,4 +1,8 @@
-"""Whom we speak to over UDP and whom we believe: the part of `docs/datagrams.md` that both daemons share."""
+"""Whom we speak to over UDP and whom we believe: the part that both daemons share.
+
+docs/protocol/2-datagrams.md#whom-the-daemons-believe
+docs/protocol/2-datagrams.md#the-seal
+"""
 
 from __future__ import annotations
 

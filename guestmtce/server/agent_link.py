@@ -1,4 +1,4 @@
-"""UDP between this guestServer and its guestAgent (spec 2, `docs/datagrams.md`).
+"""UDP between this guestServer and its guestAgent (docs/protocol/2-datagrams.md#confirmed-and-repeated).
 
 We speak to the controller's address until an agent has spoken to us, and from then on to the one that is
 followed (`following`), so that a switch of controllers is seen. Always to the agent's port, whatever port it
@@ -172,7 +172,7 @@ class AgentLink:
         event = tell.event
         full = not self._speaker.spoken
         if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
-            event = datagram.Loss(event.hostname, event.uuid)  # spec 2: no more than who it is
+            event = datagram.Loss(event.hostname, event.uuid)  # as in docs/protocol/2-datagrams.md#events
         if tell.still_ill:
             flags |= datagram_ext.STILL_ILL
         data = datagram.build_event(tell.cmd, event, full=full)

@@ -1,4 +1,7 @@
-"""Which guests' sockets exist: inotify, backed up by a re-scan (spec 1, "Transport" and "Connection upkeep").
+"""Which guests' sockets exist: inotify, backed up by a re-scan.
+
+docs/protocol/1-guest-channel.md#transport
+docs/protocol/1-guest-channel.md#connection-upkeep
 
 A watch follows the folder itself, not its name: deleted while a socket holds it, mounted over, or reached by
 another link, it says nothing. So every `folder_check` s the name is looked up anew.

@@ -1,4 +1,4 @@
-"""What a guestAgent of old is told, and in which order (spec 2, "What guestAgent does with events").
+"""What a guestAgent of old is told, and in which order (docs/protocol/2-datagrams.md#an-old-guestagent).
 
 It confirms nothing and acts on every repetition, so everything is said once. What it was told of failures is
 kept while it is true: nobody knows that it was heard, and the next agent is to hear of it.

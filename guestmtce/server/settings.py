@@ -1,4 +1,7 @@
-"""What guestServer can be told, where, and within which limits (spec 1, 2 and 4)."""
+"""What guestServer can be told, where, and within which limits.
+
+docs/protocol/4-host.md#configuration-files
+"""
 
 from __future__ import annotations
 

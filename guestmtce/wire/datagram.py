@@ -1,4 +1,8 @@
-"""The maintenance datagram between guestServer, guestAgent and mtcAgent, both directions (spec 2).
+"""The maintenance datagram between guestServer, guestAgent and mtcAgent, both directions.
+
+docs/protocol/2-datagrams.md#layout
+docs/protocol/2-datagrams.md#commands
+docs/protocol/2-datagrams.md#events
 
 `unpack` takes the bytes of a datagram apart, `parse_command`, `parse_event` and `parse_host` read its
 body; `pack` and the `build_*` functions make them. Everything wrong with a datagram raises
@@ -63,7 +67,7 @@ class BadDatagram(ValueError):
 
 
 class Datagram(NamedTuple):
-    """A datagram taken apart. `ver` to `parm` are 0 from old daemons (spec 2, "Layout")."""
+    """A datagram taken apart (docs/protocol/2-datagrams.md#layout); `ver` to `parm` are 0 from old ones."""
 
     signature: bytes
     ver: int
@@ -179,7 +183,9 @@ def pack(cmd: int, body: Dict[str, Any], signature: bytes = NO_SIGNATURE, full: 
 
 
 def unpack(data: bytes) -> Datagram:
-    """Take a datagram apart. An unescaped text in its last field is recovered (spec 2, "Events").
+    """Take a datagram apart. An unescaped text in its last field is recovered.
+
+    docs/protocol/2-datagrams.md#layout
 
     Raises BadDatagram for one that is too short, too long, not terminated, or without a JSON object.
     """
@@ -300,7 +306,7 @@ def parse_event(datagram: Datagram) -> Event:
     if cmd in (RUNNING, STOPPED, ILLHEALTH, QRY_INST):
         return _parse_info(body)
     if cmd == LOSS:
-        # Ours tells a peer that takes it the whole state; spec 2 knows only who it is.
+        # Ours tells a peer that takes it the whole state (docs/protocol/2-datagrams.md#events).
         return _parse_info(body) if "repair-action" in body else Loss(_name(body), _uuid(body))
     if cmd == VOTE_NOTIFY:
         return VoteResult(
@@ -330,7 +336,7 @@ def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
 
 
 def event_body(event: Event) -> Dict[str, Any]:
-    """The JSON object of `event`. All values are strings (spec 2, "Events")."""
+    """The JSON object of `event`. All values are strings (docs/protocol/2-datagrams.md#events)."""
     body: Dict[str, Any] = {"hostname": event.hostname}
     if isinstance(event, InstanceInfo):
         body.update({

@@ -1,4 +1,7 @@
-"""What our guestServer and our guestAgent add to the datagram of spec 2 (`docs/datagrams.md`).
+"""What our guestServer and our guestAgent add to the datagram.
+
+docs/protocol/2-datagrams.md#the-added-fields
+docs/protocol/2-datagrams.md#the-seal
 
 It lives in fields that old daemons send as 0 and do not look at, so it can be sent to anybody; whoever
 sets `ver` shows that he understands it. A `Tag` says who sent a datagram, which one it is, and whether

@@ -1,4 +1,7 @@
-"""Messages on the guest channel, both directions (spec 1); `regular` knows the usual ones by heart.
+"""Messages on the guest channel, both directions; `guest_channel_fast` knows the usual ones by heart.
+
+docs/protocol/1-guest-channel.md#framing
+docs/protocol/1-guest-channel.md#messages
 
 A message is one JSON object on one line. `parse` turns a line into one of the tuples below or says
 what is wrong with it; the `build_*` functions turn values into the bytes to write, framing included.
@@ -7,7 +10,8 @@ what is wrong with it; the `build_*` functions turn values into the bytes to wri
 The guest's side of the channel uses this module too, so it stays Python 3.6-clean and needs nothing
 but the standard library.
 
-Two kinds of bad input are told apart because they are answered differently (spec 1, "Errors"):
+Two kinds of bad input are told apart because they are answered differently
+(docs/protocol/1-guest-channel.md#errors):
 `NotAMessage` (no JSON object: dropped) and `Refused` (a message we cannot take: answered with a nack).
 """
 
@@ -18,7 +22,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 VERSION = 3
 REVISION = 1
 
-# Sizes the deployed guest is built for, in bytes of UTF-8 (spec 1, "Framing").
+# What the deployed guest takes, in bytes of UTF-8 (docs/protocol/1-guest-channel.md#sizes-and-numbers).
 MESSAGE_MAX = 1056
 NAME_MAX = 63
 LOG_MSG_MAX = 223
@@ -48,7 +52,7 @@ NOTIFICATION_TYPES = (VOTE, NOTICE)
 VOTE_RESULTS = ("accept", "reject", "complete", "timeout", "error", UNKNOWN)
 
 # What a host sends first on a new connection: it ends a half-sent message of the connection before
-# (spec 1, "What real guests do").
+# (docs/protocol/1-guest-channel.md#framing).
 RESYNC = b" \n"
 
 
@@ -129,7 +133,7 @@ class Nack(NamedTuple):
 
 Message = Union[Init, InitAck, Challenge, ChallengeResponse, ActionNotify, ActionResponse, Exit, Nack]
 
-# Timeouts before a guest's init says otherwise (spec 1, "The conversation", 2).
+# Timeouts before a guest's init says otherwise (docs/protocol/1-guest-channel.md#init-and-acknowledgement).
 DEFAULT_INIT = Init(0, "", 1000, 10, 10, 10, 10, 120, "log")
 
 
@@ -205,8 +209,9 @@ def _load(text: str, decoder: json.JSONDecoder) -> Dict[str, Any]:
 def load_object(text: str, last_field: str, decoder: json.JSONDecoder = _DECODER) -> Dict[str, Any]:
     """The JSON object in `text`; `last_field` may hold unescaped quotes, backslashes or control characters.
 
-    Old senders write that field last and do not escape it (spec 1 and 2). What cannot be parsed as it
-    stands is parsed without the field's text, which is then put in as it came.
+    Old senders write that field last and do not escape it (docs/protocol/1-guest-channel.md#errors,
+    docs/protocol/2-datagrams.md#layout). What cannot be parsed as it stands is parsed without the
+    field's text, which is then put in as it came.
     Raises NotAMessage when there is no object even so.
     """
     text = text.strip()
@@ -386,7 +391,7 @@ _TIMEOUT_FIELD = {
 
 
 def timeout_secs(guest: Any, notification_type: str, event_type: str) -> int:
-    """How long, in s, the guest may take to answer (spec 1, "Votes and notices").
+    """How long, in s, the guest may take to answer (docs/protocol/1-guest-channel.md#votes-and-notices).
 
     `guest` is anything that bears the `*_secs` of its init. Raises ValueError for an unknown event.
     """

@@ -1,4 +1,4 @@
-"""The messages of a guest that is well, known by heart (spec 1).
+"""The messages of a guest that is well, known by heart (docs/protocol/1-guest-channel.md#messages).
 
 Nearly all that a host ever reads and writes are the answers and the `init` just as the deployed client
 prints them, the challenges and the `init_ack`. Here they cost a fraction of what `channel` takes for any

@@ -1,4 +1,7 @@
-"""REST bodies between the VIM and guestAgent, both ways (spec 3).
+"""REST bodies between the VIM and guestAgent, both ways.
+
+docs/protocol/3-vim-http.md#commands
+docs/protocol/3-vim-http.md#events
 
 The VIM's client is unforgiving: every reply that is not 204 is a JSON object, every timeout a string
 of digits. `Failure` carries what a refused command is answered with.
@@ -159,7 +162,8 @@ def alarm_event(uuid: str, hostname: str, state: str, repair_action: str) -> Dic
 def action_event(uuid: str, notification_type: str, action: str, vote: str, reason: str) -> Dict[str, Any]:
     """The body that tells the outcome of a vote or notice.
 
-    Only a `reject` is a no: a guest that timed out or is broken must not hang the VIM (spec 3, "Events").
+    Only a `reject` is a no: a guest that timed out or is broken must not hang the VIM
+    (docs/protocol/3-vim-http.md#outcomes).
     """
     consent = "allow" if notification_type == guest_channel.VOTE else "proceed"
     data = {

@@ -1,8 +1,9 @@
 """The real VIM's order of calls for every action, played by one guest a row, all rows at the same time.
 
-What the VIM, nova and the machine do, and when, was measured (spec 1, "What the real VIM does"): the notice,
-its answer, PATCH disabled 3 … 26 ms later, nova, PATCH enabled when nova's API has answered. A guest answers
-challenges for 1.6 … 2.6 s more until nova acts. Times here are in seconds of life; `SCALE` makes them real.
+What the VIM, nova and the machine do, and when, was measured
+(docs/protocol/1-guest-channel.md#what-the-vim-does-around-an-action): the notice, its answer, PATCH
+disabled 3 … 26 ms later, nova, PATCH enabled when nova's API has answered. A guest answers challenges for
+1.6 … 2.6 s more until nova acts. Times here are in seconds of life; `SCALE` makes them real.
 
 Each row ends with a true failure of its guest: it is alarmed at once, and nothing was alarmed before that the
 row does not say.

@@ -1,4 +1,6 @@
-"""A guestAgent of the deployed kind, as a guestServer and the VIM see it (spec 2, "What guestAgent does").
+"""A guestAgent of the deployed kind, as a guestServer and the VIM see it.
+
+docs/protocol/2-datagrams.md#an-old-guestagent
 
 It speaks no extension and confirms nothing; the repair action of an alarm is what a state or an answer told
 it before, else `log`; each event becomes a request to the VIM, one after the other.

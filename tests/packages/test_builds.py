@@ -10,8 +10,12 @@ import pytest
 from checkout import git_status
 from tree import REPOSITORY
 
+FOLDER = os.path.join(REPOSITORY, "docs")
 PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
-DOCUMENTS = ["README.md", *os.listdir(os.path.join(REPOSITORY, "docs"))]
+DOCUMENTS = [
+    "README.md",
+    *(os.path.relpath(path, FOLDER) for path in glob.glob(FOLDER + "/**/*.md", recursive=True)),
+]
 DOCS = "/usr/share/doc/python3-guestmtce"
 DEPENDENCIES = {"cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"}
 

@@ -1,8 +1,8 @@
 """Random lives of a guest between agents of old and of ours, which end at any moment and follow one another.
 
-The table and the link are real; the agents are played as spec 2 has them. Whatever comes: an agent that
-lives tells the VIM of a loss that is true, once, with the guest's own repair action; of one that is over it
-tells nothing.
+The table and the link are real; the agents are played as docs/protocol/2-datagrams.md has them. Whatever
+comes: an agent that lives tells the VIM of a loss that is true, once, with the guest's own repair action;
+of one that is over it tells nothing.
 """
 
 from __future__ import annotations

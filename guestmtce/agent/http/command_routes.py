@@ -1,4 +1,6 @@
-"""What each command of the VIM does with the inventory: a table of handlers (spec 3, "Commands").
+"""What each command of the VIM does with the inventory: a table of handlers.
+
+docs/protocol/3-vim-http.md#commands
 
 Handlers never wait: what a command sets off is sent from elsewhere. They raise Failure.
 """

@@ -1,4 +1,8 @@
-"""One guest's heartbeat as a state machine: bytes and time in, bytes and reports out (spec 1).
+"""One guest's heartbeat as a state machine: bytes and time in, bytes and reports out.
+
+docs/protocol/1-guest-channel.md#init-and-acknowledgement
+docs/protocol/1-guest-channel.md#misses-and-losses
+docs/protocol/1-guest-channel.md#votes-and-notices
 
 Nothing here reads a clock, a socket or a file. `now` is seconds on any monotonic clock.
 
@@ -29,8 +33,9 @@ Beside the state a session carries three facts that cross it:
   nothing of that: a guest that says `init` again and again and answers nothing is lost as well.
 - the open question (a vote or a notice): one at a time, with its own deadline. It ends with the guest's
   answer, with its deadline (silent agreement), or with the guest's going.
-- expected silence, the bridge over what a notice announced (spec 1, "Votes and notices"): from the moment
-  that a notice of an event that silences a guest is put to it, until `expected_silence` s after it agreed.
+- expected silence, the bridge over what a notice announced
+  (docs/protocol/1-guest-channel.md#expected-silence): from the moment that a notice of an event that silences
+  a guest is put to it, until `expected_silence` s after it agreed.
   Challenges go on, misses count, the guest is told as stopped, and nothing is a loss. A refusal, `init`,
   `exit`, the answer to the notice of the opposite event or the enabling of reporting ends it before its time.
   When its time ends it, an answer since the notice matters: a guest that gave one gets its patience and is
@@ -229,7 +234,9 @@ class Session:
         return self._output()
 
     def enable_reporting(self, now: float) -> Output:
-        """Losses are to be reported from now on: the guest has yet to show that it is there (spec 1).
+        """Losses are to be reported from now on: the guest has yet to show that it is there.
+
+        docs/protocol/1-guest-channel.md#when-reporting-becomes-enabled
 
         It may be booting, or be paused until later. `ReportingEnabled` separates what was reported before
         from what is reported under this rule.

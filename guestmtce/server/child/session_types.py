@@ -9,7 +9,7 @@ from guestmtce.wire.guest_channel import NOTICE, VOTE, Init
 # What a question that nobody answers is settled with.
 SILENT_AGREEMENT = {VOTE: "accept", NOTICE: "complete"}
 
-# --- which notices silence a guest (spec 1, "Votes and notices") -------------------------------------
+# --- which notices silence a guest (docs/protocol/1-guest-channel.md#expected-silence) ---------------
 
 SILENCING = (
     "stop", "reboot", "suspend", "pause", "resize_begin", "live_migrate_begin", "cold_migrate_begin",
@@ -43,7 +43,9 @@ def resuming_patience(interval: float, guest_patience: float, failure_threshold:
 
 
 class Settings:
-    """What may be configured. Times in s unless the name says ms; spec 1 gives the defaults.
+    """What may be configured. Times in s unless the name says ms.
+
+    docs/protocol/1-guest-channel.md names each where it counts.
 
     `guest_patience`: an acknowledged guest waits max(2 × interval, this) for a challenge. `wake_slack`: a
     wake-up later than this is our own lateness. `phase_spread`: the first rest is cut by a chance part of up

@@ -81,7 +81,7 @@ class Links:
         guest = self._guest(uuid)
         if guest.link != ABSENT:
             if not fresh and (guest.path != path or guest.ident == ident):
-                return  # ours already, or its other name (spec 1 knows two)
+                return  # ours already, or its other name (docs/protocol/1-guest-channel.md#transport)
             self._unlink(guest, now)
         if fresh or guest.ident not in (None, ident):  # made anew, perhaps while we did not run
             guest.owes_answer = guest.resting = False

@@ -12,9 +12,10 @@ is what we know: it did heartbeat, and nothing has explained its silence since. 
 alone: if the guest resumes within `stopped_grace`, nobody hears of it. Only the session can find that a
 guest which owes an answer gives none, and that is a loss.
 
-Whenever reporting becomes enabled the guest owes nothing until it has answered anew: it may be booting (spec
-1). Its child is told (`pipe.EnableReporting`) and says when it has taken note; what it reported before that,
-on its way through the pipe, makes no loss (`enablings`).
+Whenever reporting becomes enabled the guest owes nothing until it has answered anew: it may be booting
+(docs/protocol/1-guest-channel.md#when-reporting-becomes-enabled). Its child is told
+(`pipe.EnableReporting`) and says when it has taken note; what it reported before that, on its way through
+the pipe, makes no loss (`enablings`).
 
 A guest that comes and goes is told at once, and then as often as `state_changes` allows: its last state
 always.
@@ -284,7 +285,7 @@ class Guests(Links):
     # --- commands of guestAgent --------------------------------------------------------------------
 
     def command(self, command: datagram.Command, now: float) -> None:
-        """guestAgent wants this (spec 2, "Commands"). `Query` and `Loopback` are none of ours."""
+        """guestAgent wants this (docs/protocol/2-datagrams.md#commands); not for `Query` and `Loopback`."""
         if isinstance(command, datagram.SetInstance):
             self._set(command, now)
         elif isinstance(command, datagram.DeleteInstance):

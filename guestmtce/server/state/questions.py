@@ -1,4 +1,6 @@
-"""Votes and notices: what guestAgent asks of a guest, from the command to the outcome (spec 1 and 2).
+"""Votes and notices: what guestAgent asks of a guest, from the command to the outcome.
+
+docs/protocol/1-guest-channel.md#votes-and-notices
 
 A question is in the row until it is settled: by the child, who gives it to the guest and tells the answer or
 its deadline, or here, where no child knows of it. It survives its child and this daemon. What the outcome of

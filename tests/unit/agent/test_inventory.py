@@ -1,4 +1,8 @@
-"""The inventory against spec 2 and 3: facts in, effects out."""
+"""The inventory: facts in, effects out.
+
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
+docs/protocol/3-vim-http.md#where-instances-are
+"""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The VIM's lists and host states are pictures of a moment (spec 3, "How the real VIM behaves")."""
+"""The VIM's lists and host states are pictures of a moment (docs/protocol/3-vim-http.md#hosts)."""
 
 import pytest
 from inventory_facts import (

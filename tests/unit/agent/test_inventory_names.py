@@ -1,4 +1,7 @@
-"""Host names are compared as names, uuids without case (spec 2, "Addresses and names")."""
+"""Host names are compared as names, uuids without case.
+
+docs/protocol/2-datagrams.md#addresses-and-names
+"""
 
 import pytest
 from inventory_facts import (

@@ -1,4 +1,7 @@
-"""Datagrams that come late, twice or in another order (`docs/datagrams.md`, "Late and out of order")."""
+"""Datagrams that come late, twice or in another order.
+
+docs/protocol/2-datagrams.md#late-and-out-of-order
+"""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""How long the VIM waits for the outcome of a vote or notice (spec 3, "How the real VIM behaves")."""
+"""How long the VIM waits for the outcome of a vote or notice (docs/protocol/3-vim-http.md#outcomes)."""
 
 import pytest
 from inventory_facts import NOW, A, U, answer_list, enabled, info, inventory, named, of, origin
@@ -49,7 +49,7 @@ def test_a_question_that_was_not_put_to_the_guest_has_no_end():
 @pytest.mark.parametrize("event", guest_channel.EVENT_TYPES)
 @pytest.mark.parametrize("kind", [VOTE, NOTICE])
 def test_the_outcome_of_a_guest_that_nothing_is_known_of_lasts_the_default_timeout(kind, event):
-    """Before its init each of its timeouts is 10 s (spec 1)."""
+    """Before its init each timeout is 10 s (docs/protocol/1-guest-channel.md#init-and-acknowledgement)."""
     made = inventory()
     made.set(named(), True, NOW)
     assert until(made, outcome(kind, event), NOW) == NOW + 11

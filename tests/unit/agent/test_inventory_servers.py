@@ -1,4 +1,7 @@
-"""What the inventory does about the guestServers' events, and before the VIM's list (spec 2)."""
+"""What the inventory does about the guestServers' events, and before the VIM's list.
+
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
+"""
 
 import pytest
 from inventory_facts import (

@@ -1,4 +1,4 @@
-"""UDP between guestAgent and mtcAgent (spec 2), over real sockets."""
+"""UDP between guestAgent and mtcAgent (docs/protocol/2-datagrams.md#mtcagent), over real sockets."""
 
 import contextlib
 import socket

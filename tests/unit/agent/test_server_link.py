@@ -1,4 +1,7 @@
-"""UDP between guestAgent and guestServers as old ones speak it (spec 2), over real sockets."""
+"""UDP between guestAgent and guestServers as old ones speak it, over real sockets.
+
+docs/protocol/2-datagrams.md#an-old-guestserver
+"""
 
 import pytest
 from serverlink_bench import LOCAL, NAME, SERVER, Bench

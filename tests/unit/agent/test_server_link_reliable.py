@@ -1,4 +1,7 @@
-"""UDP between guestAgent and guestServers of ours (`docs/datagrams.md`), over real sockets."""
+"""UDP between guestAgent and guestServers of ours, over real sockets.
+
+docs/protocol/2-datagrams.md#confirmed-and-repeated
+"""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""guestAgent's calls to the VIM (spec 3, "Events"), over real HTTP."""
+"""guestAgent's calls to the VIM (docs/protocol/3-vim-http.md#events), over real HTTP."""
 
 import json
 import socket

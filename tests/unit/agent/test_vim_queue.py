@@ -1,4 +1,4 @@
-"""The outbox: what the VIM must be told, against spec 3 ("Events", "How the real VIM behaves")."""
+"""The outbox: what the VIM must be told (docs/protocol/3-vim-http.md#how-events-are-delivered)."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -96,7 +96,7 @@ def test_the_least_and_the_most_that_can_be_used(line, expected):
 
 
 def test_the_files_of_the_deployed_client_are_found():
-    """An image in the field has them there, and spec 1 names the port."""
+    """An image in the field has them there, and docs/protocol/1-guest-channel.md#transport names the port."""
     given = options.parse([])
     assert given.config == "/etc/guest-client/heartbeat/guest_heartbeat.conf"
     assert given.device == "/dev/virtio-ports/cgcs.heartbeat"

@@ -295,7 +295,7 @@ def test_what_shows_a_host_of_guests(tmp_path, files, evidence):
     ],
 )
 def test_the_places_of_a_service_are_known(tmp_path, service):
-    """Of a package of either kind, of host/install, and of the original (spec 4)."""
+    """Of a package of either kind, of host/install, of the original (docs/protocol/4-host.md#packages)."""
     files = {"usr/local/bin/guestServer": "", service: ""}
     assert host.host_evidence(machine(tmp_path, files)) == "guestServer is installed here (/%s)" % service
 

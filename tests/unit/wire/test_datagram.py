@@ -1,4 +1,4 @@
-"""Maintenance datagrams, against spec 2."""
+"""Maintenance datagrams, against docs/protocol/2-datagrams.md#layout."""
 
 import json
 

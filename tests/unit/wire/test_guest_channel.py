@@ -1,4 +1,4 @@
-"""Messages on the guest channel, against spec 1."""
+"""Messages on the guest channel, against docs/protocol/1-guest-channel.md#messages."""
 
 import ast
 import json
@@ -16,7 +16,8 @@ from guestmtce.wire.guest_channel import FROM_GUEST, FROM_HOST, LineBuffer, NotA
 INT_MAX = 2**31 - 1
 PATIENT = settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
 
-# msg_type → further fields in the order of the tuple; the table of spec 1 with values filled in.
+# msg_type → further fields in the order of the tuple, with values filled in
+# (docs/protocol/1-guest-channel.md#messages).
 MESSAGES = {
     "init": {
         "invocation_id": 1804289383, "name": "vm-1", "heartbeat_interval_ms": 1000, "vote_secs": 9,

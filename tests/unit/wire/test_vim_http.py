@@ -1,4 +1,4 @@
-"""REST bodies between the VIM and guestAgent, against spec 3."""
+"""REST bodies between the VIM and guestAgent, against docs/protocol/3-vim-http.md#commands."""
 
 import json
 

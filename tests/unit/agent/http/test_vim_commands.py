@@ -1,4 +1,4 @@
-"""The VIM's commands (spec 3, "Commands"), over real HTTP as the VIM speaks it."""
+"""The VIM's commands (docs/protocol/3-vim-http.md#commands), over real HTTP as the VIM speaks it."""
 
 import json
 import re
