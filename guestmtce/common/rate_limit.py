@@ -1,7 +1,5 @@
 """How much of something somebody may have: so much at once, and so much a second."""
 
-from __future__ import annotations
-
 
 class Bucket:
     """Holds at most `burst`, at first as much, and gains `rate` a second. Times in s, monotonic."""

@@ -10,14 +10,16 @@ import logging
 import os
 import sys
 import time
-from typing import Dict, List, Tuple
+from typing import List
 
+from guestmtce.common import throttle
+from guestmtce.common.log_line import LogLine
 from guestmtce.daemon import log_writer
 
 SYSLOG_SOCKET = "/dev/log"
 TEXT_MAX = 200  # characters of foreign text in a line
 THROTTLE_PERIOD = 10.0  # s between two lines about the same thing
-THROTTLE_KEYS = 4096  # things remembered at once
+THROTTLE_SUBJECTS = 4096  # remembered at once
 
 
 def printable(text: object, limit: int = TEXT_MAX) -> str:
@@ -28,27 +30,26 @@ def printable(text: object, limit: int = TEXT_MAX) -> str:
 
 
 class Throttle:
-    """Lets one line per key and period pass, and tells how many it held back since."""
+    """Lets one line per subject and period pass, and tells how many it held back since."""
 
     def __init__(self, logger: logging.Logger, period: float = THROTTLE_PERIOD) -> None:
-        self.held_back = 0
         self._logger = logger
-        self._period = period
-        self._keys: Dict[str, Tuple[float, int]] = {}
+        self._throttle = throttle.Throttle(period, THROTTLE_SUBJECTS)
 
-    def warning(self, key: str, text: str, *values: object) -> None:
-        """Log a warning about `key` unless one was logged within the period. Strings are made printable."""
-        now = time.monotonic()
-        last, more = self._keys.get(key, (-self._period, 0))
-        if now - last < self._period:
-            self._keys[key] = (last, more + 1)
-            self.held_back += 1
+    def warning(self, subject: str, text: str, *values: object) -> None:
+        """Log a warning about `subject` unless one was logged within the period."""
+        self.write(LogLine(logging.WARNING, text, values, subject))
+
+    def write(self, line: LogLine) -> None:
+        """Log a line, if its subject is not held back. Strings among its values are made printable."""
+        held_back = self._throttle.admit(line.subject, time.monotonic()) if line.subject else 0
+        if held_back is None:
             return
-        if len(self._keys) >= THROTTLE_KEYS:
-            self._keys.clear()
-        self._keys[key] = (now, 0)
-        safe = tuple(printable(value) if isinstance(value, (str, Exception)) else value for value in values)
-        self._logger.warning(text + (" (and %d more like it)" % more if more else ""), *safe)
+        safe = tuple(
+            printable(value) if isinstance(value, (str, Exception)) else value for value in line.values
+        )
+        more = " (and %d more like it)" % held_back if held_back else ""
+        self._logger.log(line.level, line.text + more, *safe)
 
 
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:

@@ -10,8 +10,9 @@ import socket
 import stat
 import sys
 import time
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable
 
+from guestmtce.common.throttle import Throttle
 from guestmtce.guest.errand import Errand
 from guestmtce.guest.writer import FileWriter, keep_open
 
@@ -21,7 +22,7 @@ SYSLOG_INFO = b"<30>"  # facility daemon, severity info
 TEXT_MAX = 400  # characters of a line
 OPEN_WAIT = 0.25  # s; a file system that takes longer to tell of a file stands still
 LOCAL_TIME = ":/etc/localtime"  # the C library's own default, spelt out
-KEYS_MAX = 100  # subjects remembered at once
+SUBJECTS_MAX = 100  # remembered at once
 
 
 def escape(text: str) -> str:
@@ -46,16 +47,15 @@ class Log:
     ) -> None:
         self.close = close  # no more lines come
         self._write = write
-        self._period = period
-        self._said: Dict[str, Tuple[float, int]] = {}
+        self._throttle = Throttle(period, SUBJECTS_MAX)
         self._lost = 0
 
     def __call__(self, text: str, about: str = "") -> None:
         """Log `text`; with `about`, at most one line about that in each period."""
-        more = self._held_back(about) if about else 0
-        if more is None:
+        held_back = self._throttle.admit(about, time.monotonic()) if about else 0
+        if held_back is None:
             return
-        line = printable(text) + (" (and %d more like it)" % more if more else "")
+        line = printable(text) + (" (and %d more like it)" % held_back if held_back else "")
         if self._lost:
             line += " (%d lines before it were lost)" % self._lost
         try:
@@ -63,18 +63,6 @@ class Log:
             self._lost = 0
         except OSError:
             self._lost += 1
-
-    def _held_back(self, about: str) -> Optional[int]:
-        """How many lines about this were held back; None: this one is to be held back too."""
-        now = time.monotonic()
-        last, more = self._said.get(about, (-self._period, 0))
-        if now - last < self._period:
-            self._said[about] = (last, more + 1)
-            return None
-        if len(self._said) >= KEYS_MAX:
-            self._said.clear()
-        self._said[about] = (now, 0)
-        return more
 
 
 def log_to(descriptor: int, period: float) -> Log:

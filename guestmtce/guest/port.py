@@ -17,6 +17,7 @@ import stat
 import time
 from typing import Callable, Deque, Optional
 
+from guestmtce.common.back_off import BackOff
 from guestmtce.guest.log import Log
 from guestmtce.guest.loop import NEVER, Loop
 from guestmtce.guest.settings import Settings
@@ -28,24 +29,6 @@ VIRTIO_FOLDER = "/dev/virtio-ports"  # udev's links, by the ports' names
 VIRTIO_PORTS = "/sys/class/virtio-ports"  # the kernel's own list, where there is no udev
 
 DEVICE_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-class Retry:
-    """When to try next: `first` s from the failure, doubling to `most`; a success forgets."""
-
-    def __init__(self, first: float, most: float) -> None:
-        self._first = first
-        self._most = most
-        self._wait = first
-
-    def next(self) -> float:
-        """How long to wait now, in s."""
-        wait, self._wait = self._wait, min(2 * self._wait, self._most)
-        return wait
-
-    def reset(self) -> None:
-        """It worked."""
-        self._wait = self._first
 
 
 class Port:
@@ -63,8 +46,8 @@ class Port:
         self._loop = loop
         self._path = path
         self._log = log
-        self._reopen = Retry(settings.reopen_first, settings.reopen_max)
-        self._probe = Retry(settings.probe_first, settings.probe_max)
+        self._reopen = BackOff(settings.reopen_first, settings.reopen_max)
+        self._probe = BackOff(settings.probe_first, settings.probe_max)
         self._descriptor: Optional[int] = None
         self._is_socket = False
         self._attached = False  # a host is at the other end
@@ -137,7 +120,7 @@ class Port:
             self._loop.unwatch(self._descriptor)
         self._waiting.clear()
         self._begun = False
-        self.deadline = time.monotonic() + self._probe.next()
+        self.deadline = time.monotonic() + self._probe.next_delay()
         if self._attached:
             self._attached = False
             self._log("%s: the host hung up" % self._path, "hung up")
@@ -147,7 +130,7 @@ class Port:
         """The port is of no more use: it is opened again."""
         self._detach()
         self.close()
-        self.deadline = time.monotonic() + self._reopen.next()
+        self.deadline = time.monotonic() + self._reopen.next_delay()
 
     def close(self) -> None:
         """Give back the descriptor."""
