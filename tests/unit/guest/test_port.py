@@ -11,7 +11,7 @@ import pytest
 from guest_rig import Rig
 
 from guestmtce.guest import port
-from guestmtce.guest.port import WAITING_MAX, Port, Retry
+from guestmtce.guest.port import WAITING_MAX, Port
 from guestmtce.guest.settings import Settings
 
 FAST = Settings(reopen_first=0.005, reopen_max=0.02, probe_first=0.005, probe_max=0.02)
@@ -329,13 +329,6 @@ def test_waiting_without_a_host_takes_no_time_of_the_processor(world, path):
     world.port.tick = lambda now: (rounds.append(now), tick(now))
     world.rest(0.2)
     assert 2 <= len(rounds) <= 20
-
-
-def test_retries_double_up_to_a_limit_and_start_anew():
-    retry = Retry(1, 5)
-    assert [retry.next() for _ in range(4)] == [1, 2, 4, 5]
-    retry.reset()
-    assert retry.next() == 1
 
 
 NO_PORTS = {
