@@ -1,4 +1,4 @@
-"""The walls of the house (docs/architecture.md): which room imports which, and what pure rooms know nothing of."""
+"""The walls of the house: which room imports which, and what pure rooms know nothing of."""
 
 from __future__ import annotations
 
