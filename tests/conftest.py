@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import psutil
+import pure_rooms
 import pytest
 from hypothesis import settings
 from tiers import MARKS, examples
@@ -55,6 +56,26 @@ def _of_folder(folder):
         for process in psutil.process_iter(["cmdline"])
         if folder and any(str(folder) in word for word in process.info["cmdline"] or ())
     ]
+
+
+# The tests of pure rooms run in a world that raises where a pure module looks at it.
+OF_PURE_ROOMS = (
+    *("/unit/wire/", "/unit/server/state/", "/unit/server/child/test_session"),
+    *("/unit/agent/test_inventory", "/unit/agent/test_vim_queue"),
+    *("/unit/guest/test_client", "/unit/guest/test_local_processes"),
+)
+
+
+@pytest.fixture
+def world_that_raises(monkeypatch):
+    """For pure modules alone; everybody else has clock, sockets, files and log as ever."""
+    pure_rooms.raise_in_pure_rooms(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def pure_rooms_are_pure(request):
+    if any(part in str(request.fspath) for part in OF_PURE_ROOMS):
+        request.getfixturevalue("world_that_raises")
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import time
 
 import pytest
-from places import REPOSITORY
-
-PACKAGE = REPOSITORY / "guestmtce"
+from pure_rooms import PACKAGE, PURE, LookedAtTheWorld
 
 # What each room may import of ours, beside itself; a room is a folder, and what is not named is its parent's.
 # `cli`, `lab` and `bench` are for people and tests: no daemon imports them.
@@ -38,19 +37,6 @@ DOORS = {
     ("cli", "server"): {"settings"},
 }
 
-# Pure: what they are told comes as arguments, and what they want done goes back as values.
-PURE = [
-    *sorted(PACKAGE.glob("wire/*.py")),
-    *sorted(PACKAGE.glob("server/state/*.py")),
-    *sorted(PACKAGE.glob("server/child/session*.py")),
-    *sorted(PACKAGE.glob("agent/inventory*.py")),
-    *(PACKAGE / "agent" / (name + ".py") for name in ("effects", "hosts", "ledger", "model", "vim_queue")),
-    *(
-        PACKAGE / "guest" / (name + ".py")
-        for name in ("ballot", "client", "health", "local_processes", "member")
-    ),
-    *(PACKAGE / "common" / (name + ".py") for name in ("back_off", "log_line", "rate_limit", "throttle")),
-]
 IMPURE = {
     *("asyncio", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal"),
     *("socket", "subprocess", "syslog", "tempfile", "threading", "time"),
@@ -146,3 +132,11 @@ def test_what_the_guest_imports_is_old_python():
 def test_every_folder_is_a_room():
     folders = {path.parent.relative_to(PACKAGE).as_posix() for path in modules()} - {"."}
     assert folders == set(ROOMS)
+
+
+def test_a_pure_module_that_looks_at_the_clock_is_found_out(monkeypatch, world_that_raises):
+    """What the tests of the pure rooms run in (tests/conftest.py)."""
+    look = eval("lambda: __import__('time').monotonic()", {"__name__": "guestmtce.wire.datagram"})
+    with pytest.raises(LookedAtTheWorld, match="guestmtce.wire.datagram calls monotonic"):
+        look()
+    assert time.monotonic() > 0
