@@ -15,9 +15,7 @@ from places import REPOSITORY
 
 SOURCES = ("guestmtce", "tests", "scripts", "docs", "deb_folder", "rpm")
 SUFFIXES = ("", ".py", ".md", ".ini", ".conf", ".service", ".toml", ".spec", ".cfg", ".ocf", ".docs", ".in")
-DOCUMENTS = sorted(
-    [path for path in REPOSITORY.glob("*.md") if path.is_file()] + list((REPOSITORY / "docs").rglob("*.md"))
-)
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 PROTOCOL = REPOSITORY / "docs" / "protocol"
 
 # A module of these rooms names in its docstring the section that it implements, or that it serves.
