@@ -1,4 +1,7 @@
-"""Hosts and instances as guestAgent knows them, and what the inventory may want done."""
+"""Hosts and instances as guestAgent knows them, and what the inventory may want done.
+
+docs/protocol/2-datagrams.md#late-and-out-of-order
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the VIM must be told: per instance, in order, once, until it has it (`DESIGN`: level, not edge).
+"""What the VIM must be told: per instance, in order, once, until it has it (level, not edge).
 
 Pure; the caller holds the lock. Kept is not a queue of old news but what is still true: the latest service
 state, failures that are not over, outcomes of votes and notices that the VIM still waits for. `next` gives

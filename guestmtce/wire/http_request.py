@@ -2,7 +2,7 @@
 
 A request is a value only once all of it is there. What two readers could understand in two ways is refused:
 more than one length, a length that is no number, a length beside chunks, folded headers, bare line feeds.
-Every part has a bound, whatever the headers announce.
+Every part has a bound, whatever the headers announce (docs/protocol/3-vim-http.md#requests-and-their-limits).
 """
 
 from __future__ import annotations

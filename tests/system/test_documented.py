@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
-import os
 import re
 import subprocess
 import sys
 
 import pytest
-from places import REPOSITORY
+from documents import DATAGRAMS, DOCUMENTS, ROOT, between, in_code, rows, text_of
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.config import MAIN
@@ -20,44 +18,13 @@ from guestmtce.lab.cluster import Cluster
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import datagram, datagram_ext, guest_channel
 
-ROOT = str(REPOSITORY)
-DOCS = sorted(
-    os.path.relpath(path, ROOT)
-    for path in [ROOT + "/README.md", *glob.glob(ROOT + "/docs/**/*.md", recursive=True)]
-)
-DATAGRAMS = "docs/protocol/2-datagrams.md"
 DAEMONS = {"guestServer": ServerSettings, "guestAgent": AgentSettings}
 MODULES = {
     "guestServer": "guestmtce.server.master",
     "guestAgent": "guestmtce.agent.main",
     "guestClient": "guestmtce.guest.main",
 }
-CODE = re.compile("`([^`\n]+)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-
-
-def text_of(path):
-    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
-        return file.read()
-
-
-def between(path, first, last):
-    """What stands in a document behind one text and before the next."""
-    return text_of(path).split(first, 1)[1].split(last, 1)[0]
-
-
-def in_code(text):
-    return set(CODE.findall(text))
-
-
-def rows(text):
-    """The tables in it: the first cell's code → the other cells."""
-    found = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if line.startswith("| `"):
-            found[cells[0].strip("`")] = cells[1:]
-    return found
 
 
 def fields(kind):
@@ -138,7 +105,7 @@ def test_a_setting_that_the_readme_shows_has_the_default_that_it_shows(name):
         assert settings["%s.%s" % (section, key)] == int(value) or key == "debug_level"
 
 
-@pytest.mark.parametrize("path", DOCS)
+@pytest.mark.parametrize("path", DOCUMENTS)
 def test_a_setting_that_is_named_exists(path):
     known = {**fields(ServerSettings), **fields(AgentSettings)}
     sections = {place.split(".")[0] for place in known}
@@ -179,7 +146,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", DOCS)
+@pytest.mark.parametrize("path", DOCUMENTS)
 def test_an_option_that_is_named_exists(path, options):
     others = OTHERS.get(path, set())
     if others is not None:

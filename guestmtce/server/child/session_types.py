@@ -1,4 +1,7 @@
-"""What goes into a session and comes out of it: its settings, and what it reports."""
+"""What goes into a session and comes out of it: its settings, and what it reports.
+
+docs/protocol/1-guest-channel.md#expected-silence
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Each guest's link to this host: its socket and its child, what becomes of them, and what is due when.
 
+docs/protocol/1-guest-channel.md#connection-upkeep
+docs/protocol/1-guest-channel.md#resuming-a-guest
+
 `guests` builds on this, and has the whole of it in words.
 """
 

@@ -1,4 +1,8 @@
-"""One row of the master's table, and what the table may want done about it."""
+"""One row of the master's table, and what the table may want done about it.
+
+docs/protocol/1-guest-channel.md#misses-and-losses
+docs/protocol/1-guest-channel.md#connection-upkeep
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """What the guests' table wants done: its effects in order, and the rows that have changed.
 
+docs/protocol/2-datagrams.md#confirmed-and-repeated
+
 What guestAgent must hear is kept in the guest's row (`untold`) until it has been confirmed, and dropped when
 it stops being true. Rows are remembered before anything of them is told: a daemon that dies in between tells
 again what it remembers under the number that it had, and guestAgent knows it by that.
