@@ -23,6 +23,7 @@ from tiers import PACE
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import Cluster
+from guestmtce.lab.pace import within
 from guestmtce.server.settings import ServerSettings
 
 SCALE = min(1.0, 0.1 * PACE)
@@ -349,7 +350,7 @@ class Player(threading.Thread):
             read = ear.status(self.uuid, self._silent_at + self._seconds * SCALE)
             assert read == "disabled", "silent for %g s, and the VIM reads %s" % (self._seconds, read)
         if self.again is not None:
-            assert self.again < LATENCY_MAX, "seen again after %.0f ms" % (1000 * self.again)
+            assert within(LATENCY_MAX, self.again), "seen again after %.0f ms" % (1000 * self.again)
 
     def _fail(self) -> None:
         """A true failure after all: alarmed after two misses."""

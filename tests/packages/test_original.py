@@ -10,6 +10,7 @@ import original
 import psutil
 import pytest
 from scripted import DEAD_WITH_PID, NOT_RUNNING, SCRIPTS, STOPPED
+from titles import has_title
 
 from guestmtce.lab.cluster import wait_for
 
@@ -65,7 +66,7 @@ def test_an_init_script_starts_ours_in_place_of_the_original(replaced, word):
     daemon, pid = replaced("guestServer")
     assert daemon.init(word) == 0
     assert not lives(pid)
-    assert psutil.Process(daemon.pid).cmdline()[0] == "guestServer"
+    assert has_title(daemon.pid, "guestServer")
 
 
 def test_what_replaces_the_original_leaves_ours_alone(make):
@@ -84,7 +85,7 @@ def test_the_resource_agent_sees_and_stops_the_original(replaced):
     assert not lives(pid)
     assert not os.path.exists(daemon.pid_file)
     assert [daemon.ocf("monitor"), daemon.ocf("start"), daemon.ocf("monitor")] == [NOT_RUNNING, 0, 0]
-    assert psutil.Process(daemon.pid).cmdline()[0] == "guestAgent"
+    assert has_title(daemon.pid, "guestAgent")
 
 
 def test_the_pid_file_of_one_that_was_started_meanwhile_stays(replaced):
@@ -98,6 +99,7 @@ def test_the_pid_file_of_one_that_was_started_meanwhile_stays(replaced):
 @pytest.mark.parametrize("stop", ["init", "ocf"])
 def test_a_daemon_whose_files_were_cleaned_away_is_seen_and_stopped(make, stop):
     daemon, other = make("guestAgent"), make("guestAgent")
+    daemon.be_called_by_its_path()
     assert [daemon.init("start"), other.init("start")] == [0, 0]
     pid = daemon.pid
     for name in os.listdir(daemon.folder):

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 
-from children_driver import gone, title
+from children_driver import gone
+from titles import has_title
 
 from guestmtce.lab.cluster import free_ports, wait_for
 
@@ -71,6 +72,6 @@ class Daemon:
 
     def end(self):
         for pid in self.pids:
-            if not gone(pid) and title(pid) == self.name:
+            if not gone(pid) and has_title(pid, self.name):
                 os.kill(pid, signal.SIGKILL)
                 wait_for(lambda pid=pid: gone(pid), "the daemon is gone")

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 from tiers import PACE
+from titles import needs_titles
 
 from guestmtce.lab.cluster import Cluster, wait_for
 from guestmtce.lab.pace import stretched, within
@@ -247,6 +248,7 @@ def test_a_restarted_agent_learns_everything_again(cloud):
 
 
 def test_pidof_finds_the_daemon_and_nothing_else(cloud):
+    needs_titles()
     assert len(cloud.children()) == GUESTS
     for name, daemon in (("guestServer", cloud.hosts[0].server), ("guestAgent", cloud.agent)):
         printed = subprocess.run(["pidof", name], stdout=subprocess.PIPE, check=True).stdout.split()

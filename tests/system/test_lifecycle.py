@@ -12,8 +12,9 @@ import time
 
 import psutil
 import pytest
-from children_driver import gone, title
+from children_driver import gone
 from daemon_process import LOCALHOST, MODULES, NAMES, Daemon
+from titles import has_title
 
 from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.lab.pace import stretched, within
@@ -46,7 +47,7 @@ def listens(kind, port):
 
 
 def test_when_the_command_returns_0_everything_is_there(running):
-    assert title(running.pid) == running.name
+    assert has_title(running.pid, running.name)
     assert running.path(".info").read_text().startswith("%s up 0 s pid %d\n" % (running.name, running.pid))
     assert running.path(".info").stat().st_mtime_ns <= running.path(".pid").stat().st_mtime_ns
     assert listens(socket.SOCK_DGRAM, running.ports["rx"])
@@ -57,7 +58,7 @@ def test_when_the_command_returns_0_everything_is_there(running):
     assert {os.readlink("/proc/%d/fd/%d" % (running.pid, number)) for number in (0, 1, 2)} == {os.devnull}
     assert process.rlimit(psutil.RLIMIT_NOFILE)[0] == process.rlimit(psutil.RLIMIT_NOFILE)[1]
     for descendant in process.children(recursive=True):
-        wait_for(lambda one=descendant: title(one.pid).startswith("guestServer: "), "a title of its own")
+        wait_for(lambda one=descendant: has_title(one.pid, "guestServer: spawner"), "a title of its own")
 
 
 def test_a_second_start_says_so_and_is_no_failure(running):
@@ -151,7 +152,7 @@ def test_after_a_kill_the_stale_file_is_taken_over_and_nobody_of_the_old_lives(r
     wait_for(lambda: all(gone(pid) for pid in family), "its spawner is gone")
     assert running.start().returncode == 0
     assert running.pid != old
-    assert title(running.pid) == running.name
+    assert has_title(running.pid, running.name)
 
 
 def test_relative_paths_mean_the_folder_it_was_started_in(daemon):
@@ -332,7 +333,7 @@ def test_in_the_foreground_it_is_the_process_and_logs_to_stderr(daemon):
     try:
         assert any("started, pid %d" % process.pid in line for line in iter(process.stderr.readline, ""))
         assert daemon.pid == process.pid
-        assert title(process.pid) == daemon.name
+        assert has_title(process.pid, daemon.name)
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=60)
         assert process.returncode == 0

@@ -439,10 +439,10 @@ def test_init_acks_keep_their_distance_and_the_latest_init_counts():
     for ident in range(1, 11):
         bench.init(invocation_id=ident)
         bench.now += 0.001
-    acks = [message.invocation_id for message in bench.wrote(s.channel.InitAck)]
+    acks = [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)]
     assert acks == [1]
     bench.run(0.2, answers=False)
-    acks = [message.invocation_id for message in bench.wrote(s.channel.InitAck)]
+    acks = [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)]
     assert acks == [1, 10]
 
 
@@ -548,9 +548,9 @@ def test_an_early_wake_up_acknowledges_no_init_before_its_turn():
     bench.init()
     bench.init(invocation_id=7)
     bench.tick(bench.now + 0.09)
-    assert len(bench.wrote(s.channel.InitAck)) == 1
+    assert len(bench.wrote(s.guest_channel.InitAck)) == 1
     bench.tick(BEGIN + 0.1)
-    assert [message.invocation_id for message in bench.wrote(s.channel.InitAck)][1:] == [7]
+    assert [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)][1:] == [7]
 
 
 # --- the patience of who is asked --------------------------------------------------------------
