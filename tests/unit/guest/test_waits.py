@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import time
 
@@ -51,6 +52,9 @@ def disk(tmp_path):
     with open(image, "wb") as file:
         file.truncate(DISK)
     folder.mkdir()
+    if shutil.which("mkfs.ext4") is None:
+        lack = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        lack("there is no mkfs.ext4: apt-get install e2fsprogs")
     subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
     if subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=False).returncode:
         pytest.skip("root of a container, which may mount no file system of its own")
