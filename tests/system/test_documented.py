@@ -168,6 +168,7 @@ OTHERS = {
         "--upgrade", "--prefix", "--now", "--del-subuids", "--add-subuids", "--version",
         "--uninstall", "--grep",
     },
+    "docs/operate.md": {"--grep", "--since"},
     "docs/virtual-machines.md": {"--property"},
     "docs/guest-images.md": None,  # those of the makers of images
     "README.md": {"--all", "--jobs", "--upgrade"},
