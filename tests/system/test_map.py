@@ -80,7 +80,7 @@ def test_no_module_that_decides_is_missing():
 
 # --- paths in all documents ----------------------------------------------------------------------------
 
-NAMED = re.compile(r"(?:guestmtce|tests|scripts|docs)/[\w./-]*\w/?|(?:server|agent)/[\w/]+\.py")
+NAMED = re.compile(r"(?:guestmtce|tests|scripts|docs)/[\w./-]*\w/?|(?:server|agent|guest)/[\w/]+\.py")
 
 
 def paths_in(document):

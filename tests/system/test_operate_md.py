@@ -73,6 +73,12 @@ def test_a_line_that_is_explained_is_one_that_is_logged(line, logged):
     assert line.removeprefix("…: ").removesuffix("…").strip(": ") in logged, "change the page with the line"
 
 
+def test_words_for_a_guest_are_those_of_its_line(logged):
+    words = {word for cell in _first_cells(_section("One guest")) for word in _code(cell)}
+    assert len(words) >= 5
+    assert [word for word in words if word not in logged.splitlines()] == []
+
+
 # --- commands ------------------------------------------------------------------------------------------
 
 
@@ -102,7 +108,7 @@ def _here(line, cluster):
     return line.replace("UUID", cluster.uuids[0])
 
 
-# What asks for systemd is tried in booted trees (tests/packages). Reports are asked for before they are read.
+# What asks systemd is not tried here. Reports are asked for before they are read.
 TRIED = [line for line in _commands() if "/var/" in line]
 
 
