@@ -78,6 +78,28 @@ def test_no_module_that_decides_is_missing():
     assert [path for path in missing if not path.endswith("__init__.py")] == []
 
 
+def modules_of_sections():
+    """PAGE#anchor → the modules in its row."""
+    found = {}
+    for cells in rows():
+        link = re.search(r"\]\(protocol/([\w.-]+#[\w-]+)\)", cells[0])
+        if link:
+            found[link[1]] = set(re.findall("`([^`]+)`", cells[1]))
+    return found
+
+
+@pytest.mark.parametrize("pattern", DECIDING)
+def test_a_module_stands_in_the_row_of_each_section_that_it_says_it_implements(pattern):
+    sections, missing = modules_of_sections(), []
+    for path in PACKAGE.glob(pattern):
+        module = str(path.relative_to(PACKAGE))
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for section in re.findall(r"docs/protocol/([\w.-]+#[\w-]+)", said):
+            if module not in sections.get(section, ()):
+                missing.append("%s: %s" % (section, module))
+    assert missing == []
+
+
 # --- paths in all documents ----------------------------------------------------------------------------
 
 NAMED = re.compile(r"(?:guestmtce|tests|scripts|docs)/[\w./-]*\w/?|(?:server|agent|guest)/[\w/]+\.py")
