@@ -41,7 +41,7 @@ def lay_out(folder: str) -> None:
     os.makedirs(folder)
     for name in ("scripts", "docs"):
         shutil.copytree(os.path.join(origin, name), os.path.join(folder, name))
-    for name in ("README.md", "LICENSE"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):
         shutil.copy(os.path.join(origin, name), folder)
     unwanted = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(PACKAGE, os.path.join(folder, "guestmtce"), ignore=unwanted)

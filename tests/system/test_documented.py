@@ -138,6 +138,7 @@ OTHERS = {
         "--upgrade", "--prefix", "--now", "--del-subuids", "--add-subuids", "--version",
         "--uninstall", "--grep",
     },
+    "docs/operate.md": {"--grep", "--since"},
     "docs/virtual-machines.md": {"--property"},
     "docs/protocol/4-host.md": {"--active", "--verbose", "--test"},  # of the original, and not shown
     "docs/guest-images.md": None,  # those of the makers of images

@@ -152,6 +152,8 @@ def test_a_wheel_has_the_files(tmp_path):
         "scripts/host/guestAgent.ini",
         "scripts/guest/guestClient.service",
         "docs/install.md",
+        "CHANGELOG.md",
     ):
         assert (data / path).is_file()
+    assert (tmp_path / "lib/guestmtce/py.typed").is_file(), "who imports it sees its types"
     assert os.access(str(data / "scripts/host/install"), os.X_OK)
