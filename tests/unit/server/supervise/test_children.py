@@ -13,6 +13,7 @@ import pytest
 from children_driver import (
     GUEST,
     IDENTITY,
+    NEVER_ASKED,
     ONE,
     TWO,
     Impostor,
