@@ -16,7 +16,7 @@ from typing import Any, Dict, Optional
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.lab.guest_options import Options, Record
 from guestmtce.lab.qemu import Qemu
-from guestmtce.wire import guest_channel, guest_channel_fast
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 
 INIT_PERIOD = 5.0  # s
 PATIENCE = 5.0  # s without a challenge, at least
@@ -90,7 +90,7 @@ class Guest:
 
     def _new_link(self, now: float) -> None:
         """Nothing was said on this connection yet; `linked_at`, `first_…` are about it alone."""
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._between_lines = True
         self._challenged_at = 0.0
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
@@ -104,7 +104,7 @@ class Guest:
         for line in self._lines.feed(data):
             try:
                 self._take(guest_channel.parse(line, guest_channel.FROM_HOST))
-            except (guest_channel.NotAMessage, guest_channel.Refused):
+            except (json_lines.NotAMessage, guest_channel.Refused):
                 self.facts["bad_lines"] = self.facts.get("bad_lines", 0) + 1
 
     def _take_plain_challenge(self, data: bytes) -> bool:

@@ -16,7 +16,7 @@ import re
 import struct
 from typing import Any, Dict, NamedTuple, Tuple, Union
 
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 
 # hdr, ver, rev, res, cmd, num, parm[5]; the JSON follows.
 HEADER = struct.Struct("<64sHHIII5I")
@@ -199,10 +199,8 @@ def unpack(data: bytes) -> Datagram:
     if text.strip():
         try:
             # An old server does not escape a guest's reason: it must not answer for another guest.
-            body = guest_channel.load_object(
-                text.decode("utf-8", "replace"), "reason", guest_channel.FIRST_WINS
-            )
-        except guest_channel.NotAMessage:
+            body = json_lines.load_object(text.decode("utf-8", "replace"), "reason", json_lines.FIRST_WINS)
+        except json_lines.NotAMessage:
             raise BadDatagram("%s without a JSON object" % NAMES.get(cmd, hex(cmd))) from None
     signature = hdr[:SIGNATURE_SIZE].rstrip(b"\0")
     return Datagram(signature, ver, rev, res, cmd, num, tuple(parm), body)
@@ -215,7 +213,7 @@ def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
     value = body.get(field)
     if not isinstance(value, str):
         raise BadDatagram("no string %r" % field)
-    return guest_channel.clean(value, limit)
+    return json_lines.clean_text(value, limit)
 
 
 def _name(body: Dict[str, Any], field: str = "hostname") -> str:
@@ -315,7 +313,7 @@ def parse_event(datagram: Datagram) -> Event:
             _word_of(body, "notification_type", guest_channel.NOTIFICATION_TYPES),
             _string(body, "event-type", guest_channel.WORD_MAX),
             _word_of(body, "vote", guest_channel.VOTE_RESULTS),
-            _string(body, "reason", guest_channel.LOG_MSG_MAX) if "reason" in body else "",
+            _string(body, "reason", json_lines.LOG_MSG_MAX) if "reason" in body else "",
         )
     raise BadDatagram("unknown event %#x" % cmd)
 

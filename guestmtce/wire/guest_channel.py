@@ -16,8 +16,9 @@ Two kinds of bad input are told apart because they are answered differently
 """
 
 import json
-import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
+
+from guestmtce.wire.json_lines import LOG_MSG_MAX, clean_text, load_object
 
 VERSION = 3
 REVISION = 1
@@ -25,12 +26,7 @@ REVISION = 1
 # What the deployed guest takes, in bytes of UTF-8 (docs/protocol/1-guest-channel.md#sizes-and-numbers).
 MESSAGE_MAX = 1056
 NAME_MAX = 63
-LOG_MSG_MAX = 223
 WORD_MAX = 31
-
-# The longest line we keep while we wait for its newline. Above MESSAGE_MAX because a guest's health
-# script may make it send more than it should; below anything that would matter to our memory.
-LINE_MAX = 4096
 
 INT32_MAX = 2**31 - 1
 INT32_MIN = -(2**31)
@@ -54,10 +50,6 @@ VOTE_RESULTS = ("accept", "reject", "complete", "timeout", "error", UNKNOWN)
 # What a host sends first on a new connection: it ends a half-sent message of the connection before
 # (docs/protocol/1-guest-channel.md#framing).
 RESYNC = b" \n"
-
-
-class NotAMessage(ValueError):
-    """The line holds no JSON object. It is dropped without an answer."""
 
 
 class Refused(ValueError):
@@ -137,99 +129,6 @@ Message = Union[Init, InitAck, Challenge, ChallengeResponse, ActionNotify, Actio
 DEFAULT_INIT = Init(0, "", 1000, 10, 10, 10, 10, 120, "log")
 
 
-def clean(text: str, limit: int = LOG_MSG_MAX) -> str:
-    """`text` cut to `limit` bytes of UTF-8, on a character's border, without lone surrogates."""
-    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
-
-
-# --- lines -----------------------------------------------------------------------------------------
-
-
-class LineBuffer:
-    """Cuts a byte stream into lines; holds at most `LINE_MAX` bytes whatever arrives.
-
-    A line that grows beyond `LINE_MAX` is thrown away up to its newline and counted in `overflows`.
-    """
-
-    __slots__ = ("_rest", "_skipping", "overflows")
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-        self.overflows = 0
-
-    def feed(self, data: bytes) -> List[bytes]:
-        """The complete, non-empty lines that `data` finishes, without their newlines."""
-        if self._skipping:
-            newline = data.find(b"\n")
-            if newline < 0:
-                return []
-            data = data[newline + 1 :]
-            self._skipping = False
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > LINE_MAX:
-            self._rest = b""
-            self._skipping = True
-            self.overflows += 1
-        complete = []
-        for line in lines:
-            if len(line) > LINE_MAX:
-                self.overflows += 1
-            elif line and not line.isspace():
-                complete.append(line)
-        return complete
-
-
-# --- JSON ------------------------------------------------------------------------------------------
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name + " is no JSON")
-
-
-# strict=False: a guest's log_msg is not escaped and may hold a tab.
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
-
-
-# The first of duplicate keys counts: for text in which somebody may have smuggled a second one.
-FIRST_WINS = json.JSONDecoder(
-    strict=False, parse_constant=_no_constant, object_pairs_hook=lambda pairs: dict(reversed(pairs))
-)
-
-
-def _load(text: str, decoder: json.JSONDecoder) -> Dict[str, Any]:
-    """The JSON object that `text` holds and nothing else. Raises ValueError, RecursionError."""
-    value, end = decoder.raw_decode(text)
-    if not isinstance(value, dict) or text[end:].strip():
-        raise ValueError("no JSON object")
-    return value
-
-
-def load_object(text: str, last_field: str, decoder: json.JSONDecoder = _DECODER) -> Dict[str, Any]:
-    """The JSON object in `text`; `last_field` may hold unescaped quotes, backslashes or control characters.
-
-    Old senders write that field last and do not escape it (docs/protocol/1-guest-channel.md#errors,
-    docs/protocol/2-datagrams.md#layout). What cannot be parsed as it stands is parsed without the
-    field's text, which is then put in as it came.
-    Raises NotAMessage when there is no object even so.
-    """
-    text = text.strip()
-    try:
-        return _load(text, decoder)
-    except (ValueError, RecursionError):
-        pass
-    found = re.search('"%s"\\s*:\\s*"' % last_field, text)
-    if found is None:
-        raise NotAMessage("no JSON object")
-    try:
-        fields = _load(text[: found.end()] + '"}', decoder)
-    except (ValueError, RecursionError):
-        raise NotAMessage("no JSON object") from None
-    fields[last_field] = re.sub('"\\s*}?$', "", text[found.end() :])
-    return fields
-
-
 # --- fields ----------------------------------------------------------------------------------------
 # Each takes a field's value and returns it cleaned, or raises ValueError.
 
@@ -256,7 +155,7 @@ def _text(limit: int) -> Callable[[Any], str]:
     def take(value: Any) -> str:
         if type(value) is not str:
             raise ValueError
-        return clean(value, limit) if value else value
+        return clean_text(value, limit) if value else value
 
     return take
 
@@ -363,7 +262,7 @@ def build(message: Message, sequence: int) -> bytes:
             fields[name] = value
         else:
             limit = {"name": NAME_MAX, "log_msg": LOG_MSG_MAX}.get(name, WORD_MAX)
-            fields[name] = clean(str(value), limit)
+            fields[name] = clean_text(str(value), limit)
     data = _frame(fields)
     while len(data) > MESSAGE_MAX and fields.get("log_msg"):
         fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // 12)]

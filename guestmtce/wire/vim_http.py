@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.datagram import HEARTBEAT, HOSTNAME_MAX, UUID, state_word
 
 BODY_MAX = 64 * 1024
@@ -71,7 +71,7 @@ def _text(fields: Dict[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value or len(value) > HOSTNAME_MAX:
         raise Failure(400, INVALID, "no usable %r" % name)
-    return guest_channel.clean(value, HOSTNAME_MAX)
+    return json_lines.clean_text(value, HOSTNAME_MAX)
 
 
 def parse_named(uuid: str, data: bytes) -> Named:
@@ -214,7 +214,7 @@ def _listed(entry: Any) -> Optional[Listed]:
     hostname = "" if hostname is None else hostname
     if not isinstance(hostname, str) or len(hostname) > HOSTNAME_MAX:
         return None
-    hostname = guest_channel.clean(hostname, HOSTNAME_MAX)
+    hostname = json_lines.clean_text(hostname, HOSTNAME_MAX)
     for service in services:
         if isinstance(service, dict) and service.get("service") == HEARTBEAT:
             return Listed(uuid.lower(), hostname, service.get("state") == "enabled")

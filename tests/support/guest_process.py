@@ -10,7 +10,7 @@ import time
 import pytest
 
 from guestmtce.lab.cluster import Process
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ChallengeResponse, Init, InitAck
 
 FAST = [
@@ -50,7 +50,7 @@ class Host:
         self.listener.bind(self.path)
         self.listener.listen(1)
         self.listener.settimeout(60)
-        self.lines = guest_channel.LineBuffer()
+        self.lines = json_lines.LineBuffer()
         self.heard = []
 
     def accept(self):

@@ -13,7 +13,7 @@ import pytest
 
 from guestmtce.lab.cluster import GuestsProcess, wait_for
 from guestmtce.lab.guest import uuid_of
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 
 QUESTION = guest_channel.ActionNotify(0, "pause", "irrevocable", 1000)
 
@@ -33,7 +33,7 @@ class Link:
     def __init__(self, guests):
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect("%s/cgcs.heartbeat.%s.sock" % (guests.folder, uuid_of(1)))
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._unread = []
         self.invocation = 0
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiers import examples
 
-from guestmtce.wire import guest_channel, guest_channel_fast
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 
 INT_MAX = 2**31 - 1
 ANSWER = guest_channel.ChallengeResponse(1804289383, "healthy", "reboot", "")
@@ -26,7 +26,7 @@ def line_of(message, sequence=2):
 def general(line):
     try:
         return guest_channel.parse(line)
-    except (guest_channel.NotAMessage, guest_channel.Refused):
+    except (json_lines.NotAMessage, guest_channel.Refused):
         return None
 
 
