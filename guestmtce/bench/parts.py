@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 from guestmtce.lab import measure
 from guestmtce.lab.cluster import Cluster, Daemon, GuestsProcess, wait_for
-from guestmtce.lab.measure import cpu_of, memories, spent_ns, spread_ms
+from guestmtce.lab.measure import read_cpu_times, read_memories, spent_ns, spread_ms
 from guestmtce.server.settings import ServerSettings
 
 Figures = Dict[str, Any]
@@ -158,10 +158,10 @@ def measured_time(stage: Stage, pids: List[int]) -> Figures:
     groups = [[stage.server.popen.pid], [stage.crowd.popen.pid], pids]
     wakes = wake_ups(stage)
     stage.crowd.say("stats", "reset")
-    began, before = time.monotonic(), [cpu_of(group) for group in groups]
+    began, before = time.monotonic(), [read_cpu_times(group) for group in groups]
     delays = probe(stage, began + stage.plan.seconds)
     took, stats = time.monotonic() - began, stage.crowd.say("stats")
-    after = [cpu_of(group) for group in groups]
+    after = [read_cpu_times(group) for group in groups]
     master, guests, children = (spent_ns(*pair) for pair in zip(before, after))
     return {
         "seconds": took,
@@ -201,7 +201,7 @@ def occupied(stage: Stage) -> Figures:
         return {"left_out": NOT_ROOT}
     words = stage.server.health()["spawner"].split()
     spawner = int(words[words.index("pid") + 1])
-    alone = {"master": measure.memory(stage.server.popen.pid), "spawner": measure.memory(spawner)}
+    alone = {"master": measure.read_memory(stage.server.popen.pid), "spawner": measure.read_memory(spawner)}
     figures: Figures = {name + "_kb": {"uss": one.uss, "pss": one.pss} for name, one in alone.items()}
     pids = [int(row["pid"]) for row in stage.rows().values()]
     if pids:
@@ -214,7 +214,7 @@ def occupied(stage: Stage) -> Figures:
 def child_memory(pids: List[int]) -> Figures:
     """Mean and largest of all, or of some that stand for all."""
     sample = pids if len(pids) < MEMORY_ALL_UP_TO else random.sample(pids, MEMORY_SAMPLE)
-    found = memories(sample)
+    found = read_memories(sample)
     figures: Figures = {"sampled": len(found)}
     for name, sizes in (("uss", [one.uss for one in found]), ("pss", [one.pss for one in found])):
         figures[name + "_mean"], figures[name + "_max"] = sum(sizes) / len(sizes), max(sizes)
@@ -313,8 +313,8 @@ def leaks(stage: Stage) -> Figures:
 def _holdings(stage: Stage, cycles: int) -> Figures:
     """What guestServer holds, and the private memory of the children that it had forked last."""
     pids = sorted(int(row["pid"]) for row in stage.rows().values())[-NEWEST:]
-    uss = [measure.memory(pid).uss for pid in pids]
-    held = measure.holdings(stage.server.popen.pid)
+    uss = [measure.read_memory(pid).uss for pid in pids]
+    held = measure.read_holdings(stage.server.popen.pid)
     return {"cycles": cycles, **held, "child_uss_kb": sum(uss) // max(1, len(uss))}
 
 

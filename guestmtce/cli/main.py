@@ -79,7 +79,7 @@ def _bench(given: argparse.Namespace) -> int:
 def _guests(given: argparse.Namespace) -> int:
     from guestmtce.lab import crowd, guest_options
 
-    options = guest_options.Options(given.dir, given.interval_ms, given.action, given.secs, given.scale)
+    options = guest_options.GuestOptions(given.dir, given.interval_ms, given.action, given.secs, given.scale)
     return crowd.run(options, given.count, given.first)
 
 

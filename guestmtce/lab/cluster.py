@@ -23,7 +23,7 @@ import psutil
 from guestmtce.lab import pace
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.mtc_agent import MtcAgent
-from guestmtce.lab.vim import Client, Vim
+from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.server.child import confine
 from guestmtce.wire.datagram import HostRecord
 
@@ -96,7 +96,7 @@ class Process:
                 **options,
             )
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether it runs."""
         return self.popen.poll() is None
 
@@ -111,7 +111,7 @@ class Process:
 
     def stop(self) -> None:
         """Ask it to end, make it end."""
-        if self.alive():
+        if self.is_alive():
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
             try:
@@ -249,7 +249,7 @@ class Cluster:
         self.mtc: Optional[MtcAgent] = None
         ports = free_ports(5)
         self.server_port, self.agent_port, self.http_port, self.mtc_command_port, self.mtc_event_port = ports
-        self.client = Client(AGENT_ADDRESS, self.http_port)
+        self.client = CommandClient(AGENT_ADDRESS, self.http_port)
         self._interval_ms = interval_ms
         self._server_settings = server_settings or []
         self._agent_settings = agent_settings or []
@@ -317,12 +317,12 @@ class Cluster:
         self.agent = Daemon("guestAgent", self.agent_module, folder, arguments, self.agent_before)
         self._processes.append(self.agent)
         self._await_info(self.agent)
-        wait_for(lambda: self._agent_serves() or not self.agent.alive(), "guestAgent serves", START_WAIT)
+        wait_for(lambda: self._agent_serves() or not self.agent.is_alive(), "guestAgent serves", START_WAIT)
         return self.agent
 
     def _await_info(self, daemon: Daemon) -> None:
         def started() -> bool:
-            if not daemon.alive():
+            if not daemon.is_alive():
                 raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
             return "started, pid %d" % daemon.popen.pid in daemon.log()
 

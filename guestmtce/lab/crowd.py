@@ -18,8 +18,8 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.guest import Guest
-from guestmtce.lab.guest_options import Options, Record
+from guestmtce.lab.guest import LabGuest
+from guestmtce.lab.guest_options import CrowdRecord, GuestOptions
 
 COMMANDS = (
     "healthy", "mute", "hang", "ill", "vote", "votes_each", "restart", "reset", "introduce", "leave", "bye",
@@ -52,12 +52,12 @@ class Stalls:
 class Crowd:
     """The guests `first` … `first + count - 1`. See the module's text."""
 
-    def __init__(self, loop: Loop, options: Options, count: int, first: int = 1) -> None:
-        self.record = Record()
+    def __init__(self, loop: Loop, options: GuestOptions, count: int, first: int = 1) -> None:
+        self.record = CrowdRecord()
         self._loop = loop
         self._stalls: Optional[Stalls] = None
         numbers = range(first, first + count)
-        self.guests = {number: Guest(loop, number, options, self.record) for number in numbers}
+        self.guests = {number: LabGuest(loop, number, options, self.record) for number in numbers}
         self._by_name = {str(number): guest for number, guest in self.guests.items()}
         self._by_name.update({guest.uuid: guest for guest in self.guests.values()})
 
@@ -85,7 +85,7 @@ class Crowd:
             word(*words[2:])
         return "ok"
 
-    def _who(self, who: str) -> List[Guest]:
+    def _who(self, who: str) -> List[LabGuest]:
         if who == "all":
             return list(self.guests.values())
         if who not in self._by_name:
@@ -123,7 +123,7 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run(options: Options, count: int, first: int) -> int:
+def run(options: GuestOptions, count: int, first: int) -> int:
     """The command `guestmtce lab guests`: obey lines from standard input until it ends."""
     _raise_descriptor_limit()
     loop = Loop()

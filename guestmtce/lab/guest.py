@@ -14,7 +14,7 @@ import time
 from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.lab.guest_options import Options, Record
+from guestmtce.lab.guest_options import CrowdRecord, GuestOptions
 from guestmtce.lab.qemu import Qemu
 from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 
@@ -39,10 +39,10 @@ def _answer_format(action: str) -> bytes:
     return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
 
 
-class Guest:
+class LabGuest:
     """One guest. Times are s on the machine's monotonic clock."""
 
-    def __init__(self, loop: Loop, number: int, options: Options, record: Record) -> None:
+    def __init__(self, loop: Loop, number: int, options: GuestOptions, record: CrowdRecord) -> None:
         self.uuid = uuid_of(number)
         self.path = os.path.join(options.folder, "cgcs.heartbeat.%s.sock" % self.uuid)
         self.facts: Dict[str, Any] = {

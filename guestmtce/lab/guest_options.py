@@ -5,7 +5,7 @@ from __future__ import annotations
 from guestmtce.lab.measure import Histogram
 
 
-class Options:
+class GuestOptions:
     """What all guests of a process have in common."""
 
     def __init__(self, folder: str, interval_ms: int, action: str, secs: int, scale: float = 1.0) -> None:
@@ -16,7 +16,7 @@ class Options:
         self.scale = scale  # of the guest's own timers, to run faster than life
 
 
-class Record:
+class CrowdRecord:
     """What the guests of a process saw together since `reset`.
 
     `late` is how much more than the interval lay between the reading of a challenge and of the one before

@@ -18,7 +18,7 @@ from typing import Dict, List, Tuple
 Address = Tuple[str, int]
 
 
-class Proxy:
+class LossyProxy:
     """Carries datagrams between pairs of addresses. `loss`, `twice`: probabilities; `delay_max` in s.
 
     `routes`: (address to listen on, address to send from, destination). Sending from another address than the

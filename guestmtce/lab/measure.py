@@ -65,7 +65,7 @@ def spread_ms(values: Iterable[float]) -> Dict[str, Optional[float]]:
 # --- processes -------------------------------------------------------------------------------------
 
 
-class Memory(NamedTuple):
+class ProcessMemory(NamedTuple):
     """One process's memory: its own (USS), with its share of what is shared (PSS), all it touches (RSS)."""
 
     uss: int
@@ -73,17 +73,17 @@ class Memory(NamedTuple):
     rss: int
 
 
-def memory(pid: int) -> Memory:
+def read_memory(pid: int) -> ProcessMemory:
     """What a process occupies. A process that is not dumpable shows that to root only. Raises OSError."""
     sizes: Dict[str, int] = {}
     with open("/proc/%d/smaps_rollup" % pid, encoding="ascii", errors="replace") as file:
         for line in file.readlines()[1:]:
             name, _, rest = line.partition(":")
             sizes[name] = int(rest.split()[0])
-    return Memory(sum(sizes.get(name, 0) for name in PRIVATE), sizes["Pss"], sizes["Rss"])
+    return ProcessMemory(sum(sizes.get(name, 0) for name in PRIVATE), sizes["Pss"], sizes["Rss"])
 
 
-def cpu_ns(pid: int) -> int:
+def read_cpu_ns(pid: int) -> int:
     """The processor time of a process so far, kernel included, as the scheduler counts it. Raises OSError."""
     tasks = "/proc/%d/task" % pid
     return sum(_task_ns(os.path.join(tasks, task)) for task in os.listdir(tasks))
@@ -94,12 +94,12 @@ def _task_ns(folder: str) -> int:
         return int(file.read().split()[0])
 
 
-def cpu_of(pids: Iterable[int]) -> Dict[int, int]:
+def read_cpu_times(pids: Iterable[int]) -> Dict[int, int]:
     """The processor time, ns, of those processes that still run."""
     times: Dict[int, int] = {}
     for pid in pids:
         try:
-            times[pid] = cpu_ns(pid)
+            times[pid] = read_cpu_ns(pid)
         except OSError:
             pass
     return times
@@ -110,21 +110,21 @@ def spent_ns(before: Dict[int, int], after: Dict[int, int]) -> int:
     return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
 
 
-def memories(pids: Iterable[int]) -> List[Memory]:
+def read_memories(pids: Iterable[int]) -> List[ProcessMemory]:
     """The memory of those processes that still run."""
-    found: List[Memory] = []
+    found: List[ProcessMemory] = []
     for pid in pids:
         try:
-            found.append(memory(pid))
+            found.append(read_memory(pid))
         except OSError:
             pass
     return found
 
 
-def holdings(pid: int) -> Dict[str, Any]:
+def read_holdings(pid: int) -> Dict[str, Any]:
     """What a daemon must not gather: descriptors, dead children that nobody reaped, and memory."""
     process = psutil.Process(pid)
-    held = memory(pid)
+    held = read_memory(pid)
     zombies = [child for child in process.children() if child.status() == psutil.STATUS_ZOMBIE]
     return {
         "descriptors": process.num_fds(),

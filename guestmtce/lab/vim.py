@@ -241,7 +241,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Client:
+class CommandClient:
     """The VIM's side of the commands: what it sends, as it sends it."""
 
     def __init__(self, address: str, port: int) -> None:

@@ -81,7 +81,7 @@ class _Side:
             os.unlink(self.path)
 
 
-class Port:
+class VirtioPort:
     """See the module's text. A context manager; it is served by a thread of its own."""
 
     def __init__(self, socket_path: str, device: str) -> None:
@@ -94,7 +94,7 @@ class Port:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Port:
+    def __enter__(self) -> VirtioPort:
         return self
 
     def __exit__(self, *_: object) -> None:

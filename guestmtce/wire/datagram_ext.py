@@ -18,7 +18,7 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 from guestmtce.wire import datagram
 
-SPOKEN = 1  # in `ver`: I speak this
+EXTENSION_VERSION = 1  # in `ver`: I speak this
 
 WANTS_ACK = 1  # flags, in `rev`
 IS_ACK = 2
@@ -45,7 +45,7 @@ MAC_SIZE = 24  # bytes of HMAC-SHA256 kept
 _SEAL_END = _MAC_AT + MAC_SIZE
 KEY_MIN = 16  # bytes
 
-NUMBERS = 2**32
+SEQUENCES = 2**32
 WINDOW = 64  # counters below the highest one that may still come, once each
 # Processes and routes whose counters are remembered. Only a holder of the key makes one.
 WINDOWS_MAX = 65_536
@@ -89,15 +89,15 @@ class Tag(NamedTuple):
         return bool(self.flags & GOODBYE)
 
 
-def stamp(data: bytes, tag: Tag) -> bytes:
+def stamp_tag(data: bytes, tag: Tag) -> bytes:
     """`data`, a packed datagram, with the tag in it."""
     changed = bytearray(data)
-    _FIELDS.pack_into(changed, _FIELDS_AT, SPOKEN, tag.flags, tag.sender)
+    _FIELDS.pack_into(changed, _FIELDS_AT, EXTENSION_VERSION, tag.flags, tag.sender)
     _NUMBER.pack_into(changed, _NUMBER_AT, tag.number, tag.acked_sender, tag.nonce, tag.echo, tag.vim, 0)
     return bytes(changed)
 
 
-def read(frame: datagram.Datagram) -> Optional[Tag]:
+def read_tag(frame: datagram.Datagram) -> Optional[Tag]:
     """The tag of a datagram; None when its sender does not speak this."""
     if frame.ver == 0:
         return None
@@ -124,15 +124,15 @@ def mark_tag(tag: Tag, vim: int) -> Tag:
     return Tag(number=tag.number, acked_sender=tag.sender, vim=vim)
 
 
-def newer(one: int, other: int) -> bool:
+def is_newer(one: int, other: int) -> bool:
     """Whether the number `one` came after `other`; numbers wrap at 2³²."""
-    return 0 < (one - other) % NUMBERS < NUMBERS // 2
+    return 0 < (one - other) % SEQUENCES < SEQUENCES // 2
 
 
 # --- the seal --------------------------------------------------------------------------------------
 
 
-class Refused(ValueError):
+class SealRefused(ValueError):
     """The seal is missing, wrong or used before; the text says which."""
 
 
@@ -159,13 +159,13 @@ class Seal:
         self._sent = 0
         # (route, nonce) → highest, window bits; the one that spoke longest ago first
         self._windows: Dict[Tuple[bytes, int], Tuple[int, int]] = {}
-        self.rekey(key, other)
+        self.change_keys(key, other)
 
     def __bool__(self) -> bool:
         """Whether there is a key."""
         return bool(self._keys)
 
-    def rekey(self, key: bytes, other: bytes = b"") -> bool:
+    def change_keys(self, key: bytes, other: bytes = b"") -> bool:
         """Take other keys; what came before passes no second time. Whether anything changed."""
         keys = tuple(one for one in (key, other) if one)
         for one in keys:
@@ -174,7 +174,7 @@ class Seal:
         self._keys = keys
         return changed
 
-    def close(self, data: bytes, route: bytes) -> bytes:
+    def add_seal(self, data: bytes, route: bytes) -> bytes:
         """`data`, stamped, with a seal."""
         if not self._keys:
             return data
@@ -184,15 +184,15 @@ class Seal:
         changed[_MAC_AT:_SEAL_END] = _mac(self._keys[0], changed, route)
         return bytes(changed)
 
-    def open(self, data: bytes, route: bytes, nonce: int) -> None:
-        """Check `data`, whose tag bears `nonce`. Raises Refused."""
+    def check_seal(self, data: bytes, route: bytes, nonce: int) -> None:
+        """Check `data`, whose tag bears `nonce`. Raises SealRefused."""
         if not self._keys:
             return
         if len(data) < datagram.HEADER.size or not any(data[_COUNTER_AT:_SEAL_END]):
-            raise Refused("not sealed")
+            raise SealRefused("not sealed")
         mac, content = data[_MAC_AT:_SEAL_END], bytearray(data)
         if not any(hmac.compare_digest(_mac(key, content, route), mac) for key in self._keys):
-            raise Refused("the seal is wrong")
+            raise SealRefused("the seal is wrong")
         (counter,) = struct.unpack_from("<Q", data, _COUNTER_AT)
         highest, bits = self._windows.get((route, nonce), (0, 0))
         if counter > highest:
@@ -201,7 +201,7 @@ class Seal:
         else:
             bit = 1 << (highest - counter)
             if highest - counter >= WINDOW or bits & bit:
-                raise Refused("a replay")
+                raise SealRefused("a replay")
             bits |= bit
         self._remember((route, nonce), (highest, bits & (2**WINDOW - 1)))
 

@@ -36,7 +36,7 @@ _CHALLENGE = ("\n" + _HEAD + '"challenge","sequence":%d,"heartbeat_challenge":%d
 _INIT_ACK = ("\n" + _HEAD + '"init_ack","sequence":%d,"invocation_id":%d}\n').encode("ascii")
 
 
-def healthy_answer(line: bytes) -> Optional[int]:
+def parse_healthy_answer(line: bytes) -> Optional[int]:
     """The `heartbeat_response` in a challenge_response that says nothing but `healthy`."""
     found = _match_answer(line)
     if found is None:
@@ -45,7 +45,7 @@ def healthy_answer(line: bytes) -> Optional[int]:
     return number if number <= INT32_MAX else None
 
 
-def init(line: bytes) -> Optional[Init]:
+def parse_init(line: bytes) -> Optional[Init]:
     """The init in `line`."""
     found = _match_init(line)
     if found is None:

@@ -56,7 +56,7 @@ class Named(NamedTuple):
     fields: Dict[str, Any]
 
 
-def load(data: bytes) -> Dict[str, Any]:
+def load_body(data: bytes) -> Dict[str, Any]:
     """The JSON object in a request's body. Raises Failure 400."""
     try:
         value = json.loads(data.decode("utf-8"))
@@ -76,7 +76,7 @@ def _text(fields: Dict[str, Any], name: str) -> str:
 
 def parse_named(uuid: str, data: bytes) -> Named:
     """A body `{uuid, hostname, …}` for the path's `uuid`. Raises Failure 400."""
-    fields = load(data)
+    fields = load_body(data)
     if str(fields.get("uuid", uuid)).lower() != uuid.lower():
         raise Failure(400, INVALID, "the body's uuid is not the path's")
     if not UUID.fullmatch(uuid):

@@ -73,10 +73,10 @@ def serve(plan: Plan, crowd: GuestsProcess, command: List[str]) -> Figures:
 def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
     """Processor time and memory of the children over the measured time."""
     crowd.say("stats", "reset")
-    before = measure.cpu_of(children)
+    before = measure.read_cpu_times(children)
     time.sleep(plan.seconds)
     beats = crowd.say("stats")
-    spent = measure.spent_ns(before, measure.cpu_of(children))
+    spent = measure.spent_ns(before, measure.read_cpu_times(children))
     late = measure.Histogram.of(beats["late"], beats["max"])
     return {
         "heartbeats": beats["answers"],
@@ -88,7 +88,7 @@ def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
 
 def mean_uss(children: List[int]) -> Optional[float]:
     """The mean USS of those that can be read."""
-    found = measure.memories(children[: parts.MEMORY_SAMPLE])
+    found = measure.read_memories(children[: parts.MEMORY_SAMPLE])
     return sum(one.uss for one in found) / len(found) if found else None
 
 

@@ -103,7 +103,7 @@ class Libvirt:
         wait_for(self._answers, "libvirtd answers again", START_WAIT, 0.05)
 
     def _answers(self) -> bool:
-        assert self.process.alive(), self.process.log()
+        assert self.process.is_alive(), self.process.log()
         return self.run("version").returncode == 0
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:

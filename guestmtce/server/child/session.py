@@ -84,8 +84,12 @@ from guestmtce.wire.guest_channel import (
     Init,
     Nack,
 )
-from guestmtce.wire.guest_channel_fast import build_challenge, build_init_ack, healthy_answer
-from guestmtce.wire.guest_channel_fast import init as regular_init
+from guestmtce.wire.guest_channel_fast import (
+    build_challenge,
+    build_init_ack,
+    parse_healthy_answer,
+    parse_init,
+)
 
 WAITING = "waiting"
 RESUMING = "resuming"
@@ -258,12 +262,12 @@ class Session:
     # --- a message ---------------------------------------------------------------------------------
 
     def _take(self, line: bytes, now: float) -> None:
-        number = healthy_answer(line)
+        number = parse_healthy_answer(line)
         if number is not None:
             self._input(RIGHT if self._is_right(number, now) else WRONG, WELL_ANSWER, now)
             return
         try:
-            message = regular_init(line) or guest_channel.parse(line)
+            message = parse_init(line) or guest_channel.parse(line)
         except json_lines.NotAMessage:
             self._note("garbage", "a line that is no JSON object was dropped", now)
         except guest_channel.Refused as refused:

@@ -136,7 +136,7 @@ def test_a_question_is_answered_late_and_as_often_as_is_said(guests, link):
 def test_a_guest_whose_socket_was_removed_ends_without_a_word(guests):
     os.unlink("%s/cgcs.heartbeat.%s.sock" % (guests.folder, uuid_of(1)))
     guests.popen.stdin.close()
-    wait_for(lambda: not guests.alive(), "it ends")
+    wait_for(lambda: not guests.is_alive(), "it ends")
     assert guests.log() == ""
 
 
