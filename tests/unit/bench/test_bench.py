@@ -16,7 +16,6 @@ import pytest
 from places import REPOSITORY
 
 from guestmtce.bench import bench, report
-from guestmtce.lab import measure
 from guestmtce.lab.cluster import wait_for
 
 GUESTS, HUNG, KILLED, CYCLES = 5, 1, 3, 4
@@ -212,21 +211,6 @@ def test_what_cannot_be_is_refused(arguments):
 
 def test_a_loss_takes_two_intervals():
     assert bench.make_plan(1, 1500, 1.0).loss == 3.0
-
-
-def test_quantiles_are_values_that_came():
-    spread = measure.spread_ms([number / 1000 for number in range(1, 101)])
-    assert spread == pytest.approx({"p50": 50.0, "p99": 99.0, "max": 100.0}, abs=0.011)
-    assert measure.spread_ms([0.25]) == {"p50": 250.0, "p99": 250.0, "max": 250.0}
-    assert measure.spread_ms([]) == {"p50": None, "p99": None, "max": None}
-
-
-def test_a_histogram_survives_json():
-    histogram = measure.Histogram()
-    for value in (-0.001, 0.002, 0.002):
-        histogram.add(value)
-    steps = json.loads(json.dumps(histogram.steps))
-    assert measure.Histogram.of(steps, histogram.largest).spread_ms() == histogram.spread_ms()
 
 
 @pytest.mark.ci
