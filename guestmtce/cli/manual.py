@@ -28,7 +28,6 @@ from guestmtce.server import settings as server
 WIDE = "1000"  # columns: an option's text stays in its line
 _HEAD = re.compile(r" {2}(-\S.*?)(?: {2,}(\S.*))?")
 _MORE = re.compile(r" {10,}(\S.*)")
-_WORDS = ("demo", "bench", "files", "lab guests", "lab vim", "lab mtcagent")  # of guestmtce
 FOLDERS = {"--run-dir", "--log-dir", "--channel-dir", "--dir", "--to"}  # options whose value is a folder
 FILES = {"--config", "--record", "--device", "--socket", "--pid-file", "--log"}
 
@@ -154,7 +153,7 @@ def help_of(name: str) -> Dict[str, str]:
     if name == "guestClient":
         return {"": guest.HELP}
     if name == "guestmtce":
-        return {words: _said(words) for words in ("", *_WORDS)}
+        return {words: _said(words) for words in ("", *command.NAMES)}
     kind = {"guestServer": server.ServerSettings, "guestAgent": agent.AgentSettings}[name]
     return {"": config.help_text(kind, name)}
 
