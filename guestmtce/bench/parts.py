@@ -12,8 +12,9 @@ import time
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 from guestmtce.lab import measure
-from guestmtce.lab.cluster import Cluster, Daemon, GuestsProcess, wait_for
+from guestmtce.lab.cluster import Cluster, Daemon, wait_for
 from guestmtce.lab.measure import read_cpu_times, read_memories, spent_ns, spread_ms
+from guestmtce.lab.process import GuestsProcess
 from guestmtce.server.settings import ServerSettings
 
 Figures = Dict[str, Any]

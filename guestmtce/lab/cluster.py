@@ -7,13 +7,10 @@ process per host. Everything is gone after `stop`, whatever happened before.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -23,13 +20,15 @@ import psutil
 from guestmtce.lab import pace
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.process import GuestsProcess, Process
 from guestmtce.lab.vim import CommandClient, Vim
-from guestmtce.server.child import confine
 from guestmtce.wire.datagram import HostRecord
 
 AGENT_ADDRESS = "127.0.0.1"
+CONNECT_WAIT = 1.0  # s
 START_WAIT = 10.0  # s
-STOP_WAIT = 5.0  # s
+DUMP_PACE = 0.05  # s between two dumps of a daemon
+FIRST_SERVER = 2  # last number of the first guestServer's address: 127.0.0.1 is the agent's
 
 
 class TimedOut(AssertionError):
@@ -37,7 +36,10 @@ class TimedOut(AssertionError):
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, step: float = 0.01) -> Any:
-    """The first true value of `condition`. A busy machine has more time. Raises TimedOut."""
+    """The first true value of `condition`, asked every `step` s; `what` it stands for.
+
+    A busy machine gets more than `seconds`. Raises TimedOut.
+    """
     began = time.monotonic()
     while True:
         value = condition()
@@ -49,7 +51,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, ste
 
 
 def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
-    """Ports that nobody uses at the moment, for UDP and TCP."""
+    """So many ports that nobody uses at the moment, for UDP and TCP."""
     sockets: List[socket.socket] = []
     ports: List[int] = []
     while len(ports) < count:
@@ -63,101 +65,9 @@ def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
         except OSError:
             continue
         ports.append(udp.getsockname()[1])
-    for one in sockets:
-        one.close()
+    for bound in sockets:
+        bound.close()
     return ports
-
-
-def _die_with_us() -> None:
-    confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class Process:
-    """A process of the lab (Python, unless `program` says else): in its own session, its output in a file.
-
-    `before` are the words of a command that becomes the program: `env`, `unshare`, `setpriv`.
-    """
-
-    def __init__(
-        self,
-        arguments: List[str],
-        output: str,
-        program: str = sys.executable,
-        before: Sequence[str] = (),
-        **options: Any,
-    ) -> None:
-        self.output = output
-        with open(output, "ab") as file:
-            self.popen = subprocess.Popen(
-                [*before, program, *arguments],
-                stderr=file,
-                start_new_session=True,
-                preexec_fn=_die_with_us,
-                **options,
-            )
-
-    def is_alive(self) -> bool:
-        """Whether it runs."""
-        return self.popen.poll() is None
-
-    def signal(self, number: int) -> None:
-        """Send a signal."""
-        self.popen.send_signal(number)
-
-    def kill(self) -> None:
-        """kill -9, and reap it."""
-        self.popen.kill()
-        self.popen.wait()
-
-    def stop(self) -> None:
-        """Ask it to end, make it end."""
-        if self.is_alive():
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
-            try:
-                self.popen.wait(STOP_WAIT)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        for stream in (self.popen.stdin, self.popen.stdout):
-            if stream is not None:
-                stream.close()
-
-    def log(self) -> str:
-        """What it wrote so far."""
-        with open(self.output, encoding="utf-8", errors="replace") as file:
-            return file.read()
-
-
-class GuestsProcess(Process):
-    """The guests of one host; see `guestmtce.lab.crowd` for the words."""
-
-    def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:
-        self.folder = folder
-        arguments = ["-m", "guestmtce.cli.main", "lab", "guests", "--dir", folder, "--count", str(count)]
-        arguments += ["--first", str(first), *options]
-        super().__init__(arguments, output, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._answer()
-
-    def _answer(self) -> Any:
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        if not line:
-            raise RuntimeError("the guests ended: " + self.log())
-        return json.loads(line)
-
-    def say(self, who: Any, *words: Any) -> Any:
-        """Switch a guest (a number, a uuid or `all`); raises ValueError for what it does not understand."""
-        assert self.popen.stdin is not None
-        self.popen.stdin.write((" ".join(map(str, (who, *words))) + "\n").encode())
-        self.popen.stdin.flush()
-        answer = self._answer()
-        if isinstance(answer, dict) and "error" in answer:
-            raise ValueError(answer["error"])
-        return answer
-
-    def status(self) -> Dict[str, Dict[str, Any]]:
-        """Every guest's own view, by uuid."""
-        return {facts["uuid"]: facts for facts in self.say("status")}
 
 
 class Daemon(Process):
@@ -173,22 +83,22 @@ class Daemon(Process):
         output = os.path.join(folder, name + ".log")
         super().__init__(["-m", module, *options, *arguments], output, before=before)
 
-    def _report(self, number: int, path: str) -> List[str]:
+    def _read_report(self, signum: int, path: str) -> List[str]:
         full = os.path.join(self.folder, path)
         before = os.stat(full).st_mtime_ns if os.path.exists(full) else 0
-        self.signal(number)
+        self.signal(signum)
         wait_for(lambda: os.path.exists(full) and os.stat(full).st_mtime_ns != before, "the report " + path)
         with open(full, encoding="utf-8") as file:
             return file.read().splitlines()
 
     def health(self) -> Dict[str, str]:
         """The health report: the first word of each line → the line."""
-        return {line.split()[0]: line for line in self._report(signal.SIGUSR1, self.name + ".info")}
+        return {line.split()[0]: line for line in self._read_report(signal.SIGUSR1, self.name + ".info")}
 
     def dump(self, kind: str) -> Dict[str, Dict[str, str]]:
         """The lines `KIND NAME key=value …` of the dump: name → key → value."""
         rows = {}
-        for line in self._report(signal.SIGUSR2, self.name + ".dump"):
+        for line in self._read_report(signal.SIGUSR2, self.name + ".dump"):
             words = line.split()
             if words[0] == kind and len(words) > 1:
                 rows[words[1]] = dict(word.split("=", 1) for word in words[2:] if "=" in word)
@@ -206,7 +116,7 @@ class Host:
     def __init__(self, number: int) -> None:
         self.number = number
         self.name = "compute-%d" % number
-        self.address = "127.0.0.%d" % (number + 2)
+        self.address = "127.0.0.%d" % (number + FIRST_SERVER)
         self.seen_at = self.address  # where the agent finds it; a proxy may stand there
         self.controller = AGENT_ADDRESS  # where it finds the agent
         self.uuid = host_uuid(number)
@@ -330,7 +240,7 @@ class Cluster:
 
     def _agent_serves(self) -> bool:
         try:
-            socket.create_connection((AGENT_ADDRESS, self.http_port), 1).close()
+            socket.create_connection((AGENT_ADDRESS, self.http_port), CONNECT_WAIT).close()
             return True
         except OSError:
             return False
@@ -357,7 +267,7 @@ class Cluster:
                 assert self.client.set(uuid, host.name, state)[0] == 200
 
     def _await_host(self, host: Host) -> None:
-        wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=0.05)
+        wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=DUMP_PACE)
 
     def heartbeating(self) -> List[str]:
         """The instances that the agent says are heartbeating."""
@@ -367,10 +277,13 @@ class Cluster:
     def await_heartbeats(self, seconds: float = 15.0) -> None:
         """Until every instance heartbeats, as the agent sees it, and would be missed."""
         wait_for(
-            lambda: len(self.heartbeating()) == len(self.uuids), "all guests heartbeat", seconds, step=0.05
+            lambda: len(self.heartbeating()) == len(self.uuids),
+            "all guests heartbeat",
+            seconds,
+            step=DUMP_PACE,
         )
         if self._provisioned == "enabled":
-            wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=0.05)
+            wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=DUMP_PACE)
 
     def _unjudged(self) -> List[str]:
         """The instances whose failure would not be reported."""
@@ -386,17 +299,17 @@ class Cluster:
         titled = {}
         for process in psutil.Process(host.server.popen.pid).children():
             with contextlib.suppress(psutil.Error):
-                name, colon, rest = " ".join(process.cmdline()).strip().partition(": ")
+                name, colon, uuid = " ".join(process.cmdline()).strip().partition(": ")
                 if name == "guestServer" and colon:
-                    titled[rest] = process
+                    titled[uuid] = process
         if not titled:  # not even the spawner
             return self._dumped_children(host)
         return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
     def _dumped_children(self, host: Host) -> Dict[str, psutil.Process]:
-        found = {}
+        children = {}
         for uuid, row in host.server.dump("guest").items():
             if uuid in self.uuids and int(row["pid"]):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    found[uuid] = psutil.Process(int(row["pid"]))
-        return found
+                    children[uuid] = psutil.Process(int(row["pid"]))
+        return children

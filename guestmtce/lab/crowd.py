@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -30,10 +31,11 @@ COMMANDS = (
 STALLS_KEPT = 1000
 STALL_MIN = 0.05  # s
 STALL_LOOK = 0.02  # s between two looks
+READ_SIZE = 65536  # bytes
 
 
 class Stalls:
-    """When this process did not run."""
+    """When this process did not run, though it had something to do: `found` has begins and ends (s)."""
 
     def __init__(self, loop: Loop) -> None:
         self.found: List[Tuple[float, float]] = []
@@ -62,30 +64,30 @@ class Crowd:
         self._by_name.update({guest.uuid: guest for guest in self.guests.values()})
 
     def power_on(self) -> None:
-        """All of them."""
+        """Start all guests."""
         for guest in self.guests.values():
             guest.power_on()
 
     def power_off(self) -> None:
-        """All of them."""
+        """End all guests."""
         for guest in self.guests.values():
             guest.power_off()
 
     def obey(self, line: str) -> Any:
-        """Do what `line` says; returns the answer. Raises ValueError for what nobody understands."""
+        """Do what `line` says; returns the answer, a value of JSON. Raises ValueError for any other line."""
         words = line.split()
         if " ".join(words) in self._answers:
             return self._answers[" ".join(words)](self)
         if words[1:] == ["status"]:
-            return [guest.facts for guest in self._who(words[0])]
+            return [guest.facts for guest in self._select(words[0])]
         if len(words) < 2 or words[1] not in COMMANDS:
             raise ValueError("WHO WORD expected, or status; the words: " + " ".join(COMMANDS))
-        for guest in self._who(words[0]):
+        for guest in self._select(words[0]):
             word: Callable[..., None] = getattr(guest, words[1])
             word(*words[2:])
         return "ok"
 
-    def _who(self, who: str) -> List[LabGuest]:
+    def _select(self, who: str) -> List[LabGuest]:
         if who == "all":
             return list(self.guests.values())
         if who not in self._by_name:
@@ -124,20 +126,23 @@ def _raise_descriptor_limit() -> None:
 
 
 def run(options: GuestOptions, count: int, first: int) -> int:
-    """The command `guestmtce lab guests`: obey lines from standard input until it ends."""
+    """The command `guestmtce lab guests`: obey lines from standard input until it ends.
+
+    Returns the exit status.
+    """
     _raise_descriptor_limit()
     loop = Loop()
     guests = Crowd(loop, options, count, first)
     os.makedirs(options.folder, exist_ok=True)
     guests.power_on()
-    rest = b""
+    partial = b""  # of a line whose end has not come
 
     def read() -> None:
-        nonlocal rest
-        data = os.read(0, 65536)
+        nonlocal partial
+        data = os.read(sys.stdin.fileno(), READ_SIZE)
         if not data:
             loop.stop()
-        *lines, rest = (rest + data).split(b"\n")
+        *lines, partial = (partial + data).split(b"\n")
         for line in lines:
             try:
                 answer = guests.obey(line.decode())
@@ -146,9 +151,9 @@ def run(options: GuestOptions, count: int, first: int) -> int:
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
-    for number in (2, 15):
-        loop.on_signal(number, loop.stop)
-    loop.watch(0, read)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.on_signal(signum, loop.stop)
+    loop.watch(sys.stdin.fileno(), read)
     sys.stdout.write(json.dumps("ready") + "\n")
     sys.stdout.flush()
     try:

@@ -27,7 +27,8 @@ from guestmtce.bench import parts
 from guestmtce.bench.bench import make_plan, tidy
 from guestmtce.bench.parts import Figures, Plan, Stage
 from guestmtce.lab import measure
-from guestmtce.lab.cluster import GuestsProcess, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.process import GuestsProcess
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pingpong.c")
 COMPILE = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra"]

@@ -13,9 +13,10 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from tree import POLL, Tree
 
-from guestmtce.lab.cluster import GuestsProcess, host_uuid, wait_for
+from guestmtce.lab.cluster import host_uuid, wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.process import GuestsProcess
 from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire.datagram import HostRecord
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from guestmtce.lab.cluster import Process
+from guestmtce.lab.process import Process
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ChallengeResponse, Init, InitAck
 

@@ -17,7 +17,8 @@ import psutil
 from guest import Guest
 from machine import CONSOLE, MEMORY, TRANSLATED
 
-from guestmtce.lab.cluster import Process, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.process import Process
 
 START_WAIT = 20.0  # s
 CHANNELS = "/var/lib/libvirt/qemu"

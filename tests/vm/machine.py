@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 
 from guest import Guest, connected
 
-from guestmtce.lab.cluster import Process
+from guestmtce.lab.process import Process
 
 QEMU = "qemu-system-x86_64"
 MEMORY = 128  # MB

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from guestmtce.lab.cluster import GuestsProcess, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.process import GuestsProcess
 from guestmtce.wire import guest_channel, json_lines
 
 QUESTION = guest_channel.ActionNotify(0, "pause", "irrevocable", 1000)
