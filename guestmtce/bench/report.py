@@ -6,14 +6,15 @@ from typing import Any, Callable, Dict, List, Tuple
 
 Figures = Dict[str, Any]
 
-LABEL_WIDTH = 24
+LABEL_WIDTH = 24  # columns
 SPARE_DESCRIPTORS = 2  # that are on their way at any moment
+LEAK_FACTOR = 1.25  # memory beyond so many times what it was is a leak
 
 
 # --- judging ---------------------------------------------------------------------------------------
 
 
-def troubles(figures: Figures) -> List[str]:
+def find_troubles(figures: Figures) -> List[str]:
     """What should not have happened, in words; nothing for a good run."""
     counts = {
         "misses": figures["heartbeats"]["misses"],
@@ -22,14 +23,14 @@ def troubles(figures: Figures) -> List[str]:
     }
     hung, killed = figures.get("detection"), figures.get("reconnect")
     if hung:
-        counts["hung guests that the VIM was not told of"] = hung["hung"] - hung["told"]
-        counts["alarms about guests that did not hang"] = hung["told_of_others"]
+        counts["hung guests that the VIM was not told of"] = hung["hung"] - hung["reported"]
+        counts["alarms about guests that did not hang"] = hung["reported_others"]
     if killed:
         counts["misses and reconnects of guests whose process was not killed"] = killed["others_touched"]
         counts["alarms about guests whose process was killed"] = killed["alarms"]
     if "readings" in figures.get("leaks", ()):
         counts.update(_gathered(figures["leaks"]["readings"]))
-    return ["%d %s" % (count, what) for what, count in counts.items() if count > 0]
+    return ["%d %s" % (count, trouble) for trouble, count in counts.items() if count > 0]
 
 
 def _gathered(readings: List[Figures]) -> Dict[str, int]:
@@ -38,16 +39,22 @@ def _gathered(readings: List[Figures]) -> Dict[str, int]:
     return {
         "dead processes that nobody reaped": last["zombies"],
         "descriptors more than before": last["descriptors"] - warm["descriptors"] - SPARE_DESCRIPTORS,
-        "kB more in the master than a quarter beyond before": last["uss_kb"] - warm["uss_kb"] * 5 // 4,
-        "kB more in a child than a quarter beyond before": last["child_uss_kb"]
-        - warm["child_uss_kb"] * 5 // 4,
+        "kB more in the master than a quarter beyond before": _beyond(warm["uss_kb"], last["uss_kb"]),
+        "kB more in a child than a quarter beyond before": _beyond(
+            warm["child_uss_kb"], last["child_uss_kb"]
+        ),
     }
+
+
+def _beyond(warm_kb: int, last_kb: int) -> int:
+    """By how many kB the last reading is beyond what a warm process may grow to."""
+    return last_kb - int(warm_kb * LEAK_FACTOR)
 
 
 # --- words -----------------------------------------------------------------------------------------
 
 
-def table(figures: Figures) -> str:
+def make_table(figures: Figures) -> str:
     """Everything that was measured, for a reader."""
     lines = _head(figures)
     for name, words in _PARTS:
@@ -80,7 +87,9 @@ def _start(part: Figures) -> Lines:
 
 
 def _heartbeats(part: Figures) -> Lines:
-    counts = "%(misses)d misses, %(reconnects)d reconnects, %(losses)d losses, %(late)d late wake-ups"
+    counts = (
+        "%(misses)d misses, %(reconnects)d reconnects, %(losses)d losses, %(late_wake_ups)d late wake-ups"
+    )
     cpu = part["cpu_us_per_heartbeat"]
     shares = [cpu["children"], cpu["master"], cpu["guests"]]
     master = "%(master_percent_of_a_core).2f %% of a core, %(master_wake_ups_per_s).1f wake-ups a second"
@@ -109,7 +118,7 @@ def _memory(part: Figures) -> Lines:
 
 def _detection(part: Figures) -> Lines:
     return [
-        ("detection", "the VIM was told of %(told)d of %(hung)d hung guests" % part),
+        ("detection", "the VIM was told of %(reported)d of %(hung)d hung guests" % part),
         ("", "later than due: " + _spread(part["overhead_ms"])),
     ]
 

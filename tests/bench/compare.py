@@ -24,7 +24,7 @@ from typing import Any, Dict, List, Optional
 import psutil
 
 from guestmtce.bench import parts
-from guestmtce.bench.bench import make_plan, tidy
+from guestmtce.bench.bench import make_plan, round_figures
 from guestmtce.bench.parts import Figures, Plan, Stage
 from guestmtce.lab import measure
 from guestmtce.lab.cluster import wait_for
@@ -82,7 +82,7 @@ def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
     return {
         "heartbeats": beats["answers"],
         "lateness_ms": late.spread_ms(),
-        "cpu_us": parts.per_beat(beats["answers"], child=spent)["child"],
+        "cpu_us": parts.divide_by_heartbeats(beats["answers"], child=spent)["child"],
         "uss_kb": mean_uss(children),
     }
 
@@ -98,8 +98,8 @@ def guest_server(plan: Plan) -> Figures:
     stage = Stage(plan)
     try:
         stage.start()
-        parts.start_up(stage)
-        beats, memory = parts.heartbeats(stage), parts.occupied(stage)
+        parts.measure_start_up(stage)
+        beats, memory = parts.measure_heartbeats(stage), parts.measure_memory(stage)
     finally:
         stage.stop()
     return {
@@ -117,7 +117,7 @@ def compare(plan: Plan) -> Figures:
     for name in ("cpu_us", "uss_kb"):
         ours, least = figures["guestServer"][name], figures["c"][name]
         figures["times_" + name] = ours / least if ours and least else None
-    return dict(tidy(figures))
+    return dict(round_figures(figures))
 
 
 def table(figures: Figures) -> str:

@@ -97,7 +97,7 @@ def test_the_start_is_told_in_the_order_in_which_it_happens(figures):
 
 def test_the_vim_was_told_of_those_that_hung_alone(figures):
     detection = figures["detection"]
-    assert (detection["hung"], detection["told"], detection["told_of_others"]) == (HUNG, HUNG, 0)
+    assert (detection["hung"], detection["reported"], detection["reported_others"]) == (HUNG, HUNG, 0)
 
 
 def test_the_killed_came_back_and_the_others_noticed_nothing(figures):
@@ -116,7 +116,7 @@ def test_memory_and_holdings_are_read(figures):
 
 
 def test_the_table_tells_every_part(figures):
-    text = report.table(figures)
+    text = report.make_table(figures)
     assert "%d, every %d ms" % (GUESTS, INTERVAL_MS) in text
     assert "nothing was missed" in text
     assert "%(misses)d misses" % figures["heartbeats"] in text
@@ -143,8 +143,8 @@ def test_an_interrupted_run_leaves_nothing(folder):
         ("heartbeats", "misses", 1),
         ("heartbeats", "reconnects", 2),
         ("heartbeats", "losses", 1),
-        ("detection", "told", HUNG - 1),
-        ("detection", "told_of_others", 1),
+        ("detection", "reported", HUNG - 1),
+        ("detection", "reported_others", 1),
         ("reconnect", "others_touched", 1),
         ("reconnect", "alarms", 1),
     ],
