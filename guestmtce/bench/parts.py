@@ -92,11 +92,11 @@ class Stage(Cluster):
         """The guestServer."""
         return self.hosts[0].server
 
-    def rows(self) -> Rows:
+    def read_rows(self) -> Rows:
         """guestServer's row about every guest: uuid → key → value."""
         return self.server.dump("guest")
 
-    def facts(self, uuid: str) -> Figures:
+    def read_facts(self, uuid: str) -> Figures:
         """One guest's own view."""
         return dict(self.crowd.say(uuid, "status")[0])
 
@@ -151,12 +151,12 @@ def measure_start_up(stage: Stage) -> Figures:
 
 def measure_heartbeats(stage: Stage) -> Figures:
     """The measured time, in which nothing is disturbed, and guestServer's counters around it."""
-    before = stage.rows()
+    before = stage.read_rows()
     time.sleep(SETTLE)
     pids = [int(row["pid"]) for row in before.values()]
     figures = measure_undisturbed(stage, pids)
     time.sleep(SETTLE)
-    after = stage.rows()
+    after = stage.read_rows()
     return {**count_rise(before, after), **figures}
 
 
@@ -214,7 +214,7 @@ def measure_memory(stage: Stage) -> Figures:
     figures: Figures = {
         name + "_kb": {"uss": memory.uss, "pss": memory.pss} for name, memory in daemons.items()
     }
-    pids = [int(row["pid"]) for row in stage.rows().values()]
+    pids = [int(row["pid"]) for row in stage.read_rows().values()]
     if pids:
         figures["child_kb"] = measure_children(pids)
         children = figures["child_kb"]["pss_mean"] * len(pids)
@@ -240,7 +240,7 @@ def measure_detection(stage: Stage) -> Figures:
         stage.crowd.say(uuid, "mute")
         time.sleep(HANG_PACE)
     alarmed = await_alarms(stage, len(hung))
-    due = {uuid: stage.facts(uuid)["unanswered_since"] + stage.plan.loss for uuid in hung}
+    due = {uuid: stage.read_facts(uuid)["unanswered_since"] + stage.plan.loss for uuid in hung}
     for uuid in hung:
         stage.crowd.say(uuid, "healthy")
         stage.crowd.say(uuid, "reset")
@@ -272,11 +272,11 @@ def measure_reconnects(stage: Stage) -> Figures:
     """Kill children, one right after the other, and see when their guests are challenged again."""
     stage.await_calm()
     stage.vim.record.clear()
-    before = stage.rows()
+    before = stage.read_rows()
     killed = kill_children(choose_some(stage.plan.kill, stage.uuids), before)
     facts = {uuid: await_beat(stage, uuid, at) for uuid, at in killed.items()}
     stage.await_calm()
-    after = stage.rows()
+    after = stage.read_rows()
     others = before.keys() - killed.keys()
     rise = count_rise({uuid: before[uuid] for uuid in others}, {uuid: after[uuid] for uuid in others})
     return {
@@ -301,11 +301,11 @@ def kill_children(uuids: List[str], rows: Rows) -> Dict[str, float]:
 def await_beat(stage: Stage, uuid: str, since: float) -> Any:
     """The guest's view, once it has answered on a connection made after `since`."""
 
-    def answered() -> Any:
-        facts = stage.facts(uuid)
+    def has_answered() -> Any:
+        facts = stage.read_facts(uuid)
         return facts if facts["linked_at"] > since and facts["first_beat"] else None
 
-    return wait_for(answered, uuid + " heartbeats again", RECOVERY_WAIT, POLL)
+    return wait_for(has_answered, uuid + " heartbeats again", RECOVERY_WAIT, POLL)
 
 
 def measure_leaks(stage: Stage) -> Figures:
@@ -324,7 +324,7 @@ def measure_leaks(stage: Stage) -> Figures:
 
 def _read_holdings(stage: Stage, cycles: int) -> Figures:
     """What guestServer holds, and the private memory of the children that it had forked last."""
-    pids = sorted(int(row["pid"]) for row in stage.rows().values())[-NEWEST:]
+    pids = sorted(int(row["pid"]) for row in stage.read_rows().values())[-NEWEST:]
     uss = [measure.read_memory(pid).uss for pid in pids]
     held = measure.read_holdings(stage.server.popen.pid)
     return {"cycles": cycles, **held, "child_uss_kb": sum(uss) // max(1, len(uss))}
@@ -333,7 +333,7 @@ def _read_holdings(stage: Stage, cycles: int) -> Figures:
 def make_and_kill(stage: Stage, cycles: int) -> None:
     """A cycle makes the socket of one guest anew and kills the child of another."""
     while cycles > 0:
-        rows, count = stage.rows(), min(cycles, max(1, len(stage.uuids) // 2))
+        rows, count = stage.read_rows(), min(cycles, max(1, len(stage.uuids) // 2))
         names = choose_some(len(rows), list(rows))
         for restarted, killed in zip(names[:count], names[::-1]):
             stage.crowd.say(restarted, "off")

@@ -41,14 +41,14 @@ class Stalls:
         self.found: List[Tuple[float, float]] = []
         self._loop = loop
         self._looked_at = time.monotonic()
-        self._look()
+        self._check_clock()
 
-    def _look(self) -> None:
+    def _check_clock(self) -> None:
         now = time.monotonic()
         if now - self._looked_at > STALL_MIN:
             self.found = [*self.found[1 - STALLS_KEPT :], (self._looked_at, now)]
         self._looked_at = now
-        self._loop.after(STALL_LOOK, self._look)
+        self._loop.after(STALL_LOOK, self._check_clock)
 
 
 class Crowd:
@@ -73,7 +73,7 @@ class Crowd:
         for guest in self.guests.values():
             guest.power_off()
 
-    def obey(self, line: str) -> Any:
+    def obey_line(self, line: str) -> Any:
         """Do what `line` says; returns the answer, a value of JSON. Raises ValueError for any other line."""
         words = line.split()
         if " ".join(words) in self._answers:
@@ -94,10 +94,10 @@ class Crowd:
             raise ValueError("no guest %s" % who)
         return [self._by_name[who]]
 
-    def _status(self) -> List[Dict[str, Any]]:
+    def _answer_status(self) -> List[Dict[str, Any]]:
         return [guest.facts for guest in self.guests.values()]
 
-    def _stats(self) -> Dict[str, Any]:
+    def _answer_stats(self) -> Dict[str, Any]:
         beating = sum(guest.facts["first_beat"] > 0 for guest in self.guests.values())
         late = self.record.late
         return {"answers": self.record.answers, "beating": beating, "late": late.steps, "max": late.largest}
@@ -106,16 +106,16 @@ class Crowd:
         self.record.reset()
         return "ok"
 
-    def _say_stalls(self) -> List[Tuple[float, float]]:
+    def _answer_stalls(self) -> List[Tuple[float, float]]:
         self._stalls = self._stalls or Stalls(self._loop)
         return self._stalls.found
 
     _answers: Dict[str, Callable[[Crowd], Any]] = {
-        "status": _status,
-        "stats": _stats,
+        "status": _answer_status,
+        "stats": _answer_stats,
         "stats reset": _reset_stats,
         "clock": lambda _: time.monotonic(),
-        "stalls": _say_stalls,
+        "stalls": _answer_stalls,
     }
 
 
@@ -137,7 +137,7 @@ def run(options: GuestOptions, count: int, first: int) -> int:
     guests.power_on()
     partial = b""  # of a line whose end has not come
 
-    def read() -> None:
+    def read_lines() -> None:
         nonlocal partial
         data = os.read(sys.stdin.fileno(), READ_SIZE)
         if not data:
@@ -145,7 +145,7 @@ def run(options: GuestOptions, count: int, first: int) -> int:
         *lines, partial = (partial + data).split(b"\n")
         for line in lines:
             try:
-                answer = guests.obey(line.decode())
+                answer = guests.obey_line(line.decode())
             except (ValueError, TypeError) as error:
                 answer = {"error": str(error)}
             sys.stdout.write(json.dumps(answer) + "\n")
@@ -153,7 +153,7 @@ def run(options: GuestOptions, count: int, first: int) -> int:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.on_signal(signum, loop.stop)
-    loop.watch(sys.stdin.fileno(), read)
+    loop.watch(sys.stdin.fileno(), read_lines)
     sys.stdout.write(json.dumps("ready") + "\n")
     sys.stdout.flush()
     try:

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Set, Tuple
 
+import psutil
+
 from guestmtce.lab import pace
 from guestmtce.lab.cluster import Cluster, TimedOut, wait_for
 
@@ -40,13 +42,13 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._erase()
+        self._erase_table()
         print(text, flush=True)
 
     def draw_table(self) -> None:
         """Draw the guests as they are now."""
         lines = self._make_rows()
-        self._erase()
+        self._erase_table()
         print("\n".join(lines), flush=True)
         self._drawn = len(lines) if self._terminal else 0
 
@@ -72,13 +74,13 @@ class Screen:
             lines.append("  lab-%-4d %-15s %-12s %s" % (number, state, ago, row.get("misses", "?")))
         return lines
 
-    def _erase(self) -> None:
+    def _erase_table(self) -> None:
         if self._drawn:
             sys.stdout.write(ERASE_LINES % self._drawn)
             self._drawn = 0
 
 
-def _uuid(cluster: Cluster, number: int) -> str:
+def _uuid_of(cluster: Cluster, number: int) -> str:
     return cluster.uuids[number - 1]
 
 
@@ -92,7 +94,7 @@ def _count_connections(cluster: Cluster) -> Dict[str, int]:
 
 def hang_guest(cluster: Cluster) -> str:
     """A guest hangs."""
-    guests, uuid = cluster.hosts[0].guests, _uuid(cluster, HUNG)
+    guests, uuid = cluster.hosts[0].guests, _uuid_of(cluster, HUNG)
     guests.say(HUNG, "mute")
     alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears the alarm", LOSS_WAIT)
     took = alarms[0]["at"] - guests.status()[uuid]["unanswered_since"]
@@ -110,7 +112,7 @@ def hang_guest(cluster: Cluster) -> str:
 
 def kill_child(cluster: Cluster) -> str:
     """The process of one guest is killed."""
-    guests, uuid = cluster.hosts[0].guests, _uuid(cluster, KILLED)
+    guests, uuid = cluster.hosts[0].guests, _uuid_of(cluster, KILLED)
     before, alarms = _count_connections(cluster), len(cluster.vim.events("alarm"))
     cluster.children()[uuid].kill()
     killed = time.monotonic()
@@ -134,7 +136,7 @@ def kill_child(cluster: Cluster) -> str:
 
 def reject_reboot(cluster: Cluster) -> str:
     """A guest rejects a reboot."""
-    uuid = _uuid(cluster, VOTER)
+    uuid = _uuid_of(cluster, VOTER)
     cluster.hosts[0].guests.say(VOTER, "vote", "reject", VOTE_DELAY, REASON)
     status, reply = cluster.client.ask("vote", uuid, cluster.hosts[0].name, "reboot")
     _check(status == 200 and int(reply["timeout"]) > 0, "the vote was answered %d %r" % (status, reply))
@@ -146,7 +148,7 @@ def reject_reboot(cluster: Cluster) -> str:
 
 def fall_ill(cluster: Cluster) -> str:
     """A guest is ill."""
-    uuid = _uuid(cluster, ILL)
+    uuid = _uuid_of(cluster, ILL)
     cluster.hosts[0].guests.say(ILL, "ill", "stop", 'disk "sda" is failing')
     alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears of the illness")
     service = alarms[0]["body"]["event-data"]["services"][0]
@@ -219,23 +221,22 @@ def _show_steps(cluster: Cluster) -> List[str]:
 def _stop_cluster(cluster: Cluster) -> Set[str]:
     """Stop everything; returns what is left behind, which should be nothing."""
     processes: List[Any] = [process.popen.pid for process in cluster._processes]
-    processes += [child.pid for host in cluster.hosts[:1] for child in _children(cluster, host)]
+    processes += [child.pid for host in cluster.hosts[:1] for child in _find_children(cluster, host)]
     cluster.stop()
-    left = {"process %d" % pid for pid in processes if _lives(pid)}
+    left = {"process %d" % pid for pid in processes if _is_alive(pid)}
     return left | ({cluster.folder} if os.path.exists(cluster.folder) else set())
 
 
-def _children(cluster: Cluster, host: Any) -> List[Any]:
+def _find_children(cluster: Cluster, host: Any) -> List[Any]:
     try:
         return list(cluster.children(host).values())
     except Exception:  # noqa: BLE001 - the server may never have started
         return []
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Whether the process runs; one that waits to be reaped does not."""
     try:
-        with open("/proc/%d/stat" % pid, encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False

@@ -70,7 +70,7 @@ class LabGuest:
         self._votes_each = 1
         self._plain_answer = _make_answer_format(options.action)
         self._forget_connection(0.0)
-        self._qemu = Qemu(loop, self.path, self._connected, self._read)
+        self._qemu = Qemu(loop, self.path, self._note_connection, self._read_data)
         self._init_timer: Optional[Timer] = None
         self._patience_timer: Optional[Timer] = None
         self._boot_timer: Optional[Timer] = None
@@ -92,7 +92,7 @@ class LabGuest:
         self._qemu.end(unlink)
         self.facts["state"] = "off"
 
-    def _connected(self) -> None:
+    def _note_connection(self) -> None:
         self.facts["links"] += 1
         self._forget_connection(time.monotonic())
         if self.facts["state"] == "enabling":
@@ -105,7 +105,7 @@ class LabGuest:
         self._challenged_at = 0.0
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
-    def _read(self, data: bytes) -> None:
+    def _read_data(self, data: bytes) -> None:
         if not self._answer_plain_challenge(data):
             self._between_lines = data.endswith(b"\n")
             self._read_lines(data)
@@ -113,7 +113,7 @@ class LabGuest:
     def _read_lines(self, data: bytes) -> None:
         for line in self._lines.feed(data):
             try:
-                self._handle(guest_channel.parse(line, guest_channel.FROM_HOST))
+                self._handle_message(guest_channel.parse(line, guest_channel.FROM_HOST))
             except (json_lines.NotAMessage, guest_channel.Refused):
                 self.facts["bad_lines"] = self.facts.get("bad_lines", 0) + 1
 
@@ -187,7 +187,7 @@ class LabGuest:
         else:
             self._send_init()
 
-    def _handle(self, message: guest_channel.Message) -> None:
+    def _handle_message(self, message: guest_channel.Message) -> None:
         if isinstance(message, guest_channel.InitAck):
             if message.invocation_id in (self._invocation, self._invocation - 1):
                 self.facts["state"] = "enabled"
@@ -228,9 +228,9 @@ class LabGuest:
         else:
             self._send_answer(text)
             if self.facts["mode"] == "leaving":
-                self._leave()
+                self._leave_host()
 
-    def _leave(self) -> None:
+    def _leave_host(self) -> None:
         """The answer was the last of this client; the next one starts after the loop's period."""
         self._send(guest_channel.Exit(EXIT_REASON))
         self._cancel_init()
@@ -307,11 +307,11 @@ class LabGuest:
         """The machine starts again without a word, its socket kept; its client starts after so many s."""
         if float(seconds):
             self.hang()
-            self._boot_timer = self._loop.after(float(seconds), self._booted)
+            self._boot_timer = self._loop.after(float(seconds), self._finish_boot)
         else:
             self.boot()
 
-    def _booted(self) -> None:
+    def _finish_boot(self) -> None:
         self.facts["state"] = "booting"  # what has piled up is read, and answered by nobody
         self.healthy()
         self.boot()
@@ -344,7 +344,7 @@ class LabGuest:
         """Write so many MB of garbage as fast as the host takes it."""
         self._flood_left = int(float(megabytes) * BYTES_PER_MB)
         self.facts["mode"] = "flooding"
-        self._flood()
+        self._write_flood()
 
     def half(self) -> None:
         """Answer challenges with half messages."""
@@ -375,10 +375,10 @@ class LabGuest:
             self.facts.update(mode="hanging", state="enabled")
             self._qemu.start(paused=True)
 
-    def _flood(self) -> None:
+    def _write_flood(self) -> None:
         chunk = (os.urandom(FLOOD_LINE) + b"}{\n") * FLOOD_LINES
         taken = self._qemu.write(chunk[: max(1, self._flood_left)])
         self._flood_left -= taken
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":
-            self._loop.after(0 if taken else FLOOD_PAUSE, self._flood)
+            self._loop.after(0 if taken else FLOOD_PAUSE, self._write_flood)

@@ -79,10 +79,10 @@ class LossyProxy:
                     data = listener.recv(DATAGRAM_MAX)
                 except OSError:
                     continue  # a port that nobody listened on said so
-                self._carry(data, *self._routes[listeners[listener]])
-            self._deliver()
+                self._carry_datagram(data, *self._routes[listeners[listener]])
+            self._deliver_due()
 
-    def _carry(self, data: bytes, source: socket.socket, target: Address) -> None:
+    def _carry_datagram(self, data: bytes, source: socket.socket, target: Address) -> None:
         copies = 1 if self.quiet else self._choose_copies()
         self.lost += copies == 0
         for _ in range(copies):
@@ -95,7 +95,7 @@ class LossyProxy:
             return 0
         return 2 if self._random.random() < self.twice else 1
 
-    def _deliver(self) -> None:
+    def _deliver_due(self) -> None:
         while self._waiting and self._waiting[0][0] <= time.monotonic():
             _, _, source, data, target = heapq.heappop(self._waiting)
             try:

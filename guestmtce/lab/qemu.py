@@ -54,7 +54,7 @@ class Qemu:
         self._listener.bind(self._path)
         self._listener.listen(BACKLOG)
         self._listener.setblocking(False)
-        self._loop.watch(self._listener, self._accept)
+        self._loop.watch(self._listener, self._accept_client)
 
     def end(self, unlink: bool = True) -> None:
         """QEMU ends. Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
@@ -79,7 +79,7 @@ class Qemu:
         if self.paused:
             self.paused = False
             if self._conn is not None:
-                self._loop.watch(self._conn, self._read)
+                self._loop.watch(self._conn, self._read_data)
 
     def write(self, data: bytes) -> int:
         """Write what the client's side takes; returns how many bytes these were."""
@@ -91,7 +91,7 @@ class Qemu:
             self._hang_up()
             return 0
 
-    def _accept(self) -> None:
+    def _accept_client(self) -> None:
         assert self._listener is not None
         if self._conn is not None:
             return
@@ -104,10 +104,10 @@ class Qemu:
         if self.paused:
             self._watch_hang_up()
         else:
-            self._loop.watch(self._conn, self._read)
+            self._loop.watch(self._conn, self._read_data)
         self._connected()
 
-    def _read(self) -> None:
+    def _read_data(self) -> None:
         assert self._conn is not None
         try:
             data = self._conn.recv(READ_SIZE)
@@ -126,7 +126,7 @@ class Qemu:
             self._conn.close()
             self._conn = None
             if self._listener is not None:
-                self._loop.watch(self._listener, self._accept)
+                self._loop.watch(self._listener, self._accept_client)
 
     def _watch_hang_up(self) -> None:
         if self.paused and self._conn is not None:

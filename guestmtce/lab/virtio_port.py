@@ -112,25 +112,25 @@ class VirtioPort:
 
     def _run(self) -> None:
         while self._running:
-            self._wait()
+            self._wait_for_work()
             self.connections += self._host.accept()
             self._guest.accept()
-            self._pump(self._host, self._guest)
-            self._pump(self._guest, self._host)
+            self._pump_bytes(self._host, self._guest)
+            self._pump_bytes(self._guest, self._host)
             if self._host.connection is not None:
                 self._guest.listen()
             else:
                 self._guest.close()
                 self._host.waiting = b""
 
-    def _wait(self) -> None:
+    def _wait_for_work(self) -> None:
         """Until something can be read, or written to a side for which something waits; at most ROUND."""
         with selectors.DefaultSelector() as selector:
-            for source, events in self._interests().items():
+            for source, events in self._collect_interests().items():
                 selector.register(source, events)
             selector.select(ROUND)
 
-    def _interests(self) -> Dict[socket.socket, int]:
+    def _collect_interests(self) -> Dict[socket.socket, int]:
         interests: Dict[socket.socket, int] = {}
         for side, other in ((self._host, self._guest), (self._guest, self._host)):
             if side.connection is None and side.listener is not None:
@@ -141,7 +141,7 @@ class VirtioPort:
                 interests[side.connection] |= selectors.EVENT_WRITE if side.waiting else 0
         return {source: events for source, events in interests.items() if events}
 
-    def _pump(self, source: _Side, target: _Side) -> None:
+    def _pump_bytes(self, source: _Side, target: _Side) -> None:
         data = source.read() if len(target.waiting) < KEPT_MAX else None
         if data:
             target.waiting += data

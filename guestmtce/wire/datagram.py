@@ -228,7 +228,7 @@ def unpack(data: bytes) -> Datagram:
 # --- fields ----------------------------------------------------------------------------------------
 
 
-def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
+def _read_string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
     """The field's value, cut to `limit` bytes. Raises BadDatagram, as all of these do."""
     value = body.get(field)
     if not isinstance(value, str):
@@ -236,39 +236,39 @@ def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
     return json_lines.clean_text(value, limit)
 
 
-def _name(body: Dict[str, Any], field: str = "hostname") -> str:
-    value = _string(body, field)
+def _read_name(body: Dict[str, Any], field: str = "hostname") -> str:
+    value = _read_string(body, field)
     if not value:
         raise BadDatagram("empty %r" % field)
     return value
 
 
-def _uuid(body: Dict[str, Any]) -> str:
+def _read_uuid(body: Dict[str, Any]) -> str:
     """The instance's uuid in lower case: one uuid in two spellings is one instance."""
-    value = _string(body, "uuid")
+    value = _read_string(body, "uuid")
     if not UUID.fullmatch(value):
         raise BadDatagram("%r is no uuid" % value)
     return value.lower()
 
 
-def _enabled(body: Dict[str, Any], field: str) -> bool:
-    value = _string(body, field)
+def _read_enabled(body: Dict[str, Any], field: str) -> bool:
+    value = _read_string(body, field)
     if value not in ("enabled", "disabled"):
         raise BadDatagram("%r is neither enabled nor disabled but %r" % (field, value))
     return value == "enabled"
 
 
-def _secs(body: Dict[str, Any], field: str) -> int:
+def _read_secs(body: Dict[str, Any], field: str) -> int:
     """The field's value as seconds; more than can travel in a guest's milliseconds is cut to that."""
-    value = _string(body, field)
+    value = _read_string(body, field)
     if not _WHOLE_SECS.fullmatch(value):
         raise BadDatagram("%r is no whole number of seconds but %r" % (field, value))
     return min(int(value), guest_channel.SECS_MAX)
 
 
-def _known_word(body: Dict[str, Any], field: str, known: Tuple[str, ...]) -> str:
+def _read_word(body: Dict[str, Any], field: str, known: Tuple[str, ...]) -> str:
     """The field's value if it is a `known` one, else `unknown`."""
-    value = _string(body, field)
+    value = _read_string(body, field)
     return value if value in known else guest_channel.UNKNOWN
 
 
@@ -290,16 +290,16 @@ def parse_command(datagram: Datagram) -> Command:
         service = body.get("service", HEARTBEAT)
         if service != HEARTBEAT:
             raise BadDatagram("unknown service %r" % (service,))
-        return SetInstance(_uuid(body), _enabled(body, "state"))
+        return SetInstance(_read_uuid(body), _read_enabled(body, "state"))
     if cmd == DEL_INST:
-        return DeleteInstance(_uuid(body))
+        return DeleteInstance(_read_uuid(body))
     if cmd == QRY_INST:
         return Query()
     if cmd in (VOTE_INST, NOTIFY_INST):
         kind = guest_channel.VOTE if cmd == VOTE_INST else guest_channel.NOTICE
-        return Ask(_uuid(body), kind, _string(body, "event", guest_channel.WORD_MAX))
+        return Ask(_read_uuid(body), kind, _read_string(body, "event", guest_channel.WORD_MAX))
     if cmd == MOD_HOST:
-        return SetHost(_name(body, "uuid"), _enabled(body, "heartbeat"))
+        return SetHost(_read_name(body, "uuid"), _read_enabled(body, "heartbeat"))
     if cmd == LOOPBACK:
         return Loopback()
     raise BadDatagram("unknown command %#x" % cmd)
@@ -331,20 +331,20 @@ def parse_event(datagram: Datagram) -> Event:
     """
     cmd, body = datagram.cmd, datagram.body
     if cmd == MONITOR_READY:
-        return Ready(_name(body))
+        return Ready(_read_name(body))
     if cmd in (RUNNING, STOPPED, ILLHEALTH, QRY_INST):
         return _parse_info(body)
     if cmd == LOSS:
         # Ours reports the whole state to an agent of ours (docs/protocol/2-datagrams.md#events).
-        return _parse_info(body) if "repair-action" in body else Loss(_name(body), _uuid(body))
+        return _parse_info(body) if "repair-action" in body else Loss(_read_name(body), _read_uuid(body))
     if cmd == VOTE_NOTIFY:
         return VoteResult(
-            _name(body),
-            _uuid(body),
-            _known_word(body, "notification_type", guest_channel.NOTIFICATION_TYPES),
-            _string(body, "event-type", guest_channel.WORD_MAX),
-            _known_word(body, "vote", guest_channel.VOTE_RESULTS),
-            _string(body, "reason", json_lines.LOG_MSG_MAX) if "reason" in body else "",
+            _read_name(body),
+            _read_uuid(body),
+            _read_word(body, "notification_type", guest_channel.NOTIFICATION_TYPES),
+            _read_string(body, "event-type", guest_channel.WORD_MAX),
+            _read_word(body, "vote", guest_channel.VOTE_RESULTS),
+            _read_string(body, "reason", json_lines.LOG_MSG_MAX) if "reason" in body else "",
         )
     raise BadDatagram("unknown event %#x" % cmd)
 
@@ -352,16 +352,16 @@ def parse_event(datagram: Datagram) -> Event:
 def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
     """docs/protocol/2-datagrams.md#instance-info. Raises BadDatagram."""
     return InstanceInfo(
-        _name(body),
-        _uuid(body),
-        _enabled(body, "reporting"),
-        _enabled(body, "heartbeating"),
-        _known_word(body, "repair-action", guest_channel.CORRECTIVE_ACTIONS),
-        _secs(body, "restart-to"),
-        _secs(body, "shutdown-to"),
-        _secs(body, "suspend-to"),
-        _secs(body, "resume-to"),
-        _secs(body, "vote-to"),
+        _read_name(body),
+        _read_uuid(body),
+        _read_enabled(body, "reporting"),
+        _read_enabled(body, "heartbeating"),
+        _read_word(body, "repair-action", guest_channel.CORRECTIVE_ACTIONS),
+        _read_secs(body, "restart-to"),
+        _read_secs(body, "shutdown-to"),
+        _read_secs(body, "suspend-to"),
+        _read_secs(body, "resume-to"),
+        _read_secs(body, "vote-to"),
     )
 
 
@@ -419,8 +419,8 @@ def parse_host(datagram: Datagram) -> HostRecord:
     if datagram.cmd not in (ADD_HOST, MOD_HOST, DEL_HOST):
         raise BadDatagram("unknown command %#x" % datagram.cmd)
     body = datagram.body
-    ip = "" if datagram.cmd == DEL_HOST else _name(body, "ip")
-    return HostRecord(_name(body), _name(body, "uuid"), ip)
+    ip = "" if datagram.cmd == DEL_HOST else _read_name(body, "ip")
+    return HostRecord(_read_name(body), _read_name(body, "uuid"), ip)
 
 
 def build_host(cmd: int, host: HostRecord) -> bytes:

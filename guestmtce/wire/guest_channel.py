@@ -285,14 +285,14 @@ def build(message: Message, sequence: int) -> bytes:
         else:
             limit = {"name": NAME_MAX, "log_msg": LOG_MSG_MAX}.get(name, WORD_MAX)
             fields[name] = clean_text(str(value), limit)
-    data = _frame(fields)
+    data = _frame_fields(fields)
     while len(data) > MESSAGE_MAX and fields.get("log_msg"):
         fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // _ESCAPE_MAX)]
-        data = _frame(fields)
+        data = _frame_fields(fields)
     return data
 
 
-def _frame(fields: Dict[str, Any]) -> bytes:
+def _frame_fields(fields: Dict[str, Any]) -> bytes:
     """`fields`, all int or str, as one line. Not by json.dumps as a whole: it makes an encoder each time."""
     parts = []
     for name, value in fields.items():

@@ -131,7 +131,7 @@ def host_reply(uuid: str, hostname: str, reporting: bool) -> Dict[str, str]:
     return {"uuid": uuid, "hostname": hostname, "state": state_word(reporting)}
 
 
-def _service(reporting: bool, heartbeating: bool, restart_secs: int) -> Dict[str, str]:
+def _make_service(reporting: bool, heartbeating: bool, restart_secs: int) -> Dict[str, str]:
     return {
         "service": HEARTBEAT,
         "state": state_word(reporting),
@@ -147,7 +147,11 @@ def services_reply(
 
     `restart_secs` is the guest's restart timeout, s; it is "0" to the VIM while the guest does not heartbeat.
     """
-    return {"uuid": uuid, "hostname": hostname, "services": [_service(reporting, heartbeating, restart_secs)]}
+    return {
+        "uuid": uuid,
+        "hostname": hostname,
+        "services": [_make_service(reporting, heartbeating, restart_secs)],
+    }
 
 
 def action_reply(uuid: str, hostname: str, action: str, timeout_secs: int) -> Dict[str, str]:
@@ -165,7 +169,7 @@ def service_event(
     uuid: str, hostname: str, reporting: bool, heartbeating: bool, restart_secs: int
 ) -> Dict[str, Any]:
     """The event that reports a changed state or status; the fields are those of `services_reply`."""
-    data = {"services": [_service(reporting, heartbeating, restart_secs)]}
+    data = {"services": [_make_service(reporting, heartbeating, restart_secs)]}
     return {"uuid": uuid, "hostname": hostname, "event-type": "service", "event-data": data}
 
 
