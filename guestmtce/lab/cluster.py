@@ -20,7 +20,7 @@ import psutil
 from guestmtce.lab import pace
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.mtc_agent import MtcAgent
-from guestmtce.lab.process import GuestsProcess, Process
+from guestmtce.lab.process import GuestsProcess, LabProcess
 from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire.datagram import HostRecord
 
@@ -70,7 +70,7 @@ def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
     return ports
 
 
-class Daemon(Process):
+class Daemon(LabProcess):
     """guestServer or guestAgent, in the foreground."""
 
     def __init__(
@@ -110,7 +110,7 @@ def host_uuid(number: int) -> str:
     return "aaaaaaaa-0000-4000-8000-%012d" % number
 
 
-class Host:
+class LabHost:
     """One compute host: its guests and its guestServer."""
 
     def __init__(self, number: int) -> None:
@@ -135,7 +135,7 @@ class Cluster:
     server_module = "guestmtce.server.master"  # a test may have its own, and more on its command line
     agent_module = "guestmtce.agent.main"
     server_words: Sequence[str] = ()
-    server_before: Sequence[str] = ()  # see Process
+    server_before: Sequence[str] = ()  # see LabProcess
     agent_before: Sequence[str] = ()
     mtc_address = AGENT_ADDRESS
 
@@ -150,7 +150,7 @@ class Cluster:
     ) -> None:
         self.folder = tempfile.mkdtemp(prefix="guestmtce-lab-")
         os.chmod(self.folder, 0o755)
-        self.hosts = [Host(number) for number in range(hosts)]
+        self.hosts = [LabHost(number) for number in range(hosts)]
         self.uuids = [uuid_of(number) for number in range(1, guests * hosts + 1)]
         self.guest_count = guests
         self._provisioned = ""
@@ -164,7 +164,7 @@ class Cluster:
         self._server_settings = server_settings or []
         self._agent_settings = agent_settings or []
         self._guest_options = guest_options or []
-        self._processes: List[Process] = []
+        self._processes: List[LabProcess] = []
 
     def __enter__(self) -> Cluster:
         try:
@@ -194,7 +194,7 @@ class Cluster:
         self.mtc = MtcAgent(records, AGENT_ADDRESS, self.mtc_event_port, self.mtc_command_port)
         self.mtc.start()
 
-    def start_guests(self, host: Host, folder: str = "", first: int = 0) -> None:
+    def start_guests(self, host: LabHost, folder: str = "", first: int = 0) -> None:
         """Start the guests of a host, in its folder or another; returns when all their sockets are there."""
         first = first or host.number * self.guest_count + 1
         options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
@@ -203,7 +203,7 @@ class Cluster:
         host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
         self._processes.append(host.guests)
 
-    def start_server(self, host: Host) -> Daemon:
+    def start_server(self, host: LabHost) -> Daemon:
         """Start (again) the guestServer of a host."""
         arguments = ["--channel-dir", host.guests.folder, "--bind", host.address, "--no-wait"]
         arguments += ["--rx-port", str(self.server_port), "--agent-port", str(self.agent_port)]
@@ -266,7 +266,7 @@ class Cluster:
                 assert self.client.create(uuid, host.name)[0] == 200
                 assert self.client.set(uuid, host.name, state)[0] == 200
 
-    def _await_host(self, host: Host) -> None:
+    def _await_host(self, host: LabHost) -> None:
         wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=DUMP_PACE)
 
     def heartbeating(self) -> List[str]:
@@ -290,7 +290,7 @@ class Cluster:
         rows = [pair for host in self.hosts for pair in host.server.dump("guest").items()]
         return [uuid for uuid, row in rows if (row["reporting"], row["judged"]) != ("enabled", "yes")]
 
-    def children(self, host: Optional[Host] = None) -> Dict[str, psutil.Process]:
+    def children(self, host: Optional[LabHost] = None) -> Dict[str, psutil.Process]:
         """The child process of every guest, by uuid.
 
         Where titles have no effect guestServer is asked, which one that stands still does not answer.
@@ -306,7 +306,7 @@ class Cluster:
             return self._dumped_children(host)
         return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
-    def _dumped_children(self, host: Host) -> Dict[str, psutil.Process]:
+    def _dumped_children(self, host: LabHost) -> Dict[str, psutil.Process]:
         children = {}
         for uuid, row in host.server.dump("guest").items():
             if uuid in self.uuids and int(row["pid"]):

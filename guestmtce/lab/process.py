@@ -17,7 +17,7 @@ def _die_with_us() -> None:
     confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class Process:
+class LabProcess:
     """A process of the lab: in a session of its own, its stderr in the file `output`; it dies with us.
 
     It is Python, unless `program` says else. `before` are the words of a command that becomes the program:
@@ -74,7 +74,7 @@ class Process:
             return file.read()
 
 
-class GuestsProcess(Process):
+class GuestsProcess(LabProcess):
     """The guests of one host; see `guestmtce.lab.crowd` for the words."""
 
     def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Generator, List, Optional, Sequence, Set, Tupl
 from old_agent import OldAgent
 from truth import Truth, lasts
 
-from guestmtce.lab.cluster import Cluster, Host
+from guestmtce.lab.cluster import Cluster, LabHost
 from guestmtce.lab.lossy_udp import LossyProxy
 
 Course = Generator[float, None, Any]
@@ -44,7 +44,7 @@ class World:
         self._order = itertools.count()
         self._beside = ThreadPoolExecutor(1)  # for good: a process that a thread has started ends with it
 
-    def host_of(self, uuid: str) -> Host:
+    def host_of(self, uuid: str) -> LabHost:
         """Where the guest lives."""
         return self.cluster.hosts[self.cluster.uuids.index(uuid) // self.cluster.guest_count]
 

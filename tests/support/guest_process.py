@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from guestmtce.lab.process import Process
+from guestmtce.lab.process import LabProcess
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ChallengeResponse, Init, InitAck
 
@@ -25,7 +25,7 @@ INTERVAL = 0.4  # s, the shortest that a guest may have
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root freezes file systems and delays opens")
 
 
-class GuestProcess(Process):
+class GuestProcess(LabProcess):
     """guestClient in the foreground; `folder` holds its configuration, its scripts and its log."""
 
     def __init__(self, folder, device, settings=FAST, more=(), python=sys.executable, **keys):

@@ -18,7 +18,7 @@ from guest import Guest
 from machine import CONSOLE, MEMORY, TRANSLATED
 
 from guestmtce.lab.cluster import wait_for
-from guestmtce.lab.process import Process
+from guestmtce.lab.process import LabProcess
 
 START_WAIT = 20.0  # s
 CHANNELS = "/var/lib/libvirt/qemu"
@@ -92,7 +92,7 @@ class Libvirt:
             "-ec",
             "\n".join(words),
         ]
-        self.process = Process(arguments, os.path.join(self._folder, "libvirtd.log"), "unshare")
+        self.process = LabProcess(arguments, os.path.join(self._folder, "libvirtd.log"), "unshare")
         wait_for(self._answers, "libvirtd answers", START_WAIT, 0.05)
 
     def restart(self) -> None:

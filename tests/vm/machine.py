@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 
 from guest import Guest, connected
 
-from guestmtce.lab.process import Process
+from guestmtce.lab.process import LabProcess
 
 QEMU = "qemu-system-x86_64"
 MEMORY = 128  # MB
@@ -24,7 +24,7 @@ class Vm(Guest):
         super().__init__(os.path.join(folder, uuid))
         self.uuid = uuid
         self.memory = MEMORY
-        self.process: Process
+        self.process: LabProcess
         self._channel = os.path.join(channels, "cgcs.heartbeat.%s.sock" % uuid)
         self._boot = ["-kernel", kernel, "-initrd", initramfs, "-append", CONSOLE]
 
@@ -36,7 +36,7 @@ class Vm(Guest):
             if os.path.exists(self.path(name)):
                 os.unlink(self.path(name))
         self.started = time.monotonic()
-        self.process = Process([*self._arguments(), *more], self.path("log"), QEMU)
+        self.process = LabProcess([*self._arguments(), *more], self.path("log"), QEMU)
         self.open_shell()
 
     def _arguments(self) -> Sequence[str]:
