@@ -86,6 +86,6 @@ def no_tracebacks():
         daemons = [cluster.agent, *(host.server for host in cluster.hosts)]
         for daemon in daemons:
             assert "Traceback" not in daemon.log()
-            assert daemon.alive()
+            assert daemon.is_alive()
 
     return check

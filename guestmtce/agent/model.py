@@ -196,7 +196,7 @@ class Instance:
             origin is not None
             and newest is not None
             and newest.sender == origin.sender
-            and not datagram_ext.newer(origin.number, newest.number)
+            and not datagram_ext.is_newer(origin.number, newest.number)
         )
 
     def hear(self, origin: Optional[Origin], *about: str) -> None:

@@ -22,7 +22,7 @@ from guestmtce.daemon.udp_port import Port
 from guestmtce.peer.authentication import NO_KEYS, Keys, Speaker, new_nonce
 from guestmtce.peer.retransmit import NEVER, Message, Outgoing
 from guestmtce.wire import datagram, datagram_ext
-from guestmtce.wire.datagram_ext import GOODBYE, Refused, Seal, Tag
+from guestmtce.wire.datagram_ext import GOODBYE, Seal, SealRefused, Tag
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class ServerLink:
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now; under the lock."""
-        if self._seal.rekey(*keys):
+        if self._seal.change_keys(*keys):
             log.info("the key shared with guestServers was changed")
             if not self._seal:
                 log.warning("no [security] key_file any more: guestServers are believed by their addresses")
@@ -240,7 +240,7 @@ class ServerLink:
     def _serve(self, data: bytes, address: str) -> None:
         try:
             frame = datagram.unpack(data)
-            tag = datagram_ext.read(frame)
+            tag = datagram_ext.read_tag(frame)
             event: Any = None if frame.cmd == datagram_ext.ACK else datagram.parse_event(frame)
             with self._lock:
                 peer = self._speaker_at(address)
@@ -248,7 +248,7 @@ class ServerLink:
                 peer.speaker.check(data, frame, b"server>" + hostname.encode())
                 self._remember(address, peer, hostname)
                 believed = self._believed(peer, address, frame.cmd, tag)
-        except (datagram.BadDatagram, Refused) as bad:
+        except (datagram.BadDatagram, SealRefused) as bad:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return

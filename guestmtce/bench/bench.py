@@ -29,6 +29,7 @@ not say otherwise.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -40,14 +41,15 @@ from guestmtce.bench import parts, report
 from guestmtce.bench.parts import Figures, Plan, Stage
 from guestmtce.lab.cluster import TimedOut
 
-KILL_MAX = 100
-FAIL_MAX = 100
-FAIL_SHARE = 10  # of the guests, one in so many hangs
+KILL_MAX = 100  # processes, where --kill is not given
+FAIL_MAX = 100  # guests, where --fail is not given
+FAIL_SHARE = 10  # one guest in so many hangs
 GUEST_DESCRIPTORS = 2  # of the guests' process: a listener and a connection
 SPARE_DESCRIPTORS = 100
 DECIMALS = 3
-UNUSABLE = 2  # exit statuses
-INTERRUPTED = 130
+# Exit statuses.
+UNUSABLE = 2  # as argparse's, for a command line that is wrong
+INTERRUPTED = 130  # as a shell's: 128 and SIGINT
 
 
 def make_plan(
@@ -58,15 +60,17 @@ def make_plan(
     fail: Optional[int] = None,
     cycles: int = 0,
 ) -> Plan:
-    """The plan, with what was not said chosen for it. Raises ValueError for what cannot be."""
+    """The plan, with `kill` and `fail` chosen where they are None. Raises ValueError for what cannot be."""
     if guests < 0 or interval_ms < 1 or seconds <= 0 or min(kill or 0, fail or 0, cycles) < 0:
         raise ValueError("--interval-ms and --seconds must be above 0, the others 0 or more")
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = (descriptors - SPARE_DESCRIPTORS) // GUEST_DESCRIPTORS
-    if descriptors != resource.RLIM_INFINITY and guests > most:
-        raise ValueError("--guests %d: the hard limit of open files allows %d (ulimit -Hn)" % (guests, most))
+    allowed = (descriptors - SPARE_DESCRIPTORS) // GUEST_DESCRIPTORS
+    if descriptors != resource.RLIM_INFINITY and guests > allowed:
+        raise ValueError(
+            "--guests %d: the hard limit of open files allows %d (ulimit -Hn)" % (guests, allowed)
+        )
     kill = min(KILL_MAX, guests) if kill is None else min(kill, guests)
-    fail = min(FAIL_MAX, -(-guests // FAIL_SHARE)) if fail is None else min(fail, guests)
+    fail = min(FAIL_MAX, math.ceil(guests / FAIL_SHARE)) if fail is None else min(fail, guests)
     return Plan(guests, interval_ms, seconds, kill, fail, cycles if guests else 0)
 
 
@@ -74,38 +78,42 @@ def measure_all(stage: Stage, say: Callable[[str], None]) -> Figures:
     """Every part that the plan asks for, the undisturbed ones first."""
     plan = stage.plan
     say("%d guests are there; guestServer starts" % plan.guests)
-    figures: Figures = {"plan": plan._asdict(), "machine": machine(), "start": parts.start_up(stage)}
+    figures: Figures = {
+        "plan": plan._asdict(),
+        "machine": describe_machine(),
+        "start": parts.measure_start_up(stage),
+    }
     if plan.fail or plan.kill:
         say("the VIM makes %d instances" % plan.guests)
         stage.start_agent()
         stage.provision()
-        stage.settle()
+        stage.await_calm()
     wanted_parts: Tuple[Tuple[str, Any, str, Callable[[Stage], Figures]], ...] = (
-        ("heartbeats", True, "%g s of heartbeats" % plan.seconds, parts.heartbeats),
-        ("memory", True, "memory", parts.occupied),
-        ("detection", plan.fail, "%d guests hang" % plan.fail, parts.detection),
-        ("reconnect", plan.kill, "%d processes are killed" % plan.kill, parts.kills),
-        ("leaks", plan.cycles, "%d cycles of sockets and processes" % plan.cycles, parts.leaks),
+        ("heartbeats", True, "%g s of heartbeats" % plan.seconds, parts.measure_heartbeats),
+        ("memory", True, "memory", parts.measure_memory),
+        ("detection", plan.fail, "%d guests hang" % plan.fail, parts.measure_detection),
+        ("reconnect", plan.kill, "%d processes are killed" % plan.kill, parts.measure_reconnects),
+        ("leaks", plan.cycles, "%d cycles of sockets and processes" % plan.cycles, parts.measure_leaks),
     )
-    for name, wanted, what, part in wanted_parts:
+    for name, wanted, announcement, measure in wanted_parts:
         if wanted:
-            say(what)
-            figures[name] = part(stage)
+            say(announcement)
+            figures[name] = measure(stage)
     return figures
 
 
-def machine() -> Figures:
-    """Where this runs."""
+def describe_machine() -> Figures:
+    """Cores, kernel and Python of this machine."""
     return {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
 
 
-def tidy(value: Any) -> Any:
-    """The figures without digits that mean nothing."""
+def round_figures(value: Any) -> Any:
+    """The figures without digits that mean nothing, in any depth."""
     if isinstance(value, float):
         return round(value, DECIMALS)
     if isinstance(value, dict):
-        return {name: tidy(one) for name, one in value.items()}
-    return [tidy(one) for one in value] if isinstance(value, list) else value
+        return {name: round_figures(figure) for name, figure in value.items()}
+    return [round_figures(figure) for figure in value] if isinstance(value, list) else value
 
 
 def run(plan: Plan, as_json: bool) -> int:
@@ -114,7 +122,7 @@ def run(plan: Plan, as_json: bool) -> int:
     stage = Stage(plan)
     try:
         stage.start()
-        figures = tidy(measure_all(stage, _say))
+        figures = round_figures(measure_all(stage, _say))
     except KeyboardInterrupt:
         _say("interrupted: stopping everything")
         return INTERRUPTED
@@ -125,8 +133,8 @@ def run(plan: Plan, as_json: bool) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the clean-up must be whole
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stage.stop()
-    figures["troubles"] = report.troubles(figures)
-    print(json.dumps(figures) if as_json else report.table(figures))
+    figures["troubles"] = report.find_troubles(figures)
+    print(json.dumps(figures) if as_json else report.make_table(figures))
     return 1 if figures["troubles"] else 0
 
 

@@ -6,14 +6,15 @@ from typing import Any, Callable, Dict, List, Tuple
 
 Figures = Dict[str, Any]
 
-LABEL_WIDTH = 24
+LABEL_WIDTH = 24  # columns
 SPARE_DESCRIPTORS = 2  # that are on their way at any moment
+LEAK_FACTOR = 1.25  # memory beyond so many times what it was is a leak
 
 
 # --- judging ---------------------------------------------------------------------------------------
 
 
-def troubles(figures: Figures) -> List[str]:
+def find_troubles(figures: Figures) -> List[str]:
     """What should not have happened, in words; nothing for a good run."""
     counts = {
         "misses": figures["heartbeats"]["misses"],
@@ -22,34 +23,40 @@ def troubles(figures: Figures) -> List[str]:
     }
     hung, killed = figures.get("detection"), figures.get("reconnect")
     if hung:
-        counts["hung guests that the VIM was not told of"] = hung["hung"] - hung["told"]
-        counts["alarms about guests that did not hang"] = hung["told_of_others"]
+        counts["hung guests that the VIM was not told of"] = hung["hung"] - hung["reported"]
+        counts["alarms about guests that did not hang"] = hung["reported_others"]
     if killed:
         counts["misses and reconnects of guests whose process was not killed"] = killed["others_touched"]
         counts["alarms about guests whose process was killed"] = killed["alarms"]
     if "readings" in figures.get("leaks", ()):
-        counts.update(_gathered(figures["leaks"]["readings"]))
-    return ["%d %s" % (count, what) for what, count in counts.items() if count > 0]
+        counts.update(_find_leaks(figures["leaks"]["readings"]))
+    return ["%d %s" % (count, trouble) for trouble, count in counts.items() if count > 0]
 
 
-def _gathered(readings: List[Figures]) -> Dict[str, int]:
+def _find_leaks(readings: List[Figures]) -> Dict[str, int]:
     """What guestServer holds at the end that it did not hold once it was warm: after the first part."""
     warm, last = readings[1], readings[-1]
+    master_kb = _count_excess_kb(warm["uss_kb"], last["uss_kb"])
+    child_kb = _count_excess_kb(warm["child_uss_kb"], last["child_uss_kb"])
     return {
         "dead processes that nobody reaped": last["zombies"],
         "descriptors more than before": last["descriptors"] - warm["descriptors"] - SPARE_DESCRIPTORS,
-        "kB more in the master than a quarter beyond before": last["uss_kb"] - warm["uss_kb"] * 5 // 4,
-        "kB more in a child than a quarter beyond before": last["child_uss_kb"]
-        - warm["child_uss_kb"] * 5 // 4,
+        "kB more in the master than a quarter beyond before": master_kb,
+        "kB more in a child than a quarter beyond before": child_kb,
     }
+
+
+def _count_excess_kb(warm_kb: int, last_kb: int) -> int:
+    """By how many kB the last reading is beyond what a warm process may grow to."""
+    return last_kb - int(warm_kb * LEAK_FACTOR)
 
 
 # --- words -----------------------------------------------------------------------------------------
 
 
-def table(figures: Figures) -> str:
+def make_table(figures: Figures) -> str:
     """Everything that was measured, for a reader."""
-    lines = _head(figures)
+    lines = _describe_plan(figures)
     for name, words in _PARTS:
         if name in figures:
             part = figures[name]
@@ -62,7 +69,7 @@ def table(figures: Figures) -> str:
 Lines = List[Tuple[str, str]]
 
 
-def _head(figures: Figures) -> Lines:
+def _describe_plan(figures: Figures) -> Lines:
     plan, machine = figures["plan"], figures["machine"]
     return [
         ("guests", "%(guests)d, every %(interval_ms)d ms, measured for %(seconds)g s" % plan),
@@ -70,31 +77,35 @@ def _head(figures: Figures) -> Lines:
     ]
 
 
-def _start(part: Figures) -> Lines:
+def _describe_start(part: Figures) -> Lines:
     lines = [("start-up", "guestServer serves after %.2f s" % part["serving_s"])]
     if "heartbeating_all_s" in part:
         lines.append(("", "all challenged after %(first_challenge_all_s).2f s" % part))
         lines.append(("", "all heartbeat after %(heartbeating_all_s).2f s" % part))
-        lines.append(("", "from a guest's init to its heartbeat: " + _spread(part["init_to_heartbeat_ms"])))
+        lines.append(
+            ("", "from a guest's init to its heartbeat: " + _format_spread(part["init_to_heartbeat_ms"]))
+        )
     return lines
 
 
-def _heartbeats(part: Figures) -> Lines:
-    counts = "%(misses)d misses, %(reconnects)d reconnects, %(losses)d losses, %(late)d late wake-ups"
+def _describe_heartbeats(part: Figures) -> Lines:
+    counts = (
+        "%(misses)d misses, %(reconnects)d reconnects, %(losses)d losses, %(late_wake_ups)d late wake-ups"
+    )
     cpu = part["cpu_us_per_heartbeat"]
     shares = [cpu["children"], cpu["master"], cpu["guests"]]
     master = "%(master_percent_of_a_core).2f %% of a core, %(master_wake_ups_per_s).1f wake-ups a second"
     return [
         ("heartbeats", "%(heartbeats)d in %(seconds).1f s" % part),
         ("", counts % part),
-        ("lateness of challenges", _spread(part["lateness_ms"])),
-        ("", "too small by what the guests were late to read: " + _spread(part["guests_delay_ms"])),
-        ("CPU per heartbeat", "children %s, master %s, the lab's guests %s" % tuple(map(_us, shares))),
+        ("lateness of challenges", _format_spread(part["lateness_ms"])),
+        ("", "too small by what the guests were late to read: " + _format_spread(part["guests_delay_ms"])),
+        ("CPU per heartbeat", "children %s, master %s, the lab's guests %s" % tuple(map(_format_us, shares))),
         ("CPU of the master", master % part),
     ]
 
 
-def _memory(part: Figures) -> Lines:
+def _describe_memory(part: Figures) -> Lines:
     lines: Lines = []
     if "child_kb" in part:
         child = part["child_kb"]
@@ -107,44 +118,44 @@ def _memory(part: Figures) -> Lines:
     return lines
 
 
-def _detection(part: Figures) -> Lines:
+def _describe_detection(part: Figures) -> Lines:
     return [
-        ("detection", "the VIM was told of %(told)d of %(hung)d hung guests" % part),
-        ("", "later than due: " + _spread(part["overhead_ms"])),
+        ("detection", "the VIM was told of %(reported)d of %(hung)d hung guests" % part),
+        ("", "later than due: " + _format_spread(part["overhead_ms"])),
     ]
 
 
-def _reconnect(part: Figures) -> Lines:
+def _describe_reconnects(part: Figures) -> Lines:
     untouched = "%(others_touched)d misses and reconnects of others, %(alarms)d alarms"
     return [
         ("reconnect", "%(killed)d processes killed within %(within_s).3f s" % part),
-        ("", "next challenge after " + _spread(part["challenge_ms"])),
-        ("", "next heartbeat after " + _spread(part["heartbeat_ms"])),
+        ("", "next challenge after " + _format_spread(part["challenge_ms"])),
+        ("", "next heartbeat after " + _format_spread(part["heartbeat_ms"])),
         ("", untouched % part),
     ]
 
 
-def _leaks(part: Figures) -> Lines:
+def _describe_leaks(part: Figures) -> Lines:
     text = "%(descriptors)d descriptors, %(zombies)d zombies, USS %(uss_kb)d kB, RSS %(rss_kb)d kB"
     text += "; newest children %(child_uss_kb)d kB"
     return [("after %(cycles)d cycles" % reading, text % reading) for reading in part["readings"]]
 
 
-def _spread(spread: Figures) -> str:
+def _format_spread(spread: Figures) -> str:
     if spread["max"] is None:
         return "nothing to measure"
     return "p50 %(p50).2f ms, p99 %(p99).2f ms, max %(max).2f ms" % spread
 
 
-def _us(value: Any) -> str:
+def _format_us(value: Any) -> str:
     return "-" if value is None else "%.1f µs" % value
 
 
 _PARTS: Tuple[Tuple[str, Callable[[Figures], Lines]], ...] = (
-    ("start", _start),
-    ("heartbeats", _heartbeats),
-    ("memory", _memory),
-    ("detection", _detection),
-    ("reconnect", _reconnect),
-    ("leaks", _leaks),
+    ("start", _describe_start),
+    ("heartbeats", _describe_heartbeats),
+    ("memory", _describe_memory),
+    ("detection", _describe_detection),
+    ("reconnect", _describe_reconnects),
+    ("leaks", _describe_leaks),
 )

@@ -1,10 +1,9 @@
 """Manual pages, and bash's completion, of all programs.
 
-What they are for stands here; the options are those of their own --help.
+What a program is for, its files, signals and exit statuses stand here; its options are those of its --help.
 
-`python -m guestmtce.cli.manual PAGES COMPLETIONS [PROGRAM …]` writes them into two folders,
-with the system's own
-modules only: packages are built where no other is installed.
+`python -m guestmtce.cli.manual PAGES COMPLETIONS [PROGRAM …]` writes them into two folders. It needs the
+standard library only: packages are built where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import io
 import os
 import re
 import sys
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from guestmtce import __version__
 from guestmtce.agent import settings as agent
@@ -28,7 +27,6 @@ from guestmtce.server import settings as server
 WIDE = "1000"  # columns: an option's text stays in its line
 _HEAD = re.compile(r" {2}(-\S.*?)(?: {2,}(\S.*))?")
 _MORE = re.compile(r" {10,}(\S.*)")
-_WORDS = ("demo", "bench", "files", "lab guests", "lab vim", "lab mtcagent")  # of guestmtce
 FOLDERS = {"--run-dir", "--log-dir", "--channel-dir", "--dir", "--to"}  # options whose value is a folder
 FILES = {"--config", "--record", "--device", "--socket", "--pid-file", "--log"}
 
@@ -41,6 +39,7 @@ class Option(NamedTuple):
 
     @property
     def names(self) -> List[str]:
+        """`-l` and `--log`."""
         return [word.split()[0] for word in self.shown.split(", ")]
 
 
@@ -150,62 +149,64 @@ PAGES = {
 
 
 def help_of(name: str) -> Dict[str, str]:
-    """The words behind the program's name ("" for none) → what it says with --help."""
+    """The words behind the program's name ("" for none) → what it prints with them and --help."""
     if name == "guestClient":
         return {"": guest.HELP}
     if name == "guestmtce":
-        return {words: _said(words) for words in ("", *_WORDS)}
+        return {words: _capture_help(words) for words in ("", *command.NAMES)}
     kind = {"guestServer": server.ServerSettings, "guestAgent": agent.AgentSettings}[name]
     return {"": config.help_text(kind, name)}
 
 
-def _said(words: str) -> str:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+def _capture_help(words: str) -> str:
+    """What `guestmtce WORDS --help` prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         command.main([*words.split(), "--help"])
-    return said.getvalue()
+    return output.getvalue()
 
 
 def options_in(text: str) -> List[Option]:
     """The options that a program's --help lists, in its order."""
-    found: List[Option] = []
+    options: List[Option] = []
     for line in text.splitlines():
         head, more = _HEAD.fullmatch(line), _MORE.fullmatch(line)
         if head:
-            found.append(Option(head[1], head[2] or ""))
-        elif more and found:
-            found[-1] = found[-1]._replace(text=(found[-1].text + " " + more[1]).strip())
-    return found
+            options.append(Option(head[1], head[2] or ""))
+        elif more and options:
+            options[-1] = options[-1]._replace(text=(options[-1].text + " " + more[1]).strip())
+    return options
 
 
 # --- pages ---------------------------------------------------------------------------------------------
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """`text` as roff takes it literally."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + text if text[:1] in (".", "'") else text
 
 
-def _listed(title: str, pairs: Sequence[Tuple[str, str]]) -> List[str]:
+def _list_terms(title: str, pairs: Sequence[Tuple[str, str]]) -> List[str]:
     lines = [".SH " + title] if pairs else []
     for term, text in pairs:
-        lines += [".TP", ".B " + _quoted(term), _quoted(text) or "\\&"]
+        lines += [".TP", ".B " + _quote(term), _quote(text) or "\\&"]
     return lines
 
 
 def page_of(name: str) -> str:
     """The manual page in roff."""
-    page, told = PAGES[name], help_of(name)
+    page, helps = PAGES[name], help_of(name)
     lines = ['.TH %s %d "" "guestmtce %s"' % (name.upper(), page.section, __version__)]
-    lines += [".SH NAME", "%s \\- %s" % (name, _quoted(page.purpose)), ".SH SYNOPSIS"]
-    for words in [words for words in told if words] or [""]:
+    lines += [".SH NAME", "%s \\- %s" % (name, _quote(page.purpose)), ".SH SYNOPSIS"]
+    for words in [words for words in helps if words] or [""]:
         lines += [".B " + " ".join([name, words]).strip(), "[\\fIoption\\fR ...]", ".br"]
-    lines += [".SH DESCRIPTION", _quoted(page.description)]
-    for words, text in told.items():
-        lines += _listed(("options of %s" % words if words else "options").upper(), options_in(text))
-    for title, said in (("FILES", page.files), ("SIGNALS", page.signals), ("EXIT STATUS", page.statuses)):
-        lines += _listed(title, list(said.items()))
+    lines += [".SH DESCRIPTION", _quote(page.description)]
+    for words, text in helps.items():
+        lines += _list_terms(("options of %s" % words if words else "options").upper(), options_in(text))
+    sections = {"FILES": page.files, "SIGNALS": page.signals, "EXIT STATUS": page.statuses}
+    for title, texts in sections.items():
+        lines += _list_terms(title, list(texts.items()))
     see = re.sub(r"(\w+)\((\d)\)", r"\\fB\1\\fR(\2)", page.see)
     return "\n".join([*lines, ".SH SEE ALSO", see]) + "\n"
 
@@ -222,33 +223,32 @@ _%(name)s() {
 }
 complete -F _%(name)s %(name)s
 """
+_VALUE = '        %s) mapfile -t COMPREPLY < <(compgen -%s -- "$2"); return ;;\n'
+_OFFER = '        %s) mapfile -t COMPREPLY < <(compgen -W "%s" -- "$2") ;;\n'
 
 
 def completion_of(name: str) -> str:
-    """A file for bash-completion."""
-    told = help_of(name)
-    found = {
-        words: [one for option in options_in(text) for one in option.names] for words, text in told.items()
-    }
-    options = [option for text in told.values() for option in options_in(text)]
-    with_value = {one for option in options if " " in option.shown.split(", ")[-1] for one in option.names}
-    values = ""
-    for letter, known in (("d", FOLDERS), ("f", FILES)):
+    """A file for bash-completion: options by the words before them, and folders and files as values."""
+    options = {words: options_in(text) for words, text in help_of(name).items()}
+    values = "".join(_complete_values([option for listed in options.values() for option in listed]))
+    first_words = sorted({word for words in options for word in words.split()})
+    offers = ""
+    for words in sorted(options, key=len, reverse=True):  # the longest pattern that fits counts
+        names = sorted(name for option in options[words] for name in option.names)
+        offers += _OFFER % (
+            '"%s "*' % words if words else "*",
+            " ".join(names if words else names + first_words),
+        )
+    return _COMPLETION % {"name": name, "values": values, "options": offers}
+
+
+def _complete_values(options: Sequence[Option]) -> Iterator[str]:
+    """The lines of the completion for options whose value is a folder or a file."""
+    with_value = {name for option in options if " " in option.shown.split(", ")[-1] for name in option.names}
+    for kind, known in (("d", FOLDERS), ("f", FILES)):
         names = sorted(known & with_value)
         if names:
-            values += '        %s) mapfile -t COMPREPLY < <(compgen -%s -- "$2"); return ;;\n' % (
-                "|".join(names),
-                letter,
-            )
-    lines, first = "", sorted({word for words in told for word in words.split()})
-    for words in sorted(found, key=len, reverse=True):
-        pattern = '"%s "*' % words if words else "*"
-        offered = sorted(found[words]) + (first if not words else [])
-        lines += '        %s) mapfile -t COMPREPLY < <(compgen -W "%s" -- "$2") ;;\n' % (
-            pattern,
-            " ".join(offered),
-        )
-    return _COMPLETION % {"name": name, "values": values, "options": lines}
+            yield _VALUE % ("|".join(names), kind)
 
 
 def write(pages: str, completions: str, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What belongs to the programs beside their modules: scripts, units, configuration, documents.
 
-A checkout has them in its folders; a wheel brings them as `guestmtce/data` (setup.py). They are laid out as
-in the checkout, with the modules, so that scripts/host/install and scripts/guest/install work from there.
+A checkout has these files in its folders; a wheel brings them as `guestmtce/data` (setup.py). They are laid
+out as in the checkout, with the modules, so that scripts/host/install and scripts/guest/install work there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _NEXT = """\
 """
 
 
-def source() -> str:
-    """The folder that has scripts/ and docs/. Raises OSError where none is."""
+def find_source() -> str:
+    """The folder that has scripts/ and docs/. Raises OSError where there is none."""
     for folder in (DATA, os.path.dirname(PACKAGE)):
         if os.path.exists(os.path.join(folder, "scripts", "host/install")):
             return folder
@@ -36,8 +36,8 @@ def source() -> str:
 
 
 def lay_out(folder: str) -> None:
-    """Put them into `folder`, which is made. Raises OSError: it is there already, or cannot be made."""
-    origin = source()
+    """Put the files into `folder`, which is made. Raises OSError where it is there, or cannot be made."""
+    origin = find_source()
     os.makedirs(folder)
     for name in ("scripts", "docs"):
         shutil.copytree(os.path.join(origin, name), os.path.join(folder, name))

@@ -39,7 +39,7 @@ from guestmtce.guest.ballot import ERROR, Ballot
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import (
     ActionNotify,
     ActionResponse,
@@ -131,7 +131,7 @@ class Client:
         self._name = name
         self._number = number
         self._voters = voters
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._patience = max(2 * config.interval_ms / 1000, settings.patience)
         self._invocations: Tuple[int, ...] = ()
         self._sequence = 0
@@ -147,7 +147,7 @@ class Client:
 
     def opened(self, now: float) -> Output:
         """A host is at the port."""
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._input(OPENED, None, now)
         return self._output()
 
@@ -162,7 +162,7 @@ class Client:
         for line in self._lines.feed(data):
             self._take(line, now)
         if self._lines.overflows != overflows:
-            self._note("overflow", "a line longer than %d bytes was dropped" % guest_channel.LINE_MAX)
+            self._note("overflow", "a line longer than %d bytes was dropped" % json_lines.LINE_MAX)
         return self._output()
 
     def tick(self, now: float) -> Output:
@@ -222,7 +222,7 @@ class Client:
     def _take(self, line: bytes, now: float) -> None:
         try:
             message = guest_channel.parse(line, guest_channel.FROM_HOST)
-        except (guest_channel.NotAMessage, guest_channel.Refused) as error:
+        except (json_lines.NotAMessage, guest_channel.Refused) as error:
             self._note("garbage", "a line from the host was dropped: %s" % error)
             return
         if isinstance(message, Challenge):

@@ -37,7 +37,7 @@ from guestmtce.guest.member import (
     read_word,
 )
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 
 MEMBERS_MAX = 8
 REMEMBERED_MAX = 32  # failed ones that are gone
@@ -104,7 +104,7 @@ class Registry:
         lines = link.lines.feed(data)
         try:
             if link.lines.overflows != overflows:
-                raise Broken("a line of more than %d bytes" % guest_channel.LINE_MAX)
+                raise Broken("a line of more than %d bytes" % json_lines.LINE_MAX)
             link.count(len(lines), now)
             for line in lines:
                 if key in self._links:

@@ -9,7 +9,7 @@ from typing import Any, Dict, NamedTuple, Optional
 from guestmtce.guest.ballot import PROCESS
 from guestmtce.guest.health import GRAVITY, Illness
 from guestmtce.guest.loop import NEVER
-from guestmtce.wire import guest_channel
+from guestmtce.wire import json_lines
 
 NAME_MAX = 31  # bytes
 RATE = 20.0  # lines a second that one process may send
@@ -55,7 +55,7 @@ class Member:
 
     def ill(self, why: str) -> Illness:
         """Its illness, named."""
-        return Illness(self.action, guest_channel.clean("%s: %s" % (self.name, why)))
+        return Illness(self.action, json_lines.clean_text("%s: %s" % (self.name, why)))
 
     @property
     def voter(self) -> str:
@@ -68,7 +68,7 @@ class Link:
 
     def __init__(self, now: float, register_by: float, peer: Peer) -> None:
         self.peer = peer
-        self.lines = guest_channel.LineBuffer()
+        self.lines = json_lines.LineBuffer()
         self.member: Optional[Member] = None
         self.register_by = register_by
         self._allowance = BURST
@@ -107,7 +107,7 @@ def read_text(message: Dict[str, Any], name: str) -> str:
     value = message.get(name, "")
     if not isinstance(value, str):
         raise Broken("%s: a string expected" % name)
-    return guest_channel.clean(value)
+    return json_lines.clean_text(value)
 
 
 def read_action(message: Dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Callable, List, NamedTuple, Optional
 from guestmtce.guest import process
 from guestmtce.guest.loop import NEVER
 from guestmtce.guest.reaper import KILL_ORDER, Report, become_reaper, unpack
-from guestmtce.wire import guest_channel
+from guestmtce.wire import json_lines
 
 REPORT_MAX = 4096  # bytes; a report is shorter
 UNKILLABLE_AFTER = 1.0  # s; what is still there so long after it was killed waits for a disk
@@ -101,7 +101,7 @@ class Script:
         if report is None:  # the reaper was killed, or came to nothing
             return Ended(status, "", False, 0 if status < 0 else errno.ECHILD)
         line = report.output.partition(b"\n")[0].decode("utf-8", "replace")
-        return Ended(report.status, guest_channel.clean(line.strip()), False, report.error, report.adopts)
+        return Ended(report.status, json_lines.clean_text(line.strip()), False, report.error, report.adopts)
 
     def _read_report(self) -> Optional[Report]:
         try:

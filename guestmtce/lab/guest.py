@@ -14,15 +14,21 @@ import time
 from typing import Any, Dict, Optional
 
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.lab.guest_options import Options, Record
+from guestmtce.lab.guest_options import CrowdRecord, GuestOptions
 from guestmtce.lab.qemu import Qemu
-from guestmtce.wire import guest_channel, guest_channel_fast
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 
+# docs/protocol/1-guest-channel.md#what-real-guests-do
 INIT_PERIOD = 5.0  # s
-PATIENCE = 5.0  # s without a challenge, at least
-FLOOD_CHUNK = 64 * 1024  # bytes
-FIRST_INVOCATION = 1804289383  # every real guest starts with this one
-# How a challenge of guestServer begins. One that comes alone is taken apart without the JSON parser.
+PATIENCE = 5.0  # s without a challenge, at least; it is two intervals if these are more
+PATIENCE_INTERVALS = 2
+FIRST_INVOCATION = 1804289383  # every real guest starts with this one: glibc's first rand() without a seed
+FLOOD_LINE = 1024  # random bytes in a line of garbage
+FLOOD_LINES = 64  # in a write
+FLOOD_PAUSE = 0.002  # s, when the host takes nothing
+BYTES_PER_MB = 1_000_000
+EXIT_REASON = "Exiting..."  # as the deployed client says
+# How a challenge of guestServer begins. One that comes alone is read without the JSON parser.
 PLAIN_CHALLENGE = guest_channel_fast.build_challenge(0, 0).partition(b"0,")[0]
 
 
@@ -31,18 +37,22 @@ def uuid_of(number: int) -> str:
     return "00000000-0000-4000-8000-%012d" % number
 
 
-def _answer_format(action: str) -> bytes:
-    """A healthy answer, with its sequence and its number to be put in."""
+def _make_answer_format(action: str) -> bytes:
+    """A healthy answer with two %d, for its sequence and for its challenge."""
     text = guest_channel.build(
         guest_channel.ChallengeResponse(0, guest_channel.HEALTHY, action, ""), 0
     ).replace(b"%", b"%%")
     return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
 
 
-class Guest:
-    """One guest. Times are s on the machine's monotonic clock."""
+class LabGuest:
+    """One guest. Times are s on the machine's monotonic clock.
 
-    def __init__(self, loop: Loop, number: int, options: Options, record: Record) -> None:
+    `facts` is its own view, a JSON object: counters, and times of the present connection, 0.0 before
+    it has come to them; `mode` is the word that it was given, `state` that of its client.
+    """
+
+    def __init__(self, loop: Loop, number: int, options: GuestOptions, record: CrowdRecord) -> None:
         self.uuid = uuid_of(number)
         self.path = os.path.join(options.folder, "cgcs.heartbeat.%s.sock" % self.uuid)
         self.facts: Dict[str, Any] = {
@@ -58,9 +68,9 @@ class Guest:
         self._answer = (guest_channel.HEALTHY, options.action, "")
         self._vote: Dict[str, Any] = {"result": "accept", "reason": "", "delay": 0.0}
         self._votes_each = 1
-        self._plain_answer = _answer_format(options.action)
-        self._new_link(0.0)
-        self._qemu = Qemu(loop, self.path, self._connected, self._read)
+        self._plain_answer = _make_answer_format(options.action)
+        self._forget_connection(0.0)
+        self._qemu = Qemu(loop, self.path, self._note_connection, self._read_data)
         self._init_timer: Optional[Timer] = None
         self._patience_timer: Optional[Timer] = None
         self._boot_timer: Optional[Timer] = None
@@ -82,41 +92,41 @@ class Guest:
         self._qemu.end(unlink)
         self.facts["state"] = "off"
 
-    def _connected(self) -> None:
+    def _note_connection(self) -> None:
         self.facts["links"] += 1
-        self._new_link(time.monotonic())
+        self._forget_connection(time.monotonic())
         if self.facts["state"] == "enabling":
             self._send_init()
 
-    def _new_link(self, now: float) -> None:
-        """Nothing was said on this connection yet; `linked_at`, `first_…` are about it alone."""
-        self._lines = guest_channel.LineBuffer()
+    def _forget_connection(self, now: float) -> None:
+        """A new connection, made `now`: `linked_at` and `first_…` are about it alone."""
+        self._lines = json_lines.LineBuffer()
         self._between_lines = True
         self._challenged_at = 0.0
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
-    def _read(self, data: bytes) -> None:
-        if not self._take_plain_challenge(data):
+    def _read_data(self, data: bytes) -> None:
+        if not self._answer_plain_challenge(data):
             self._between_lines = data.endswith(b"\n")
-            self._take_lines(data)
+            self._read_lines(data)
 
-    def _take_lines(self, data: bytes) -> None:
+    def _read_lines(self, data: bytes) -> None:
         for line in self._lines.feed(data):
             try:
-                self._take(guest_channel.parse(line, guest_channel.FROM_HOST))
-            except (guest_channel.NotAMessage, guest_channel.Refused):
+                self._handle_message(guest_channel.parse(line, guest_channel.FROM_HOST))
+            except (json_lines.NotAMessage, guest_channel.Refused):
                 self.facts["bad_lines"] = self.facts.get("bad_lines", 0) + 1
 
-    def _take_plain_challenge(self, data: bytes) -> bool:
-        """The one thing that happens all the time: a challenge to a healthy guest. False: it is not that."""
+    def _answer_plain_challenge(self, data: bytes) -> bool:
+        """Answer one challenge to a healthy guest, which nearly all data are. False: other data."""
         if not (self._between_lines and self.facts["mode"] == "healthy" and self.facts["state"] == "enabled"):
             return False
         if not data.startswith(PLAIN_CHALLENGE) or data.find(b"\n", 1) != len(data) - 1:
             return False
-        self._challenged()
+        self._note_challenge()
         self._expect_challenge()
         self._sequence += 1
-        self._answered(self._plain_answer % (self._sequence, int(data[data.rindex(b":") + 1 : -2])))
+        self._send_answer(self._plain_answer % (self._sequence, int(data[data.rindex(b":") + 1 : -2])))
         return True
 
     # --- the guest's part --------------------------------------------------------------------------
@@ -143,9 +153,12 @@ class Guest:
             self.facts["first_init"] = self.facts["first_init"] or time.monotonic()
         secs = self._options.secs
         name = "lab-%d" % self._number
-        self._send(guest_channel.Init(self._invocation, name, self._options.interval_ms, secs, secs, secs,
-        secs,
-                                secs, self._options.action))  # fmt: skip
+        timeouts = (secs, secs, secs, secs, secs)
+        self._send(
+            guest_channel.Init(
+                self._invocation, name, self._options.interval_ms, *timeouts, self._options.action
+            )
+        )
         self._init_timer = self._loop.after(INIT_PERIOD * self._options.scale, self._send_init)
 
     def _cancel_init(self) -> None:
@@ -155,20 +168,26 @@ class Guest:
         self._init_timer = self._patience_timer = None
 
     def _expect_challenge(self) -> None:
-        wait = max(2 * self._options.interval_ms / 1000, PATIENCE * self._options.scale)
+        wait = max(
+            PATIENCE_INTERVALS * self._options.interval_ms / guest_channel.MS_PER_S,
+            PATIENCE * self._options.scale,
+        )
         self._patient_until = time.monotonic() + wait
         if self._patience_timer is None:
             self._cancel_init()
             self._patience_timer = self._loop.at(self._patient_until, self._lose_patience)
 
     def _lose_patience(self) -> None:
-        """Unless it was prolonged meanwhile: a timer that runs out is cheaper than one per challenge."""
+        """Go back to init, unless a challenge has come since the timer was set.
+
+        A timer that runs on is cheaper than a new one for each challenge.
+        """
         if time.monotonic() < self._patient_until:
             self._patience_timer = self._loop.at(self._patient_until, self._lose_patience)
         else:
             self._send_init()
 
-    def _take(self, message: guest_channel.Message) -> None:
+    def _handle_message(self, message: guest_channel.Message) -> None:
         if isinstance(message, guest_channel.InitAck):
             if message.invocation_id in (self._invocation, self._invocation - 1):
                 self.facts["state"] = "enabled"
@@ -176,10 +195,10 @@ class Guest:
                 if self.facts["mode"] == "introducing":
                     self._loop.after(self._loop_period, self._introduce_again)
         elif isinstance(message, guest_channel.Challenge):
-            self._challenged()
+            self._note_challenge()
             if self.facts["state"] == "enabled":
                 self._expect_challenge()
-                self._beat(message.heartbeat_challenge)
+                self._answer_challenge(message.heartbeat_challenge)
         elif isinstance(message, guest_channel.ActionNotify):
             self.facts["asked"].append([message.notification_type, message.event_type, message.timeout_ms])
             if self._vote["result"] != "mute":
@@ -188,16 +207,17 @@ class Guest:
             self.facts["nacks"] += 1
             self.facts["nack"] = message.log_msg
 
-    def _challenged(self) -> None:
+    def _note_challenge(self) -> None:
         now = time.monotonic()
         if self._challenged_at:
-            self._record.late.add(now - self._challenged_at - self._options.interval_ms / 1000)
+            interval = self._options.interval_ms / guest_channel.MS_PER_S
+            self._record.late.add(now - self._challenged_at - interval)
         else:
             self.facts["first_challenge"] = now
         self._challenged_at = self.facts["last_challenge"] = now
 
-    def _beat(self, number: int) -> None:
-        answer = guest_channel.ChallengeResponse(number, *self._answer)
+    def _answer_challenge(self, challenge: int) -> None:
+        answer = guest_channel.ChallengeResponse(challenge, *self._answer)
         if self.facts["mode"] in ("mute", "introducing"):
             self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
             return
@@ -206,13 +226,13 @@ class Guest:
         if self.facts["mode"] == "half":
             self._qemu.write(text[: len(text) // 2])
         else:
-            self._answered(text)
+            self._send_answer(text)
             if self.facts["mode"] == "leaving":
-                self._leave()
+                self._leave_host()
 
-    def _leave(self) -> None:
+    def _leave_host(self) -> None:
         """The answer was the last of this client; the next one starts after the loop's period."""
-        self._send(guest_channel.Exit("Exiting..."))
+        self._send(guest_channel.Exit(EXIT_REASON))
         self._cancel_init()
         self.facts["state"] = "ended"
         self._loop.after(self._loop_period, self._introduce_again)
@@ -221,7 +241,7 @@ class Guest:
         if self.facts["mode"] in ("introducing", "leaving"):
             self._send_init()
 
-    def _answered(self, text: bytes) -> None:
+    def _send_answer(self, text: bytes) -> None:
         self._qemu.write(text)
         self._record.answers += 1
         self.facts["answers"] += 1
@@ -230,9 +250,15 @@ class Guest:
 
     def _send_vote(self, question: guest_channel.ActionNotify) -> None:
         for _ in range(0 if self.facts["mode"] == "hanging" else self._votes_each):
-            self._send(guest_channel.ActionResponse(question.invocation_id, question.event_type,
-                                              question.notification_type, self._vote["result"],
-                                              self._vote["reason"]))  # fmt: skip
+            self._send(
+                guest_channel.ActionResponse(
+                    question.invocation_id,
+                    question.event_type,
+                    question.notification_type,
+                    self._vote["result"],
+                    self._vote["reason"],
+                )
+            )
 
     # --- the words ---------------------------------------------------------------------------------
 
@@ -241,7 +267,7 @@ class Guest:
         hung = self.facts["mode"] == "hanging"
         self._answer = (guest_channel.HEALTHY, self._options.action, "")
         self.facts.update(mode="healthy", unanswered_since=0.0)
-        self._qemu.go_on()
+        self._qemu.resume()
         if hung and self.facts["state"] == "enabling":
             self._send_init()
         elif hung and self.facts["state"] == "enabled":
@@ -269,23 +295,23 @@ class Guest:
         self._vote = {"result": result, "delay": float(delay), "reason": " ".join(words)}
 
     def votes_each(self, times: str) -> None:
-        """Answer every question so often."""
+        """Answer every question so many times."""
         self._votes_each = int(times)
 
     def restart(self) -> None:
         """The client ends gracefully and starts again."""
-        self._send(guest_channel.Exit("Exiting..."))
+        self._send(guest_channel.Exit(EXIT_REASON))
         self.boot()
 
     def reset(self, seconds: str = "0") -> None:
         """The machine starts again without a word, its socket kept; its client starts after so many s."""
         if float(seconds):
             self.hang()
-            self._boot_timer = self._loop.after(float(seconds), self._booted)
+            self._boot_timer = self._loop.after(float(seconds), self._finish_boot)
         else:
             self.boot()
 
-    def _booted(self) -> None:
+    def _finish_boot(self) -> None:
         self.facts["state"] = "booting"  # what has piled up is read, and answered by nobody
         self.healthy()
         self.boot()
@@ -296,29 +322,29 @@ class Guest:
             self._boot_timer = None
 
     def introduce(self, period: str = "0") -> None:
-        """Say `init` so many s after every acknowledgement, and answer no challenge."""
+        """Send `init` so many s after every acknowledgement, and answer no challenge."""
         self.healthy()
         self.facts["mode"] = "introducing"
         self._loop_period = float(period)
         self._send_init()
 
     def leave(self, period: str = "0") -> None:
-        """Answer one challenge, exit, and introduce itself so many s later: again and again."""
+        """Answer one challenge, exit, and send `init` so many s later: again and again."""
         self.healthy()
         self.facts["mode"] = "leaving"
         self._loop_period = float(period)
 
     def bye(self) -> None:
         """The client ends gracefully."""
-        self._send(guest_channel.Exit("Exiting..."))
+        self._send(guest_channel.Exit(EXIT_REASON))
         self.facts["state"] = "ended"
         self._cancel_init()
 
     def flood(self, megabytes: str = "100") -> None:
-        """Write so much garbage as fast as the host takes it."""
-        self._flood_left = int(float(megabytes) * 1_000_000)
+        """Write so many MB of garbage as fast as the host takes it."""
+        self._flood_left = int(float(megabytes) * BYTES_PER_MB)
         self.facts["mode"] = "flooding"
-        self._flood()
+        self._write_flood()
 
     def half(self) -> None:
         """Answer challenges with half messages."""
@@ -349,10 +375,10 @@ class Guest:
             self.facts.update(mode="hanging", state="enabled")
             self._qemu.start(paused=True)
 
-    def _flood(self) -> None:
-        chunk = (os.urandom(FLOOD_CHUNK // 64) + b"}{\n") * 64
+    def _write_flood(self) -> None:
+        chunk = (os.urandom(FLOOD_LINE) + b"}{\n") * FLOOD_LINES
         taken = self._qemu.write(chunk[: max(1, self._flood_left)])
         self._flood_left -= taken
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":
-            self._loop.after(0 if taken else 0.002, self._flood)
+            self._loop.after(0 if taken else FLOOD_PAUSE, self._write_flood)

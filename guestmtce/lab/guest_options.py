@@ -5,18 +5,22 @@ from __future__ import annotations
 from guestmtce.lab.measure import Histogram
 
 
-class Options:
-    """What all guests of a process have in common."""
+class GuestOptions:
+    """What all guests of a process are started with.
+
+    `folder` has their sockets; `action` is a corrective action, `secs` each of their timeouts, s; `scale`
+    multiplies the guest's own timers of 5 s, to run faster than life.
+    """
 
     def __init__(self, folder: str, interval_ms: int, action: str, secs: int, scale: float = 1.0) -> None:
         self.folder = folder
         self.interval_ms = interval_ms
         self.action = action
         self.secs = secs
-        self.scale = scale  # of the guest's own timers, to run faster than life
+        self.scale = scale
 
 
-class Record:
+class CrowdRecord:
     """What the guests of a process saw together since `reset`.
 
     `late` is how much more than the interval lay between the reading of a challenge and of the one before
@@ -29,6 +33,6 @@ class Record:
         self.reset()
 
     def reset(self) -> None:
-        """Forget."""
+        """Count from nothing."""
         self.answers = 0
         self.late = Histogram()

@@ -16,13 +16,18 @@ import time
 from typing import Dict, List, Tuple
 
 Address = Tuple[str, int]
+DATAGRAM_MAX = 2048  # bytes; the daemons' have datagram.FULL_SIZE at most
+RECEIVE_BUFFER = 4 * 1024 * 1024  # bytes: what is lost is lost by the seed, and not by a full buffer
+POLL = 0.05  # s at most between two looks whether it is to stop
 
 
-class Proxy:
-    """Carries datagrams between pairs of addresses. `loss`, `twice`: probabilities; `delay_max` in s.
+class LossyProxy:
+    """Carries datagrams between pairs of addresses, in a thread from `start` to `stop`.
 
-    `routes`: (address to listen on, address to send from, destination). Sending from another address than the
-    one that listened keeps up the appearance of a direct line. `quiet` lets everything pass unharmed.
+    `routes`: (address to listen on, address to send from, destination). A datagram is sent from another
+    address than the one that listened, so that its receiver sees a direct line. `loss` and `twice` are
+    probabilities, `delay_max` is in s. `quiet` lets everything pass unharmed. `passed` and `lost` count
+    datagrams.
     """
 
     def __init__(
@@ -47,48 +52,50 @@ class Proxy:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Carry from now on."""
+        """Carry datagrams from now on."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Carry no more."""
+        """Carry nothing any more, and close the sockets."""
         self._stopping = True
         self._thread.join()
-        for one in self._sockets.values():
-            one.close()
+        for bound in self._sockets.values():
+            bound.close()
 
     def _socket(self, address: Address) -> socket.socket:
         if address not in self._sockets:
             self._sockets[address] = bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             bound.bind(address)
         return self._sockets[address]
 
     def _run(self) -> None:
         listeners = {self._sockets[listen]: listen for listen in self._routes}
         while not self._stopping:
-            wait = self._waiting[0][0] - time.monotonic() if self._waiting else 0.05
-            ready, _, _ = select.select(list(listeners), [], [], min(0.05, max(0.0, wait)))
-            for one in ready:
+            wait = self._waiting[0][0] - time.monotonic() if self._waiting else POLL
+            ready, _, _ = select.select(list(listeners), [], [], min(POLL, max(0.0, wait)))
+            for listener in ready:
                 try:
-                    data = one.recv(2048)
+                    data = listener.recv(DATAGRAM_MAX)
                 except OSError:
                     continue  # a port that nobody listened on said so
-                self._carry(data, *self._routes[listeners[one]])
-            self._deliver()
+                self._carry_datagram(data, *self._routes[listeners[listener]])
+            self._deliver_due()
 
-    def _carry(self, data: bytes, source: socket.socket, target: Address) -> None:
-        chance = self._random
-        copies = 1
-        if not self.quiet:
-            copies = 0 if chance.random() < self.loss else 2 if chance.random() < self.twice else 1
+    def _carry_datagram(self, data: bytes, source: socket.socket, target: Address) -> None:
+        copies = 1 if self.quiet else self._choose_copies()
         self.lost += copies == 0
         for _ in range(copies):
-            delay = 0.0 if self.quiet else chance.random() * self.delay_max
+            delay = 0.0 if self.quiet else self._random.random() * self.delay_max
             entry = (time.monotonic() + delay, next(self._order), source, data, target)
             heapq.heappush(self._waiting, entry)
 
-    def _deliver(self) -> None:
+    def _choose_copies(self) -> int:
+        if self._random.random() < self.loss:
+            return 0
+        return 2 if self._random.random() < self.twice else 1
+
+    def _deliver_due(self) -> None:
         while self._waiting and self._waiting[0][0] <= time.monotonic():
             _, _, source, data, target = heapq.heappop(self._waiting)
             try:

@@ -12,9 +12,14 @@ from typing import Dict, List, Optional
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord
 
+DATAGRAM_MAX = 2048  # bytes; guestAgent's have datagram.FULL_SIZE at most
+
 
 class MtcAgent:
-    """Listens on `event_port`, speaks to guestAgent's `command_port`. `hosts` may change while it runs."""
+    """Listens on `event_port`, speaks to guestAgent's `command_port`. `asked` counts MONITOR_READY.
+
+    `hosts`: name → what it says of the host, which may change while it runs.
+    """
 
     def __init__(self, hosts: List[HostRecord], address: str, event_port: int, command_port: int) -> None:
         self.hosts: Dict[str, HostRecord] = {host.hostname: host for host in hosts}
@@ -26,12 +31,12 @@ class MtcAgent:
         self._stopping = False
 
     def start(self) -> None:
-        """Answer from now on."""
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        """Answer from now on, in a thread of its own."""
+        self._thread = threading.Thread(target=self.serve, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Answer nothing any more."""
         self._stopping = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"", self._socket.getsockname())
@@ -40,16 +45,17 @@ class MtcAgent:
         self._socket.close()
 
     def say(self, cmd: int, host: HostRecord) -> None:
-        """ADD_HOST, MOD_HOST or DEL_HOST, unasked."""
+        """Send ADD_HOST, MOD_HOST or DEL_HOST, as `cmd` says, unasked."""
         if cmd == datagram.DEL_HOST:
             self.hosts.pop(host.hostname, None)
         else:
             self.hosts[host.hostname] = host
         self._socket.sendto(datagram.build_host(cmd, host), self._agent)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Answer, in this thread, until `stop` is called in another."""
         while True:
-            data, _ = self._socket.recvfrom(2048)
+            data, _ = self._socket.recvfrom(DATAGRAM_MAX)
             if self._stopping:
                 return
             if datagram.unpack(data).cmd == datagram.MONITOR_READY:
@@ -59,11 +65,11 @@ class MtcAgent:
 
 
 def run(hosts: List[HostRecord], address: str, event_port: int, command_port: int) -> int:
-    """The command `guestmtce lab mtcagent`: until a signal comes."""
+    """The command `guestmtce lab mtcagent`: serve until a signal comes. Returns the exit status."""
     stand_in = MtcAgent(hosts, address, event_port, command_port)
     print("mtcAgent knows %d hosts" % len(hosts), flush=True)
     try:
-        stand_in._serve()
+        stand_in.serve()
     except KeyboardInterrupt:
         pass
     return 0

@@ -12,7 +12,8 @@ from typing import Callable, Optional
 
 from guestmtce.daemon.loop import Loop
 
-HANG_UP_POLL = 0.02  # s
+HANG_UP_POLL = 0.02  # s between two looks whether the client of a paused machine has hung up
+BACKLOG = 1  # QEMU serves one client; the next one waits
 READ_SIZE = 65536  # bytes
 
 
@@ -36,7 +37,7 @@ class Qemu:
 
     @property
     def has_client(self) -> bool:
-        """Whether there is somebody to write to."""
+        """Whether a client is connected."""
         return self._conn is not None
 
     @property
@@ -51,12 +52,12 @@ class Qemu:
         self.paused = paused
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self._path)
-        self._listener.listen(1)
+        self._listener.listen(BACKLOG)
         self._listener.setblocking(False)
-        self._loop.watch(self._listener, self._accept)
+        self._loop.watch(self._listener, self._accept_client)
 
     def end(self, unlink: bool = True) -> None:
-        """Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
+        """QEMU ends. Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
         self._hang_up()
         if self._listener is not None:
             self._loop.unwatch(self._listener)
@@ -66,22 +67,22 @@ class Qemu:
                 os.unlink(self._path)
 
     def pause(self) -> None:
-        """As `stop` does."""
+        """As QEMU's `stop` does."""
         if not self.paused:
             self.paused = True
             if self._conn is not None:
                 self._loop.unwatch(self._conn)
                 self._watch_hang_up()
 
-    def go_on(self) -> None:
-        """As `cont` does: what has piled up is read."""
+    def resume(self) -> None:
+        """As QEMU's `cont` does: what has piled up is read."""
         if self.paused:
             self.paused = False
             if self._conn is not None:
-                self._loop.watch(self._conn, self._read)
+                self._loop.watch(self._conn, self._read_data)
 
     def write(self, data: bytes) -> int:
-        """How many bytes the client's side took."""
+        """Write what the client's side takes; returns how many bytes these were."""
         try:
             return self._conn.send(data) if self._conn is not None else 0
         except BlockingIOError:
@@ -90,7 +91,7 @@ class Qemu:
             self._hang_up()
             return 0
 
-    def _accept(self) -> None:
+    def _accept_client(self) -> None:
         assert self._listener is not None
         if self._conn is not None:
             return
@@ -103,10 +104,10 @@ class Qemu:
         if self.paused:
             self._watch_hang_up()
         else:
-            self._loop.watch(self._conn, self._read)
+            self._loop.watch(self._conn, self._read_data)
         self._connected()
 
-    def _read(self) -> None:
+    def _read_data(self) -> None:
         assert self._conn is not None
         try:
             data = self._conn.recv(READ_SIZE)
@@ -125,13 +126,13 @@ class Qemu:
             self._conn.close()
             self._conn = None
             if self._listener is not None:
-                self._loop.watch(self._listener, self._accept)
+                self._loop.watch(self._listener, self._accept_client)
 
     def _watch_hang_up(self) -> None:
         if self.paused and self._conn is not None:
-            watched = select.poll()
-            watched.register(self._conn, select.POLLRDHUP)
-            if watched.poll(0):
+            poll = select.poll()
+            poll.register(self._conn, select.POLLRDHUP)
+            if poll.poll(0):
                 self._hang_up()
             else:
                 self._loop.after(HANG_UP_POLL, self._watch_hang_up)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import signal
 import socket
 import struct
 import threading
@@ -22,17 +23,25 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from guestmtce.wire import vim_http
 
 Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
+SERVE_POLL = 0.02  # s at most until `stop` is noticed
+STALL_POLL = 0.01  # s between two looks whether it is to go on
+COMMAND_TIMEOUT = 20.0  # s; the VIM's own (docs/protocol/3-vim-http.md#how-the-vims-client-behaves)
+NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): a close resets the connection
 
 
 class Vim:
-    """The stand-in. `arrived` holds every request that it has read, `record` those that it processed.
+    """The stand-in. `arrived` has every request that it has read, `record` those that it processed.
 
-    Switches, to be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
-    `hang_at`: hang from the next event of this type on;
-    `reset`: answer with a reset; `status`: answer with it and process nothing (0: not so; `turned_down` has
-    these requests); `drip`: s between two bytes of the answer to an alarm, which holds up nobody else (0.0:
-    at once); `drips`: what drips, "body", "head" or "status"; `known`: the instances it knows (None: all);
-    `hosts`: uuid → reporting; `instances`: host uuid → list.
+    Switches, to be thrown while it runs:
+
+    - `delay`: s before a request is looked at
+    - `hang`: never answer; `hang_at`: hang from the next event of this type on
+    - `reset`: answer with a reset
+    - `status`: answer with this status and process nothing (0: off); `turned_down` has these requests
+    - `drip`: s between two bytes of the answer to a PATCH, which holds up no other one (0.0: off); `drips`
+      says what drips: "body", "head" or "status"
+    - `known`: the uuids of the instances that it knows (None: all)
+    - `hosts`: uuid → reporting; `instances`: host's uuid → list
     """
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, record_file: str = "") -> None:
@@ -73,7 +82,7 @@ class Vim:
         self.dead = False
         self._server = _Server((self._address, self.port), Handler)
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(SERVE_POLL,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -96,16 +105,16 @@ class Vim:
         self.stop()
 
     def serves(self, server: http.server.HTTPServer) -> bool:
-        """Whether it is still up, and has not been started anew."""
+        """Whether `server` is its server: it is up and has not been started anew."""
         return self._server is server and not self.dead
 
     def wait_while_stalled(self) -> None:
-        """Until it goes on, or dies."""
+        """Wait until it goes on, or dies."""
         while not self.dead and (self.hang or time.monotonic() < self.stalled_until):
-            time.sleep(0.01)
+            time.sleep(STALL_POLL)
 
     def note(self, entry: Dict[str, Any]) -> None:
-        """A request is processed."""
+        """Record that the request `entry` was processed, and write it to the file, if there is one."""
         entry["processed"] = time.monotonic()
         with self.changed:
             self.record.append(entry)
@@ -130,7 +139,7 @@ class Vim:
         ]
 
     def answer(self, method: str, path: str, body: Any) -> Optional[Dict[str, Any]]:
-        """The JSON object that the real one would reply with, or None for silence."""
+        """The JSON object that the real VIM would reply with; None: it would close without a byte."""
         if method == "PATCH":
             if self.known is not None and body.get("uuid") not in self.known:
                 return None
@@ -139,7 +148,7 @@ class Vim:
         if path.startswith(vim_http.EVENT_PATH + "instances/?"):
             if host not in self.instances:
                 return None
-            return {"instances": [_listed(*entry) for entry in self.instances[host]]}
+            return {"instances": [_make_entry(*entry) for entry in self.instances[host]]}
         if path.startswith(vim_http.EVENT_PATH + "instances"):
             return self._answer_instance(host)
         if host not in self.hosts or "hostname" not in body:  # it takes the name from the body
@@ -150,10 +159,11 @@ class Vim:
         if self.known is not None and uuid not in self.known:
             return None
         entries = [entry for listing in self.instances.values() for entry in listing if entry[0] == uuid]
-        return _listed(*(entries[0] if entries else (uuid, "", True)))
+        return _make_entry(*(entries[0] if entries else (uuid, "", True)))
 
 
-def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
+def _make_entry(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
+    """docs/protocol/3-vim-http.md#questions-to-the-vim"""
     state = "enabled" if reporting else "disabled"
     return {"uuid": uuid, "hostname": hostname, "services": [{"service": "heartbeat", "state": state}]}
 
@@ -206,8 +216,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(stand_in.status)
             return
         if stand_in.reset or stand_in.dead:
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.connection.close()
             return
         stand_in.note(entry)
@@ -241,8 +250,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Client:
-    """The VIM's side of the commands: what it sends, as it sends it."""
+class CommandClient:
+    """Sends the VIM's commands to guestAgent as the VIM sends them (docs/protocol/3-vim-http.md#commands).
+
+    Every method returns the status and the JSON body of the reply, None for an empty body.
+    """
 
     def __init__(self, address: str, port: int) -> None:
         self._address = address
@@ -256,8 +268,11 @@ class Client:
         headers: Optional[Dict[str, str]] = None,
         data: Optional[bytes] = None,
     ) -> Tuple[int, Any]:
-        """Status and JSON body (None for an empty one) of a request under /v1/; `data` overrides `body`."""
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=20)
+        """A request under /v1/ with a JSON `body`, or with the bytes `data` in its place.
+
+        `headers` are added to the VIM's own, or take their places; an empty one is left out.
+        """
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=COMMAND_TIMEOUT)
         if data is None and body is not None:
             data = json.dumps(body).encode()
         sent = {
@@ -308,13 +323,13 @@ class Client:
 
 
 def run(port: int, record_file: str) -> int:
-    """The command `guestmtce lab vim`: until standard input ends or a signal comes."""
+    """The command `guestmtce lab vim`: serve until a signal comes. Returns the exit status."""
     stand_in = Vim(port=port, record_file=record_file)
     stand_in.start()
     print("the VIM listens at %s" % stand_in.url, flush=True)
     try:
         while True:
-            time.sleep(3600)
+            signal.pause()
     except KeyboardInterrupt:
         return 0
     finally:

@@ -13,8 +13,11 @@ import socket
 import threading
 from typing import Dict, Optional
 
-KEPT_MAX = 600000  # bytes that wait for a side that does not read, as measured with QEMU
+# Bytes that wait for a side that does not read, as measured with QEMU
+# (docs/protocol/1-guest-channel.md#what-qemu-and-libvirt-do).
+KEPT_MAX = 600_000
 READ_SIZE = 65536  # bytes
+BACKLOG = 1  # QEMU serves one client; the next one waits
 ROUND = 0.01  # s at most between two looks at everything
 
 
@@ -24,48 +27,48 @@ class _Side:
     def __init__(self, path: str) -> None:
         self.path = path
         self.waiting = b""
-        self.link: Optional[socket.socket] = None
+        self.connection: Optional[socket.socket] = None
         self.listener: Optional[socket.socket] = None
 
     def listen(self) -> None:
-        """The socket comes into being."""
+        """Make the socket, unless it is there."""
         if self.listener is None:
             self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.listener.setblocking(False)
             self.listener.bind(self.path)
-            self.listener.listen(1)
+            self.listener.listen(BACKLOG)
 
     def accept(self) -> bool:
-        """Take a client, if one waits and there is room for it."""
-        if self.link is not None or self.listener is None:
+        """Accept a client, if one waits and none is connected; returns whether it did."""
+        if self.connection is not None or self.listener is None:
             return False
         try:
-            self.link, _ = self.listener.accept()
+            self.connection, _ = self.listener.accept()
         except BlockingIOError:
             return False
-        self.link.setblocking(False)
+        self.connection.setblocking(False)
         return True
 
     def drop(self) -> None:
-        """The connection has ended."""
-        if self.link is not None:
-            self.link.close()
-            self.link = None
+        """Close the connection."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
 
     def read(self) -> Optional[bytes]:
-        """What its peer says; empty at the end, None for nothing now."""
+        """What the client sent; empty when it has hung up, None when there is nothing now."""
         try:
-            return self.link.recv(READ_SIZE) if self.link is not None else None
+            return self.connection.recv(READ_SIZE) if self.connection is not None else None
         except BlockingIOError:
             return None
         except OSError:
             return b""
 
     def write(self) -> None:
-        """Give it what waits, as far as it takes it."""
+        """Give the client what waits, as far as it takes it."""
         try:
-            if self.link is not None and self.waiting:
-                self.waiting = self.waiting[self.link.send(self.waiting) :]
+            if self.connection is not None and self.waiting:
+                self.waiting = self.waiting[self.connection.send(self.waiting) :]
         except BlockingIOError:
             pass
         except OSError:
@@ -81,7 +84,7 @@ class _Side:
             os.unlink(self.path)
 
 
-class Port:
+class VirtioPort:
     """See the module's text. A context manager; it is served by a thread of its own."""
 
     def __init__(self, socket_path: str, device: str) -> None:
@@ -94,7 +97,7 @@ class Port:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Port:
+    def __enter__(self) -> VirtioPort:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,36 +112,36 @@ class Port:
 
     def _run(self) -> None:
         while self._running:
-            self._wait()
+            self._wait_for_work()
             self.connections += self._host.accept()
             self._guest.accept()
-            self._pump(self._host, self._guest)
-            self._pump(self._guest, self._host)
-            if self._host.link is not None:
+            self._pump_bytes(self._host, self._guest)
+            self._pump_bytes(self._guest, self._host)
+            if self._host.connection is not None:
                 self._guest.listen()
             else:
                 self._guest.close()
                 self._host.waiting = b""
 
-    def _wait(self) -> None:
-        """Until something can be read, or written for whom something waits."""
+    def _wait_for_work(self) -> None:
+        """Until something can be read, or written to a side for which something waits; at most ROUND."""
         with selectors.DefaultSelector() as selector:
-            for source, events in self._interests().items():
+            for source, events in self._collect_interests().items():
                 selector.register(source, events)
             selector.select(ROUND)
 
-    def _interests(self) -> Dict[socket.socket, int]:
-        found: Dict[socket.socket, int] = {}
+    def _collect_interests(self) -> Dict[socket.socket, int]:
+        interests: Dict[socket.socket, int] = {}
         for side, other in ((self._host, self._guest), (self._guest, self._host)):
-            if side.link is None and side.listener is not None:
-                found[side.listener] = selectors.EVENT_READ
-            elif side.link is not None:
+            if side.connection is None and side.listener is not None:
+                interests[side.listener] = selectors.EVENT_READ
+            elif side.connection is not None:
                 room = len(other.waiting) < KEPT_MAX
-                found[side.link] = selectors.EVENT_READ if room else 0
-                found[side.link] |= selectors.EVENT_WRITE if side.waiting else 0
-        return {source: events for source, events in found.items() if events}
+                interests[side.connection] = selectors.EVENT_READ if room else 0
+                interests[side.connection] |= selectors.EVENT_WRITE if side.waiting else 0
+        return {source: events for source, events in interests.items() if events}
 
-    def _pump(self, source: _Side, target: _Side) -> None:
+    def _pump_bytes(self, source: _Side, target: _Side) -> None:
         data = source.read() if len(target.waiting) < KEPT_MAX else None
         if data:
             target.waiting += data

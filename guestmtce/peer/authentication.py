@@ -14,7 +14,7 @@ from guestmtce.daemon.config import Finding
 from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp_port import Port
 from guestmtce.wire import datagram, datagram_ext
-from guestmtce.wire.datagram_ext import Refused, Seal, Tag
+from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
 KEY_FILE_MAX = 4096  # bytes
 KEY_SETTINGS = ("key_file", "old_key_file")  # what a reload takes at once
@@ -117,15 +117,15 @@ class Speaker:
     def dress(self, data: bytes, tag: Tag, route: bytes) -> bytes:
         """`data` with a tag, and a seal where there is a key."""
         tag = tag._replace(sender=self.sender, nonce=self.nonce, echo=self._peer_nonce)
-        return self._seal.close(datagram_ext.stamp(data, tag), route)
+        return self._seal.add_seal(datagram_ext.stamp_tag(data, tag), route)
 
     def check(self, data: bytes, frame: datagram.Datagram, route: bytes) -> None:
-        """Raises Refused for a datagram that should have been sealed and is not."""
+        """Raises SealRefused for a datagram that should have been sealed and is not."""
         if self.sealed:
-            tag = datagram_ext.read(frame)
+            tag = datagram_ext.read_tag(frame)
             if tag is None:
-                raise Refused("not sealed")
-            self._seal.open(data, route, tag.nonce)
+                raise SealRefused("not sealed")
+            self._seal.check_seal(data, route, tag.nonce)
 
     def introduced(self, tag: Optional[Tag]) -> bool:
         """Whether the sender of a checked datagram knows this process. Who does not is to be told of it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from typing import Any, Callable, Dict, Hashable, Iterable, List, NamedTuple, Optional, Tuple
 
-from guestmtce.wire.datagram_ext import NUMBERS
+from guestmtce.wire.datagram_ext import SEQUENCES
 
 REPEAT_FIRST = 0.2  # s, doubling
 REPEAT_MAX = 5.0
@@ -35,7 +35,7 @@ class Numbers:
         """The next one, 1 … 2³²−1."""
         if not self._left:
             self._next, self._left = self._reserve(BLOCK), BLOCK
-        number = self._next % NUMBERS
+        number = self._next % SEQUENCES
         self._next += 1
         self._left -= 1
         return number or self.take()

@@ -27,7 +27,7 @@ from guestmtce.server.old_agent import OldAgent, is_failure
 from guestmtce.server.settings import ServerSettings
 from guestmtce.server.state.guest import Key, Tell
 from guestmtce.wire import datagram, datagram_ext
-from guestmtce.wire.datagram_ext import Refused, Seal, Tag
+from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class AgentLink:
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now."""
-        if self._seal.rekey(*keys):
+        if self._seal.change_keys(*keys):
             log.info("the key shared with guestAgent was changed")
             if not self._seal:
                 log.warning("no [security] key_file any more: guestAgent is believed by its address")
@@ -275,7 +275,7 @@ class AgentLink:
     def _serve(self, data: bytes, address: str) -> None:
         try:
             heard = self._read(data, address)
-        except (datagram.BadDatagram, Refused) as bad:
+        except (datagram.BadDatagram, SealRefused) as bad:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return
@@ -294,7 +294,7 @@ class AgentLink:
             self._answer_other(heard)
 
     def _read(self, data: bytes, address: str) -> Heard:
-        """Raises BadDatagram or Refused for what cannot be believed."""
+        """Raises BadDatagram or SealRefused for what cannot be believed."""
         frame = datagram.unpack(data)
         if frame.signature != datagram.AGENT_SIGNATURE:
             raise datagram.BadDatagram("signature %r" % frame.signature)
@@ -302,7 +302,7 @@ class AgentLink:
         if not self._speaker.sealed and address not in self._allowed:
             text = "it is no address of --controller %s or of [security] agents, as far as they are known"
             raise datagram.BadDatagram(text % self._settings.controller)
-        tag = datagram_ext.read(frame)
+        tag = datagram_ext.read_tag(frame)
         of_event = frame.cmd in (datagram_ext.ACK, datagram_ext.MARK)
         if tag is None and of_event:
             raise datagram.BadDatagram("a confirmation of nothing")

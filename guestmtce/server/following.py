@@ -118,7 +118,7 @@ class CommandOrder:
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
         sender, number = self._latest.get(subject, (0, 0))
-        if sender == tag.sender and not datagram_ext.newer(tag.number, number):
+        if sender == tag.sender and not datagram_ext.is_newer(tag.number, number):
             return False
         self._latest.pop(subject, None)
         if len(self._latest) >= SEEN_MAX:

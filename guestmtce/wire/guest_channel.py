@@ -1,42 +1,41 @@
-"""Messages on the guest channel, both directions; `guest_channel_fast` knows the usual ones by heart.
+"""Messages on the guest channel, both directions; `guest_channel_fast` has short cuts for the usual ones.
 
 docs/protocol/1-guest-channel.md#framing
 docs/protocol/1-guest-channel.md#messages
 
-A message is one JSON object on one line. `parse` turns a line into one of the tuples below or says
-what is wrong with it; the `build_*` functions turn values into the bytes to write, framing included.
-`LineBuffer` cuts a stream into lines.
+A message is one JSON object on one line. `parse` turns a line, as json_lines.LineBuffer cuts it from the
+stream, into one of the tuples below; `build` turns a tuple into the bytes to write, framing included.
 
-The guest's side of the channel uses this module too, so it stays Python 3.6-clean and needs nothing
-but the standard library.
+Two kinds of bad lines are told apart because they are answered differently
+(docs/protocol/1-guest-channel.md#errors): json_lines.NotAMessage (no JSON object: it is dropped) and
+`Refused` (a message with a fault: it is answered with a nack).
 
-Two kinds of bad input are told apart because they are answered differently
-(docs/protocol/1-guest-channel.md#errors):
-`NotAMessage` (no JSON object: dropped) and `Refused` (a message we cannot take: answered with a nack).
+The guest's side of the channel uses this module, so it stays Python 3.6-clean and needs nothing but the
+standard library and json_lines.
 """
 
 import json
-import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
+from guestmtce.wire.json_lines import LOG_MSG_MAX, clean_text, load_object
+
+# docs/protocol/1-guest-channel.md#common-fields
 VERSION = 3
 REVISION = 1
 
-# What the deployed guest takes, in bytes of UTF-8 (docs/protocol/1-guest-channel.md#sizes-and-numbers).
-MESSAGE_MAX = 1056
+# Bytes of UTF-8 that the deployed guest has room for (docs/protocol/1-guest-channel.md#sizes-and-numbers);
+# LOG_MSG_MAX stands in json_lines.
+MESSAGE_MAX = 1056  # with the newlines before and behind it
 NAME_MAX = 63
-LOG_MSG_MAX = 223
-WORD_MAX = 31
-
-# The longest line we keep while we wait for its newline. Above MESSAGE_MAX because a guest's health
-# script may make it send more than it should; below anything that would matter to our memory.
-LINE_MAX = 4096
+WORD_MAX = 31  # any other string
+_ESCAPE_MAX = 12  # bytes of JSON in ASCII for a character, at most: two escapes (RFC 8259, section 7)
 
 INT32_MAX = 2**31 - 1
 INT32_MIN = -(2**31)
-# Timeouts travel as milliseconds in a signed 32-bit int.
-SECS_MAX = INT32_MAX // 1000
+MS_PER_S = 1000
+SECS_MAX = INT32_MAX // MS_PER_S  # timeouts travel as ms in a signed 32-bit int
 
+# docs/protocol/1-guest-channel.md#values
 HEALTHY = "healthy"
 UNHEALTHY = "unhealthy"
 VOTE = "revocable"
@@ -56,16 +55,15 @@ VOTE_RESULTS = ("accept", "reject", "complete", "timeout", "error", UNKNOWN)
 RESYNC = b" \n"
 
 
-class NotAMessage(ValueError):
-    """The line holds no JSON object. It is dropped without an answer."""
-
-
 class Refused(ValueError):
-    """The line holds a message that cannot be taken; `str()` of it is the nack's `log_msg`."""
+    """The line holds a message with a fault; `str()` of it is the nack's `log_msg`."""
 
 
 class Init(NamedTuple):
-    """guest → host: who I am and how I want to be watched. Times in ms and s as named."""
+    """guest → host: the guest's name and how it wants to be watched. Times are ms and s, as named.
+
+    docs/protocol/1-guest-channel.md#init-and-acknowledgement
+    """
 
     invocation_id: int
     name: str
@@ -79,19 +77,23 @@ class Init(NamedTuple):
 
 
 class InitAck(NamedTuple):
-    """host → guest: taken; challenges follow."""
+    """host → guest: the init with this id is accepted; challenges follow."""
 
     invocation_id: int
 
 
 class Challenge(NamedTuple):
-    """host → guest: are you there?"""
+    """host → guest: answer with this random number, in 0 … 2³¹−1."""
 
     heartbeat_challenge: int
 
 
 class ChallengeResponse(NamedTuple):
-    """guest → host: the challenge's number back, and how the guest feels."""
+    """guest → host: the challenge's number, and the guest's health.
+
+    `heartbeat_health` is a string of up to WORD_MAX bytes: what is neither `healthy` nor `unhealthy` is kept
+    for the log. `corrective_action` is what an unhealthy guest wants to be done with it.
+    """
 
     heartbeat_response: int
     heartbeat_health: str
@@ -100,7 +102,10 @@ class ChallengeResponse(NamedTuple):
 
 
 class ActionNotify(NamedTuple):
-    """host → guest: this is about to happen; a vote (`revocable`) or a notice (`irrevocable`)."""
+    """host → guest: a question, which is a vote (`revocable`) or a notice (`irrevocable`).
+
+    docs/protocol/1-guest-channel.md#votes-and-notices
+    """
 
     invocation_id: int
     event_type: str
@@ -125,7 +130,7 @@ class Exit(NamedTuple):
 
 
 class Nack(NamedTuple):
-    """host → guest: what was wrong with your message."""
+    """host → guest: what was wrong with the guest's last message."""
 
     invocation_id: int
     log_msg: str
@@ -137,101 +142,9 @@ Message = Union[Init, InitAck, Challenge, ChallengeResponse, ActionNotify, Actio
 DEFAULT_INIT = Init(0, "", 1000, 10, 10, 10, 10, 120, "log")
 
 
-def clean(text: str, limit: int = LOG_MSG_MAX) -> str:
-    """`text` cut to `limit` bytes of UTF-8, on a character's border, without lone surrogates."""
-    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
-
-
-# --- lines -----------------------------------------------------------------------------------------
-
-
-class LineBuffer:
-    """Cuts a byte stream into lines; holds at most `LINE_MAX` bytes whatever arrives.
-
-    A line that grows beyond `LINE_MAX` is thrown away up to its newline and counted in `overflows`.
-    """
-
-    __slots__ = ("_rest", "_skipping", "overflows")
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-        self.overflows = 0
-
-    def feed(self, data: bytes) -> List[bytes]:
-        """The complete, non-empty lines that `data` finishes, without their newlines."""
-        if self._skipping:
-            newline = data.find(b"\n")
-            if newline < 0:
-                return []
-            data = data[newline + 1 :]
-            self._skipping = False
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > LINE_MAX:
-            self._rest = b""
-            self._skipping = True
-            self.overflows += 1
-        complete = []
-        for line in lines:
-            if len(line) > LINE_MAX:
-                self.overflows += 1
-            elif line and not line.isspace():
-                complete.append(line)
-        return complete
-
-
-# --- JSON ------------------------------------------------------------------------------------------
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name + " is no JSON")
-
-
-# strict=False: a guest's log_msg is not escaped and may hold a tab.
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
-
-
-# The first of duplicate keys counts: for text in which somebody may have smuggled a second one.
-FIRST_WINS = json.JSONDecoder(
-    strict=False, parse_constant=_no_constant, object_pairs_hook=lambda pairs: dict(reversed(pairs))
-)
-
-
-def _load(text: str, decoder: json.JSONDecoder) -> Dict[str, Any]:
-    """The JSON object that `text` holds and nothing else. Raises ValueError, RecursionError."""
-    value, end = decoder.raw_decode(text)
-    if not isinstance(value, dict) or text[end:].strip():
-        raise ValueError("no JSON object")
-    return value
-
-
-def load_object(text: str, last_field: str, decoder: json.JSONDecoder = _DECODER) -> Dict[str, Any]:
-    """The JSON object in `text`; `last_field` may hold unescaped quotes, backslashes or control characters.
-
-    Old senders write that field last and do not escape it (docs/protocol/1-guest-channel.md#errors,
-    docs/protocol/2-datagrams.md#layout). What cannot be parsed as it stands is parsed without the
-    field's text, which is then put in as it came.
-    Raises NotAMessage when there is no object even so.
-    """
-    text = text.strip()
-    try:
-        return _load(text, decoder)
-    except (ValueError, RecursionError):
-        pass
-    found = re.search('"%s"\\s*:\\s*"' % last_field, text)
-    if found is None:
-        raise NotAMessage("no JSON object")
-    try:
-        fields = _load(text[: found.end()] + '"}', decoder)
-    except (ValueError, RecursionError):
-        raise NotAMessage("no JSON object") from None
-    fields[last_field] = re.sub('"\\s*}?$', "", text[found.end() :])
-    return fields
-
-
 # --- fields ----------------------------------------------------------------------------------------
-# Each takes a field's value and returns it cleaned, or raises ValueError.
+# Each validates a field's value and returns it cleaned, or raises ValueError. Types are compared exactly:
+# JSON's true is Python's True, which is an int.
 
 
 def _int32(value: Any) -> int:
@@ -240,49 +153,52 @@ def _int32(value: Any) -> int:
     return value
 
 
-def _ident(value: Any) -> int:
+def _uint31(value: Any) -> int:
+    """An id, a challenge, a time: the guest reads what is larger as 2³¹−1."""
     if type(value) is not int or not 0 <= value <= INT32_MAX:
         raise ValueError
     return value
 
 
 def _secs(value: Any) -> int:
-    return min(_ident(value), SECS_MAX)
+    """Seconds that fit into an int32 as ms; more is cut to that."""
+    return min(_uint31(value), SECS_MAX)
 
 
 def _text(limit: int) -> Callable[[Any], str]:
-    """A string, cut to `limit` bytes."""
+    """The validator of a string, which is cut to `limit` bytes."""
 
-    def take(value: Any) -> str:
+    def validate(value: Any) -> str:
         if type(value) is not str:
             raise ValueError
-        return clean(value, limit) if value else value
+        return clean_text(value, limit) if value else value
 
-    return take
+    return validate
 
 
-def _one_of(words: Tuple[str, ...]) -> Callable[[Any], str]:
-    """A word of `words`; another word is taken as `unknown`: refusing it would lose the guest."""
+def _known(known: Tuple[str, ...]) -> Callable[[Any], str]:
+    """The validator of a word; one that is not `known` is `unknown`: refusing it would lose the guest."""
 
-    def take(value: Any) -> str:
+    def validate(value: Any) -> str:
         if type(value) is not str:
             raise ValueError
-        return value if value in words else UNKNOWN
+        return value if value in known else UNKNOWN
 
-    return take
+    return validate
 
 
 _word = _text(WORD_MAX)
 _log_msg = _text(LOG_MSG_MAX)
-_corrective_action = _one_of(CORRECTIVE_ACTIONS)
-_event_type = _one_of(EVENT_TYPES)
-_notification_type = _one_of(NOTIFICATION_TYPES)
+_corrective_action = _known(CORRECTIVE_ACTIONS)
+_event_type = _known(EVENT_TYPES)
+_notification_type = _known(NOTIFICATION_TYPES)
 
+# What makes a message of its values, and its further fields in the order of the tuple, with their validators.
 Shape = Tuple[Callable[..., Message], Tuple[Tuple[str, Callable[[Any], Any]], ...]]
 
 FROM_GUEST = {
     "init": (Init, (
-        ("invocation_id", _ident), ("name", _text(NAME_MAX)), ("heartbeat_interval_ms", _int32),
+        ("invocation_id", _uint31), ("name", _text(NAME_MAX)), ("heartbeat_interval_ms", _int32),
         ("vote_secs", _secs), ("shutdown_notice_secs", _secs), ("suspend_notice_secs", _secs),
         ("resume_notice_secs", _secs), ("restart_secs", _secs), ("corrective_action", _corrective_action),
     )),
@@ -291,87 +207,92 @@ FROM_GUEST = {
         ("corrective_action", _corrective_action), ("log_msg", _log_msg),
     )),
     "action_response": (ActionResponse, (
-        ("invocation_id", _ident), ("event_type", _event_type), ("notification_type", _notification_type),
-        ("vote_result", _one_of(VOTE_RESULTS)), ("log_msg", _log_msg),
+        ("invocation_id", _uint31), ("event_type", _event_type), ("notification_type", _notification_type),
+        ("vote_result", _known(VOTE_RESULTS)), ("log_msg", _log_msg),
     )),
     "exit": (Exit, (("log_msg", _log_msg),)),
 }  # type: Dict[str, Shape]  # fmt: skip
 
 FROM_HOST = {
-    "init_ack": (InitAck, (("invocation_id", _ident),)),
-    "challenge": (Challenge, (("heartbeat_challenge", _ident),)),
+    "init_ack": (InitAck, (("invocation_id", _uint31),)),
+    "challenge": (Challenge, (("heartbeat_challenge", _uint31),)),
     "action_notify": (ActionNotify, (
-        ("invocation_id", _ident), ("event_type", _event_type), ("notification_type", _notification_type),
-        ("timeout_ms", _ident),
+        ("invocation_id", _uint31), ("event_type", _event_type), ("notification_type", _notification_type),
+        ("timeout_ms", _uint31),
     )),
-    "nack": (Nack, (("invocation_id", _ident), ("log_msg", _log_msg))),
+    "nack": (Nack, (("invocation_id", _uint31), ("log_msg", _log_msg))),
 }  # type: Dict[str, Shape]  # fmt: skip
 
 
-def _field(fields: Dict[str, Any], name: str, take: Callable[[Any], Any]) -> Any:
+def _read_field(fields: Dict[str, Any], name: str, validate: Callable[[Any], Any]) -> Any:
     try:
-        return take(fields[name])
+        return validate(fields[name])
     except (KeyError, ValueError):
         raise Refused("failed to parse " + name) from None
 
 
 def parse(line: bytes, shapes: Optional[Dict[str, Shape]] = None) -> Message:
-    """The message in `line` (one line of the stream, without newline), sent by a guest.
+    """The message in `line`, one line of the stream without its newline.
 
-    `shapes` is `FROM_GUEST` (the default) or `FROM_HOST`. Invalid UTF-8 is replaced, of a duplicate
-    key the last value counts, unknown fields are ignored. Raises NotAMessage or Refused.
+    `shapes` is FROM_GUEST (the default) or FROM_HOST: who sent it. Invalid UTF-8 is replaced, of a key that
+    comes twice the last value counts, and unknown fields are ignored.
+    Raises json_lines.NotAMessage, and Refused as docs/protocol/1-guest-channel.md#errors says.
     """
     if shapes is None:
         shapes = FROM_GUEST
     fields = load_object(line.decode("utf-8", "replace"), "log_msg")
-    version = _field(fields, "version", _int32)
+    version = _read_field(fields, "version", _int32)
     if version < VERSION:
         raise Refused("Bad version: %d, expect version: %d" % (version, VERSION))
-    _field(fields, "revision", _int32)
-    _field(fields, "sequence", _int32)
-    msg_type = _field(fields, "msg_type", _word)
+    _read_field(fields, "revision", _int32)
+    _read_field(fields, "sequence", _int32)
+    msg_type = _read_field(fields, "msg_type", _word)
     shape = shapes.get(msg_type)
     if shape is None:
         raise Refused("unsupported message type: " + msg_type)
-    make, takes = shape
+    make, validators = shape
     if make is Exit:  # a guest that says goodbye has gone, whatever else it says
         fields.setdefault("log_msg", "")
     values = []
-    for name, take in takes:
-        values.append(_field(fields, name, take))
+    for name, validate in validators:
+        values.append(_read_field(fields, name, validate))
     return make(*values)
 
 
 # --- building --------------------------------------------------------------------------------------
 
-_NAMES = {
+_MSG_TYPES = {
     Init: "init", InitAck: "init_ack", Challenge: "challenge", ChallengeResponse: "challenge_response",
     ActionNotify: "action_notify", ActionResponse: "action_response", Exit: "exit", Nack: "nack",
 }  # type: Dict[Any, str]  # fmt: skip
 
 
 def build(message: Message, sequence: int) -> bytes:
-    """The bytes of `message`, framing included, never above MESSAGE_MAX: `log_msg` is cut until it fits.
+    """The bytes of `message`, framing included, at most MESSAGE_MAX: `log_msg` is cut until they fit.
 
+    docs/protocol/1-guest-channel.md#framing
+    docs/protocol/1-guest-channel.md#sizes-and-numbers
+
+    `sequence` is in 0 … 2³¹−1; each side counts its messages on a connection.
     Raises ValueError for an id, challenge or timeout outside 0 … 2³¹−1: the guest would read another.
     """
-    msg_type = _NAMES[type(message)]
+    msg_type = _MSG_TYPES[type(message)]
     fields = {"version": VERSION, "revision": REVISION, "msg_type": msg_type, "sequence": sequence}
     for name, value in zip(message._fields, message):
         if isinstance(value, int):
-            _int32(value) if name == "heartbeat_interval_ms" else _ident(value)
+            _int32(value) if name == "heartbeat_interval_ms" else _uint31(value)
             fields[name] = value
         else:
             limit = {"name": NAME_MAX, "log_msg": LOG_MSG_MAX}.get(name, WORD_MAX)
-            fields[name] = clean(str(value), limit)
-    data = _frame(fields)
+            fields[name] = clean_text(str(value), limit)
+    data = _frame_fields(fields)
     while len(data) > MESSAGE_MAX and fields.get("log_msg"):
-        fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // 12)]
-        data = _frame(fields)
+        fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // _ESCAPE_MAX)]
+        data = _frame_fields(fields)
     return data
 
 
-def _frame(fields: Dict[str, Any]) -> bytes:
+def _frame_fields(fields: Dict[str, Any]) -> bytes:
     """`fields`, all int or str, as one line. Not by json.dumps as a whole: it makes an encoder each time."""
     parts = []
     for name, value in fields.items():
@@ -381,6 +302,7 @@ def _frame(fields: Dict[str, Any]) -> bytes:
 
 # --- votes and notices -----------------------------------------------------------------------------
 
+# The event type of a notice → the field of the init that has its timeout.
 _TIMEOUT_FIELD = {
     "stop": "shutdown_notice_secs", "reboot": "shutdown_notice_secs",
     "suspend": "suspend_notice_secs", "pause": "suspend_notice_secs", "resize_begin": "suspend_notice_secs",
@@ -393,7 +315,7 @@ _TIMEOUT_FIELD = {
 def timeout_secs(guest: Any, notification_type: str, event_type: str) -> int:
     """How long, in s, the guest may take to answer (docs/protocol/1-guest-channel.md#votes-and-notices).
 
-    `guest` is anything that bears the `*_secs` of its init. Raises ValueError for an unknown event.
+    `guest` is anything that has the `*_secs` fields of its Init. Raises ValueError for an unknown event type.
     """
     if event_type not in _TIMEOUT_FIELD:
         raise ValueError("unknown event type " + repr(event_type))

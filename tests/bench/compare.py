@@ -24,10 +24,11 @@ from typing import Any, Dict, List, Optional
 import psutil
 
 from guestmtce.bench import parts
-from guestmtce.bench.bench import make_plan, tidy
+from guestmtce.bench.bench import make_plan, round_figures
 from guestmtce.bench.parts import Figures, Plan, Stage
 from guestmtce.lab import measure
-from guestmtce.lab.cluster import GuestsProcess, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.process import GuestsProcess
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pingpong.c")
 COMPILE = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra"]
@@ -73,22 +74,22 @@ def serve(plan: Plan, crowd: GuestsProcess, command: List[str]) -> Figures:
 def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
     """Processor time and memory of the children over the measured time."""
     crowd.say("stats", "reset")
-    before = measure.cpu_of(children)
+    before = measure.read_cpu_times(children)
     time.sleep(plan.seconds)
     beats = crowd.say("stats")
-    spent = measure.spent_ns(before, measure.cpu_of(children))
+    spent = measure.spent_ns(before, measure.read_cpu_times(children))
     late = measure.Histogram.of(beats["late"], beats["max"])
     return {
         "heartbeats": beats["answers"],
         "lateness_ms": late.spread_ms(),
-        "cpu_us": parts.per_beat(beats["answers"], child=spent)["child"],
+        "cpu_us": parts.divide_by_heartbeats(beats["answers"], child=spent)["child"],
         "uss_kb": mean_uss(children),
     }
 
 
 def mean_uss(children: List[int]) -> Optional[float]:
     """The mean USS of those that can be read."""
-    found = measure.memories(children[: parts.MEMORY_SAMPLE])
+    found = measure.read_memories(children[: parts.MEMORY_SAMPLE])
     return sum(one.uss for one in found) / len(found) if found else None
 
 
@@ -97,8 +98,8 @@ def guest_server(plan: Plan) -> Figures:
     stage = Stage(plan)
     try:
         stage.start()
-        parts.start_up(stage)
-        beats, memory = parts.heartbeats(stage), parts.occupied(stage)
+        parts.measure_start_up(stage)
+        beats, memory = parts.measure_heartbeats(stage), parts.measure_memory(stage)
     finally:
         stage.stop()
     return {
@@ -116,7 +117,7 @@ def compare(plan: Plan) -> Figures:
     for name in ("cpu_us", "uss_kb"):
         ours, least = figures["guestServer"][name], figures["c"][name]
         figures["times_" + name] = ours / least if ours and least else None
-    return dict(tidy(figures))
+    return dict(round_figures(figures))
 
 
 def table(figures: Figures) -> str:

@@ -36,7 +36,7 @@ from world import World
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, TimedOut, wait_for
-from guestmtce.lab.lossy_udp import Proxy
+from guestmtce.lab.lossy_udp import LossyProxy
 from guestmtce.peer import retransmit
 from guestmtce.server.settings import ServerSettings
 
@@ -170,7 +170,7 @@ def run(seed: int, own_world: bool) -> None:
         routes.append((theirs[1], theirs[0], (host.address, cluster.server_port)))
     agents = [SECOND_AGENT, *(host.controller for host in cluster.hosts)]
     cluster._server_settings.append("security.agents=" + ", ".join(agents))
-    proxy = Proxy(seed, routes, loss=0.3, twice=0.1, delay_max=0.05)
+    proxy = LossyProxy(seed, routes, loss=0.3, twice=0.1, delay_max=0.05)
     proxy.quiet = True
     proxy.start()
     if own_world:

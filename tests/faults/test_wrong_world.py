@@ -302,8 +302,8 @@ def test_a_file_with_strange_bytes_stops_no_agent(tmp_path, name):
     before = ["unshare", "--net", *apart.mounted(apart.loopback_up(), apart.bind(etc, "/etc"))]
     agent = Daemon("guestAgent", "guestmtce.agent.main", str(tmp_path / "run"), words, before)
     try:
-        wait_for(lambda: "started, pid" in agent.log() or not agent.alive(), "it starts")
-        assert agent.alive(), agent.log()
+        wait_for(lambda: "started, pid" in agent.log() or not agent.is_alive(), "it starts")
+        assert agent.is_alive(), agent.log()
         if "our own" in name:
             enter = ["nsenter", "--net", "--target", str(agent.popen.pid), sys.executable, "-c", ASK]
             answer = subprocess.run(enter, stdout=subprocess.PIPE, check=True).stdout

@@ -62,6 +62,7 @@ def wanted(units, pmon, modules):
             "/usr/local/bin/guestClient": PROGRAM,
             "/usr/local/lib/guest-client/guestmtce/guest/main.py": PLAIN,
             "/usr/local/lib/guest-client/guestmtce/wire/guest_channel.py": PLAIN,
+            "/usr/local/lib/guest-client/guestmtce/wire/json_lines.py": PLAIN,
             "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
             "/etc/init.d/heartbeat_init": PROGRAM,
             units + "/guestClient.service": PLAIN,

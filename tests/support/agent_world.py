@@ -14,7 +14,7 @@ from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.lab.mtc_agent import MtcAgent
-from guestmtce.lab.vim import Client, Vim
+from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire import datagram, datagram_ext, guest_channel
 from guestmtce.wire.datagram import HostRecord, InstanceInfo, VoteResult
 from guestmtce.wire.datagram_ext import Tag
@@ -63,7 +63,7 @@ class World:
             vim_retry_first=RETRY, vim_retry_max=RETRY, **values,
         ))  # fmt: skip
         self.agent.open()
-        self.client = Client(LOCAL, http_port)
+        self.client = CommandClient(LOCAL, http_port)
         self._sockets = []
 
     # What an OurServer needs of its bench.

@@ -70,7 +70,7 @@ class Agent:
 
     def acks(self):
         """The numbers that the server confirmed, of our guestAgent's."""
-        tags = [datagram_ext.read(frame) for frame in self.frames() if frame.cmd == datagram_ext.ACK]
+        tags = [datagram_ext.read_tag(frame) for frame in self.frames() if frame.cmd == datagram_ext.ACK]
         assert all((tag.flags, tag.sender) == (datagram_ext.IS_ACK, SERVER) for tag in tags)
         return [(tag.acked_sender, tag.number) for tag in tags]
 
@@ -99,9 +99,9 @@ class Process:
         return [self.dress(ack, tag) for tag in tags]
 
     def meet(self, data):
-        """Take note of whom the server's datagram shows. Raises Refused for a wrong seal."""
+        """Take note of whom the server's datagram shows. Raises SealRefused for a wrong seal."""
         frame = datagram.unpack(data)
-        tag = datagram_ext.read(frame)
+        tag = datagram_ext.read_tag(frame)
         self.speaker.check(data, frame, b"server>" + self.host)
         if self.speaker.introduced(tag):
             self.speaker.heard(tag)

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from guestmtce.lab.cluster import Process
-from guestmtce.wire import guest_channel
+from guestmtce.lab.process import LabProcess
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ChallengeResponse, Init, InitAck
 
 FAST = [
@@ -25,7 +25,7 @@ INTERVAL = 0.4  # s, the shortest that a guest may have
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root freezes file systems and delays opens")
 
 
-class GuestProcess(Process):
+class GuestProcess(LabProcess):
     """guestClient in the foreground; `folder` holds its configuration, its scripts and its log."""
 
     def __init__(self, folder, device, settings=FAST, more=(), python=sys.executable, **keys):
@@ -50,7 +50,7 @@ class Host:
         self.listener.bind(self.path)
         self.listener.listen(1)
         self.listener.settimeout(60)
-        self.lines = guest_channel.LineBuffer()
+        self.lines = json_lines.LineBuffer()
         self.heard = []
 
     def accept(self):

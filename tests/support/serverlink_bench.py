@@ -95,10 +95,10 @@ class OurServer:
             frame = datagram.unpack(data)
             try:
                 self.speaker.check(data, frame, b"agent>" + self.name.encode())
-            except datagram_ext.Refused:
+            except datagram_ext.SealRefused:
                 self.refused += 1
                 continue
-            tag = datagram_ext.read(frame)
+            tag = datagram_ext.read_tag(frame)
             if self.speaker.introduced(tag):
                 self.speaker.heard(tag)
                 of_event = frame.cmd in (datagram_ext.ACK, datagram_ext.MARK)

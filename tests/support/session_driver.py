@@ -10,7 +10,7 @@ import itertools
 from typing import Any, List, Optional
 
 from guestmtce.server.child.session import CHALLENGED, RESUMING, Output, Resume, Session, Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, Challenge, ChallengeResponse, Exit, Init
 
 BEGIN = 1000.0
@@ -33,7 +33,7 @@ class Bench:
 
     def _keep(self, output: Output) -> bytes:
         data, reports = output
-        for line in guest_channel.LineBuffer().feed(data):
+        for line in json_lines.LineBuffer().feed(data):
             assert len(line) + 2 <= guest_channel.MESSAGE_MAX
             message = guest_channel.parse(line, guest_channel.FROM_HOST)
             self.sent.append(message)

@@ -73,7 +73,7 @@ class OurAgent:
         self.life.bench.send(self.process.command(SET, datagram.ADD_INST))
 
     def hear(self, frame):
-        tag = datagram_ext.read(frame)
+        tag = datagram_ext.read_tag(frame)
         if frame.cmd == datagram_ext.ACK or not tag.wants_ack:
             return
         event = datagram.parse_event(frame)

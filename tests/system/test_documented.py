@@ -84,7 +84,7 @@ def test_the_datagrams_are_called_by_names_that_there_are():
 def test_the_flags_and_commands_of_the_extension_are_all_there():
     (row,) = [line for line in text_of(DATAGRAMS).splitlines() if "| `rev` | flags:" in line]
     said = {int(value) for value in re.findall(r"(?:flags:|,) (\d+) ", row)}
-    source = text_of("guestmtce/wire/datagram_ext.py").split("\nSPOKEN = ")[1].split("\nACK = ")[0]
+    source = text_of("guestmtce/wire/datagram_ext.py").split("\nEXTENSION_VERSION = ")[1].split("\nACK = ")[0]
     flags = {int(value) for value in re.findall(r"^[A-Z_]+ = (\d+)\b", source, re.M)}
     assert said == flags
     for command in (datagram_ext.ACK, datagram_ext.MARK):

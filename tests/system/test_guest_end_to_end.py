@@ -15,7 +15,7 @@ from tiers import PACE
 
 from guestmtce.lab.cluster import Cluster, wait_for
 from guestmtce.lab.guest import uuid_of
-from guestmtce.lab.virtio_port import Port
+from guestmtce.lab.virtio_port import VirtioPort
 
 INTERVAL_MS = int(150 * PACE)
 GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
@@ -48,7 +48,7 @@ class Guest:
         self.folder = folder
         self.uuid = uuid_of(Guest.number)
         name = "cgcs.heartbeat.%s.sock" % self.uuid
-        self.port = Port(os.path.join(self.host.guests.folder, name), str(folder / "device"))
+        self.port = VirtioPort(os.path.join(self.host.guests.folder, name), str(folder / "device"))
         self.client = None
         assert cloud.client.create(self.uuid, self.host.name)[0] == 200
         assert cloud.client.set(self.uuid, self.host.name, "enabled")[0] == 200

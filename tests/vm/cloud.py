@@ -10,7 +10,7 @@ import initramfs
 from guest import Guest
 from machine import Vm
 
-from guestmtce.lab.cluster import Cluster, Host, TimedOut, wait_for
+from guestmtce.lab.cluster import Cluster, LabHost, TimedOut, wait_for
 from guestmtce.wire import guest_channel
 
 AGENT = ["timers.audit_first=0.2", "timers.mtc_ask_period=0.3"]
@@ -37,7 +37,7 @@ class VmCluster(Cluster):
         self.uuids = self.uuids[:guests]
         self.vms: List[Vm] = []
 
-    def start_guests(self, host: Host) -> None:
+    def start_guests(self, host: LabHost) -> None:
         """Power all machines on, on the first host; `await_boot` waits for them."""
         host.guests = Channels(os.path.join(self.folder, "qemu-%d" % host.number))
         os.mkdir(host.guests.folder)
@@ -49,7 +49,7 @@ class VmCluster(Cluster):
         for vm in self.vms:
             vm.start()
 
-    def machine(self, uuid: str, host: Host, folder: str) -> Vm:
+    def machine(self, uuid: str, host: LabHost, folder: str) -> Vm:
         """An instance on a host, with its files in `folder`."""
         return Vm(uuid, host.guests.folder, folder, initramfs.KERNEL, self.archive)
 

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Dict, List, NamedTuple, Union
 
 from guestmtce.server.child import session_types
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 
 PACKET_MAX = 4096  # bytes
 
@@ -27,7 +27,7 @@ _REPORTS: Dict[str, Any] = {
     )
 }  # fmt: skip
 _WORDS = {"vote": guest_channel.VOTE_RESULTS, "action": guest_channel.CORRECTIVE_ACTIONS}
-_TEXT_MAX = {"log_msg": guest_channel.LOG_MSG_MAX, "reason": guest_channel.LOG_MSG_MAX}  # bytes of UTF-8
+_TEXT_MAX = {"log_msg": json_lines.LOG_MSG_MAX, "reason": json_lines.LOG_MSG_MAX}  # bytes of UTF-8
 
 
 class BrokenRules(ValueError):
@@ -110,6 +110,6 @@ def _check(name: str, annotation: Any, value: Any) -> Any:
             raise ValueError
     elif type(value) is not str or value not in _WORDS.get(name, (value,)):
         raise ValueError
-    elif value != guest_channel.clean(value, _TEXT_MAX.get(name, PACKET_MAX)):
+    elif value != json_lines.clean_text(value, _TEXT_MAX.get(name, PACKET_MAX)):
         raise ValueError
     return value

@@ -73,7 +73,7 @@ from guestmtce.server.child.session_types import (
     is_silencing,
     resuming_patience,
 )
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import (
     HEALTHY,
     INT32_MAX,
@@ -84,8 +84,12 @@ from guestmtce.wire.guest_channel import (
     Init,
     Nack,
 )
-from guestmtce.wire.guest_channel_fast import build_challenge, build_init_ack, healthy_answer
-from guestmtce.wire.guest_channel_fast import init as regular_init
+from guestmtce.wire.guest_channel_fast import (
+    build_challenge,
+    build_init_ack,
+    parse_healthy_answer,
+    parse_init,
+)
 
 WAITING = "waiting"
 RESUMING = "resuming"
@@ -143,7 +147,7 @@ class Session:
         self._told_init_at = -NEVER
         self._settings = settings
         self._number = number
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._init: Optional[Init] = None
         self._next_init: Optional[Init] = None  # came too soon after the last one: it waits for its turn
         self._acknowledged_at = -NEVER
@@ -194,7 +198,7 @@ class Session:
         for line in self._lines.feed(data):
             self._take(line, now)
         if self._lines.overflows != overflows:
-            self._note("overflow", "a line longer than %d bytes was dropped" % guest_channel.LINE_MAX, now)
+            self._note("overflow", "a line longer than %d bytes was dropped" % json_lines.LINE_MAX, now)
         return self._output()
 
     def tick(self, now: float) -> Output:
@@ -258,13 +262,13 @@ class Session:
     # --- a message ---------------------------------------------------------------------------------
 
     def _take(self, line: bytes, now: float) -> None:
-        number = healthy_answer(line)
+        number = parse_healthy_answer(line)
         if number is not None:
             self._input(RIGHT if self._is_right(number, now) else WRONG, WELL_ANSWER, now)
             return
         try:
-            message = regular_init(line) or guest_channel.parse(line)
-        except guest_channel.NotAMessage:
+            message = parse_init(line) or guest_channel.parse(line)
+        except json_lines.NotAMessage:
             self._note("garbage", "a line that is no JSON object was dropped", now)
         except guest_channel.Refused as refused:
             self._nack(str(refused), now)

@@ -28,7 +28,7 @@ from guestmtce.server.child.fork_sibling import fork_sibling
 from guestmtce.server.child.preload import set_title
 from guestmtce.server.child.process import END_BOOT_FAILURE, END_DEFECT, Child
 from guestmtce.server.child.session_types import Note, Resume, Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import Init
 
 # argv: the import path, then main's arguments. -S leaves out site and what it drags in. Our own modules
@@ -151,7 +151,7 @@ def be_child(
 
 def last_words(descriptor: int, error: BaseException) -> None:
     """Why the child ends, over its pipe: a confined child has no other way to say it."""
-    text = guest_channel.clean("the child failed: %r" % (error,))
+    text = json_lines.clean_text("the child failed: %r" % (error,))
     os.write(descriptor, pipe_protocol.encode(Note(text, 0)))
 
 

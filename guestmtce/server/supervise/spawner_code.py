@@ -26,7 +26,7 @@ MODULES = (
     ),
     *("guestmtce.server.child." + name for name in ("preload", "process", "sandbox", "session")),
     *("guestmtce.server.child." + name for name in ("session_types", "spawner")),
-    *("guestmtce.wire." + name for name in ("guest_channel", "guest_channel_fast")),
+    *("guestmtce.wire." + name for name in ("guest_channel", "guest_channel_fast", "json_lines")),
 )
 
 

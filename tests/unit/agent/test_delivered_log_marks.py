@@ -35,7 +35,7 @@ def shown(bench, tell):
     def repeated():
         return [frame for frame in bench.first.frames()[count:] if frame.cmd == tell.cmd]
 
-    return datagram_ext.read(bench.until(repeated)[-1]).vim
+    return datagram_ext.read_tag(bench.until(repeated)[-1]).vim
 
 
 def test_a_marked_event_shows_its_mark_until_it_is_taken_off(bench):

@@ -100,12 +100,13 @@ NEWEST_WINS = [
 
 
 @pytest.mark.parametrize("said, told, heartbeating", NEWEST_WINS)
-@pytest.mark.parametrize("first", [0, datagram_ext.NUMBERS - 3])
+@pytest.mark.parametrize("first", [0, datagram_ext.SEQUENCES - 3])
 def test_what_is_newer_makes_void_what_is_older(said, told, heartbeating, first):
     shifted = []
     for words in said:
         what, number = words.split()
-        shifted.append("%s %d" % (what, (first + int(number)) % datagram_ext.NUMBERS or datagram_ext.NUMBERS))
+        sequence = (first + int(number)) % datagram_ext.SEQUENCES or datagram_ext.SEQUENCES
+        shifted.append("%s %d" % (what, sequence))
     assert outcome(*shifted) == (told, heartbeating)
 
 

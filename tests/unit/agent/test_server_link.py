@@ -62,7 +62,7 @@ def test_commands_arrive_as_the_old_server_reads_them(bench, address, source):
         frame = datagram.unpack(data)
         assert (frame.cmd, frame.body) == (cmd, {"source": source, **body})
         assert data[:64] == b"guest msg header:".ljust(64, b"\0")
-        assert frame.ver == datagram_ext.SPOKEN  # in a field that it does not look at
+        assert frame.ver == datagram_ext.EXTENSION_VERSION  # in a field that it does not look at
         assert (came_from, port) == (source, one.agent_port)
         assert datagram.parse_command(frame) == command
     assert one.link.port.sent == len(COMMANDS)

@@ -136,7 +136,7 @@ def test_a_newer_command_about_the_same_takes_the_place_of_the_older(bench, old,
     enables, enabled = (getattr(what[1], "reporting", False) for what in (new, old))
     assert {tag.is_anew for _, what, tag in server.got if what == new[1]} == {enables and not enabled}
     first, last = server.got[0][2].number, server.numbers(new[0])[-1]
-    assert datagram_ext.newer(last, first)
+    assert datagram_ext.is_newer(last, first)
     server.confirm(server.got[0][2])  # of the one that was replaced
     assert one.link.waiting == 2
     for _, _, tag in server.got[1:3]:

@@ -24,6 +24,10 @@ ENDS = {
     "guestClient": ["guest/main", "guest/background", "guest/ask"],
     "guestmtce": [
         "cli/main",
+        "cli/bench",
+        "cli/demo",
+        "cli/files",
+        "cli/lab",
         "cli/product_files",
         "bench/bench",
         "lab/demo",
@@ -84,7 +88,7 @@ def statuses_in(module):
             )
     ends = []
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        if function.name in ("main", "run", "live", "_start", "_tell_check", "_bench"):
+        if function.name in ("main", "run", "live", "_start", "_tell_check"):
             ends += [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         if getattr(call.func, "attr", "") in ("exit", "_exit"):

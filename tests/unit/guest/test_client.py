@@ -13,7 +13,7 @@ from guestmtce.guest import client as c
 from guestmtce.guest.client import ALONE, ENABLED, ENABLING, GONE, INTERRUPTED, Note, Put, Withdrawn
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
-from guestmtce.wire import guest_channel, guest_channel_fast
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, ChallengeResponse, Exit, Init, InitAck
 
 # --- every pair of state and input -----------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_whatever_a_script_says_fits_a_message(text):
     bench.keep(bench.client.feel(Illness("log", text)))
     bench.challenge()
     said = bench.wrote(ChallengeResponse)[0].log_msg
-    assert len(said.encode("utf-8")) <= guest_channel.LOG_MSG_MAX
+    assert len(said.encode("utf-8")) <= json_lines.LOG_MSG_MAX
     assert text.encode("utf-8", "replace").decode("utf-8").startswith(said)
 
 

@@ -16,7 +16,7 @@ from guestmtce.guest.client import Client, Put
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, Challenge, ChallengeResponse, Exit, Init
 
 FILES = sorted(TRANSCRIPTS.glob("*.jsonl"))
@@ -45,7 +45,7 @@ def records(path):
 def messages(record, who, shapes):
     if record.get("from") != who:
         return []
-    lines = guest_channel.LineBuffer().feed(record["bytes"].encode("utf-8"))
+    lines = json_lines.LineBuffer().feed(record["bytes"].encode("utf-8"))
     return [guest_channel.parse(line, shapes) for line in lines]
 
 
@@ -98,7 +98,7 @@ class Replay:
         if self.stopped:
             self.piled_up += data
             return
-        for line in guest_channel.LineBuffer().feed(data):
+        for line in json_lines.LineBuffer().feed(data):
             message = guest_channel.parse(line, guest_channel.FROM_HOST)
             if isinstance(message, Challenge):
                 self.feel(now, self.answers.get(message.heartbeat_challenge))

@@ -13,7 +13,7 @@ from guestmtce.guest import member
 from guestmtce.guest.health import Illness, worst
 from guestmtce.guest.local_processes import MEMBERS_MAX, Close, Left, Registry, Say, Voted
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import json_lines
 
 BEGIN = 1000.0
 
@@ -363,7 +363,7 @@ def test_whatever_processes_do_the_rules_hold(steps):
         linked = [link.member for link in bench.registry._links.values() if link.member]
         assert len(linked) == len(set(linked))
         for illness in bench.illnesses():
-            assert len(illness.reason.encode()) <= guest_channel.LOG_MSG_MAX
+            assert len(illness.reason.encode()) <= json_lines.LOG_MSG_MAX
 
 
 # --- those that failed and are gone ----------------------------------------------------------------

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from guestmtce.lab.cluster import GuestsProcess, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
-from guestmtce.wire import guest_channel
+from guestmtce.lab.process import GuestsProcess
+from guestmtce.wire import guest_channel, json_lines
 
 QUESTION = guest_channel.ActionNotify(0, "pause", "irrevocable", 1000)
 
@@ -33,7 +34,7 @@ class Link:
     def __init__(self, guests):
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect("%s/cgcs.heartbeat.%s.sock" % (guests.folder, uuid_of(1)))
-        self._lines = guest_channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._unread = []
         self.invocation = 0
 
@@ -136,7 +137,7 @@ def test_a_question_is_answered_late_and_as_often_as_is_said(guests, link):
 def test_a_guest_whose_socket_was_removed_ends_without_a_word(guests):
     os.unlink("%s/cgcs.heartbeat.%s.sock" % (guests.folder, uuid_of(1)))
     guests.popen.stdin.close()
-    wait_for(lambda: not guests.alive(), "it ends")
+    wait_for(lambda: not guests.is_alive(), "it ends")
     assert guests.log() == ""
 
 

@@ -40,7 +40,7 @@ def test_a_bound_stretches_by_what_the_machine_is_slower(monkeypatch, factor, to
     assert pace.within(1.0, took) is holds
 
 
-def test_a_machine_without_that_file_is_judged_by_spinning(monkeypatch):
-    monkeypatch.setattr(pace, "_by_spinning", lambda: 1.0)
+def test_a_machine_without_that_file_is_judged_measure_lost_time(monkeypatch):
+    monkeypatch.setattr(pace, "_measure_lost_time", lambda: 1.0)
     monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError))
     assert pace.slowness() == 1.0 and pace.remark() == ""

@@ -8,12 +8,12 @@ import socket
 import pytest
 
 from guestmtce.lab.cluster import wait_for
-from guestmtce.lab.virtio_port import Port
+from guestmtce.lab.virtio_port import VirtioPort
 
 
 @pytest.fixture
 def port(tmp_path):
-    with Port(str(tmp_path / "host"), str(tmp_path / "guest")) as one:
+    with VirtioPort(str(tmp_path / "host"), str(tmp_path / "guest")) as one:
         one.host_path = str(tmp_path / "host")
         yield one
 

@@ -9,7 +9,7 @@ import pytest
 from guestmtce.peer.authentication import Allowed, Speaker, new_nonce, read_key, read_keys
 from guestmtce.server.settings import ServerSettings
 from guestmtce.wire import datagram, datagram_ext
-from guestmtce.wire.datagram_ext import Refused, Seal, Tag
+from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
 KEY = b"0123456789abcdef"
 PLAIN = datagram.build_command(datagram.QRY_INST, "192.0.2.1", datagram.Query())
@@ -17,11 +17,11 @@ ROUTE = b"agent>host-0"
 
 
 def tag_of(data):
-    return datagram_ext.read(datagram.unpack(data))
+    return datagram_ext.read_tag(datagram.unpack(data))
 
 
 def take(speaker, data, route=ROUTE):
-    """Whether the speaker believes the datagram; Refused if it is not even read."""
+    """Whether the speaker believes the datagram; SealRefused if it is not even read."""
     speaker.check(data, datagram.unpack(data), route)
     believed = speaker.introduced(tag_of(data))
     if believed:
@@ -170,7 +170,7 @@ def test_what_is_not_sealed_is_refused_where_there_is_a_key():
         (theirs.dress(PLAIN, Tag(), b"agent>host-1"), "wrong"),
         (good, "replay"),
     ]:
-        with pytest.raises(Refused, match=why):
+        with pytest.raises(SealRefused, match=why):
             take(ours, data)
     assert ours.spoken is None
 

@@ -17,7 +17,7 @@ from guestmtce.peer.retransmit import (
     Seen,
     SeenByPeer,
 )
-from guestmtce.wire.datagram_ext import newer
+from guestmtce.wire.datagram_ext import is_newer
 
 
 def times(outgoing, until):
@@ -78,7 +78,7 @@ def test_numbers_grow_over_restarts_wrap_and_are_never_zero():
     taken = [first.take() for _ in range(5)]
     assert taken == [2**32 - 3, 2**32 - 2, 2**32 - 1, 1, 2]
     second = Numbers(reserve)
-    assert newer(second.take(), taken[-1])
+    assert is_newer(second.take(), taken[-1])
     for _ in range(BLOCK):
         second.take()
     assert len(reserved) == 4

@@ -163,7 +163,7 @@ def test_ours_hears_of_what_an_old_one_was_told_and_is_still_true(bench):
     bench.send(agent.query())
     bench.until(lambda: bench.first.count(loss()))
     (frame,) = bench.first.frames()
-    assert datagram.parse_event(frame) == STOP_INFO and datagram_ext.read(frame).wants_ack
+    assert datagram.parse_event(frame) == STOP_INFO and datagram_ext.read_tag(frame).wants_ack
     assert (bench.told, bench.link.waiting) == ([loss().key], 1)
     bench.send(*agent.ack(loss()))
     assert (bench.told, bench.link.waiting) == ([loss().key] * 2, 0)
@@ -328,12 +328,12 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
         bench.until(lambda process=process, agent=agent: STOP_INFO in agent.events())
         for data in agent.heard:
             process.meet(data)  # which raises for a wrong seal
-            assert datagram_ext.read(datagram.unpack(data)).echo == process.speaker.nonce
+            assert datagram_ext.read_tag(datagram.unpack(data)).echo == process.speaker.nonce
         agent.heard.clear()
     assert bench.commands.count(SET) == 1 and bench.link.agent == "127.0.0.1"
     bench.link.tell(loss())
     bench.until(lambda: bench.first.count(loss()))
-    assert datagram_ext.read(bench.first.frames()[-1]).echo == first.speaker.nonce
+    assert datagram_ext.read_tag(bench.first.frames()[-1]).echo == first.speaker.nonce
     bench.send(*first.ack(loss()))
     assert bench.told == [loss().key]
 

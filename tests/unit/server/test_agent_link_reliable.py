@@ -109,7 +109,7 @@ def test_what_ours_is_told_is_short_and_a_loss_carries_the_state(bench):
     assert len(data) < 500
     frame = datagram.unpack(data)
     assert datagram.parse_event(frame) == INFO._replace(heartbeating=False)
-    tag = datagram_ext.read(frame)
+    tag = datagram_ext.read_tag(frame)
     flags = datagram_ext.WANTS_ACK | datagram_ext.TAKES_MARKS
     assert (tag.flags, tag.sender, tag.nonce != 0) == (flags, SERVER, True)
 

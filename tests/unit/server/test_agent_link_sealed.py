@@ -52,7 +52,7 @@ def test_nobody_is_believed_before_both_know_each_other(bench):
     assert (bench.commands, bench.link.agent, bench.link.refused) == ([], "", 0)
     assert bench.first.events() == [datagram.Ready(HOST)]
     (frame,) = bench.first.frames()
-    assert datagram_ext.read(frame).echo == agent.speaker.nonce
+    assert datagram_ext.read_tag(frame).echo == agent.speaker.nonce
     agent.meet(bench.first.heard[0])
     bench.send(agent.command())
     assert (bench.commands, bench.link.agent, bench.link.refused) == ([SET], "127.0.0.1", 0)
@@ -67,11 +67,11 @@ def test_events_are_sealed_and_confirmed(bench):
     bench.until(lambda: bench.first.count(loss()))
     data = bench.first.heard[-1]
     agent.meet(data)
-    with pytest.raises(datagram_ext.Refused, match="replay"):
+    with pytest.raises(datagram_ext.SealRefused, match="replay"):
         agent.meet(data)
-    with pytest.raises(datagram_ext.Refused, match="wrong"):
+    with pytest.raises(datagram_ext.SealRefused, match="wrong"):
         Process(5, key=KEY, host="host-1").meet(data)
-    assert datagram_ext.read(datagram.unpack(data)).echo == agent.speaker.nonce
+    assert datagram_ext.read_tag(datagram.unpack(data)).echo == agent.speaker.nonce
     bench.send(*agent.ack(loss()))
     assert bench.told == [loss().key]
 
@@ -213,7 +213,7 @@ def test_a_change_of_keys_on_both_sides_disturbs_nobody(bench):
     for keys in [Keys(old, new), Keys(new, old), Keys(new)]:
         bench.link.reload_keys(keys)
         bench.send(agent.command())
-        agent.speaker._seal.rekey(*keys)
+        agent.speaker._seal.change_keys(*keys)
         bench.send(agent.command())
     assert (len(bench.commands), bench.link.refused) == (7, 0)
     bench.send(Process(5, agent.speaker.nonce, old).command())

@@ -13,7 +13,7 @@ import pytest
 from guestmtce.daemon import atomic_file
 from guestmtce.server import state_store as store_module
 from guestmtce.server.state_store import ALIVE, HOST, SENDER, Memory, Store
-from guestmtce.wire import datagram, guest_channel
+from guestmtce.wire import datagram, guest_channel, json_lines
 
 UUID = "11111111-2222-3333-4444-555555555555"
 OTHER = "99999999-2222-3333-4444-555555555555"
@@ -93,7 +93,7 @@ def test_a_memory_of_an_earlier_version_is_taken(store, folder):
 
 
 def test_the_most_that_can_be_untold_is_remembered(store):
-    reason = VOTE._replace(reason="\U0001f600" * guest_channel.LOG_MSG_MAX)
+    reason = VOTE._replace(reason="\U0001f600" * json_lines.LOG_MSG_MAX)
     entries = [("vote %d" % n, n, datagram.VOTE_NOTIFY, datagram.event_body(reason)) for n in range(16)]
     memory = MEMORY._replace(untold=(*UNTOLD[:2], *entries))
     store.save(memory)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestmtce.wire import datagram, datagram_ext
-from guestmtce.wire.datagram_ext import ACK, IS_ACK, WANTS_ACK, Refused, Seal, Tag
+from guestmtce.wire.datagram_ext import ACK, IS_ACK, WANTS_ACK, Seal, SealRefused, Tag
 
 KEY = b"k" * 16
 ROUTE = b"agent>compute-0"
@@ -19,11 +19,11 @@ U32 = st.integers(0, 2**32 - 1)
 
 
 def test_byte_offsets():
-    data = datagram_ext.stamp(PLAIN, TAG)
+    data = datagram_ext.stamp_tag(PLAIN, TAG)
     assert struct.unpack_from("<HHI", data, 64) == (1, WANTS_ACK, 11)
     assert struct.unpack_from("<I5I", data, 76) == (22, 33, 44, 55, 0, 0)
     assert data[:64] == PLAIN[:64] and data[72:76] == PLAIN[72:76] and data[100:] == PLAIN[100:]
-    sealed = Seal(KEY).close(data, ROUTE)
+    sealed = Seal(KEY).add_seal(data, ROUTE)
     assert sealed[:32] == data[:32] and sealed[64:] == data[64:]
     assert struct.unpack_from("<Q", sealed, 32) == (1,)
     assert any(sealed[40:64])
@@ -50,14 +50,16 @@ def test_a_tag_says_nothing_by_itself():
 
 
 def test_a_mark_names_the_event_and_the_vim_that_is_told():
-    frame = datagram.unpack(datagram_ext.stamp(datagram_ext.build_mark(b""), datagram_ext.mark_tag(TAG, 9)))
+    frame = datagram.unpack(
+        datagram_ext.stamp_tag(datagram_ext.build_mark(b""), datagram_ext.mark_tag(TAG, 9))
+    )
     assert (frame.cmd, frame.body) == (datagram_ext.MARK, {})
-    assert datagram_ext.read(frame) == Tag(0, number=22, acked_sender=11, vim=9)
+    assert datagram_ext.read_tag(frame) == Tag(0, number=22, acked_sender=11, vim=9)
 
 
 def test_an_old_daemon_bears_no_tag_and_reads_ours_as_its_own():
-    assert datagram_ext.read(datagram.unpack(PLAIN)) is None
-    stamped = datagram.unpack(datagram_ext.stamp(PLAIN, TAG))
+    assert datagram_ext.read_tag(datagram.unpack(PLAIN)) is None
+    stamped = datagram.unpack(datagram_ext.stamp_tag(PLAIN, TAG))
     assert datagram.parse_command(stamped) == datagram.Query()
     assert (stamped.signature, stamped.body) == (b"guest msg header:", {"source": "10.0.0.1"})
 
@@ -65,14 +67,14 @@ def test_an_old_daemon_bears_no_tag_and_reads_ours_as_its_own():
 @given(st.integers(0, 7), U32, U32, U32, U32, U32)
 def test_a_tag_survives(flags, sender, number, acked_sender, nonce, echo):
     tag = Tag(flags, sender, number, acked_sender, nonce, echo)
-    assert datagram_ext.read(datagram.unpack(datagram_ext.stamp(PLAIN, tag))) == tag
+    assert datagram_ext.read_tag(datagram.unpack(datagram_ext.stamp_tag(PLAIN, tag))) == tag
 
 
 def test_an_acknowledgement_names_the_message():
     tag = datagram_ext.ack_tag(TAG)._replace(sender=7)
-    frame = datagram.unpack(datagram_ext.stamp(datagram_ext.build_ack(datagram.AGENT_SIGNATURE), tag))
+    frame = datagram.unpack(datagram_ext.stamp_tag(datagram_ext.build_ack(datagram.AGENT_SIGNATURE), tag))
     assert frame.cmd == ACK
-    assert datagram_ext.read(frame) == Tag(IS_ACK, 7, 22, 11)
+    assert datagram_ext.read_tag(frame) == Tag(IS_ACK, 7, 22, 11)
     with pytest.raises(datagram.BadDatagram):
         datagram.parse_event(frame)
 
@@ -90,24 +92,24 @@ def test_an_acknowledgement_names_the_message():
     ],  # fmt: skip
 )
 def test_numbers_wrap(one, other, expected):
-    assert datagram_ext.newer(one, other) is expected
+    assert datagram_ext.is_newer(one, other) is expected
 
 
 # --- the seal --------------------------------------------------------------------------------------
 
 
 def sealed(seal, tag=TAG, route=ROUTE):
-    return seal.close(datagram_ext.stamp(PLAIN, tag), route)
+    return seal.add_seal(datagram_ext.stamp_tag(PLAIN, tag), route)
 
 
 def test_a_sealed_datagram_passes_once_in_any_order():
     ours, theirs = Seal(KEY), Seal(KEY)
     datagrams = [sealed(ours) for _ in range(10)]
     for data in reversed(datagrams):
-        theirs.open(data, ROUTE, TAG.nonce)
+        theirs.check_seal(data, ROUTE, TAG.nonce)
     for data in datagrams:
-        with pytest.raises(Refused, match="replay"):
-            theirs.open(data, ROUTE, TAG.nonce)
+        with pytest.raises(SealRefused, match="replay"):
+            theirs.check_seal(data, ROUTE, TAG.nonce)
 
 
 @pytest.mark.parametrize("came", [(0, 1, 2), (0, 2), (2, 0), (1, 0, 2), (0, 2, 1), (2,)])
@@ -115,12 +117,12 @@ def test_what_has_come_passes_no_second_time_and_what_has_not_passes(came):
     ours, theirs = Seal(KEY), Seal(KEY)
     datagrams = [sealed(ours) for _ in range(3)]
     for index in came:
-        theirs.open(datagrams[index], ROUTE, TAG.nonce)
+        theirs.check_seal(datagrams[index], ROUTE, TAG.nonce)
     for index in came:
-        with pytest.raises(Refused, match="replay"):
-            theirs.open(datagrams[index], ROUTE, TAG.nonce)
+        with pytest.raises(SealRefused, match="replay"):
+            theirs.check_seal(datagrams[index], ROUTE, TAG.nonce)
     for index in {0, 1, 2} - set(came):
-        theirs.open(datagrams[index], ROUTE, TAG.nonce)
+        theirs.check_seal(datagrams[index], ROUTE, TAG.nonce)
 
 
 @pytest.mark.parametrize(("since", "passes"), [(62, True), (63, True), (64, False), (65, False), (99, False)])
@@ -128,17 +130,17 @@ def test_a_datagram_may_come_after_63_that_were_sent_later(since, passes):
     ours, theirs = Seal(KEY), Seal(KEY)
     first = sealed(ours)
     later = [sealed(ours) for _ in range(since)]
-    theirs.open(later[-1], ROUTE, TAG.nonce)
+    theirs.check_seal(later[-1], ROUTE, TAG.nonce)
     if passes:
-        theirs.open(first, ROUTE, TAG.nonce)
-    with pytest.raises(Refused, match="replay"):
-        theirs.open(first, ROUTE, TAG.nonce)
+        theirs.check_seal(first, ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="replay"):
+        theirs.check_seal(first, ROUTE, TAG.nonce)
 
 
 def test_a_window_takes_the_same_memory_whatever_has_passed():
     ours, theirs = Seal(KEY), Seal(KEY)
     for _ in range(3 * datagram_ext.WINDOW):
-        theirs.open(sealed(ours), ROUTE, TAG.nonce)
+        theirs.check_seal(sealed(ours), ROUTE, TAG.nonce)
     ((highest, bits),) = theirs._windows.values()
     assert (highest, bits) == (192, 2**64 - 1)
 
@@ -147,19 +149,19 @@ def test_a_window_takes_the_same_memory_whatever_has_passed():
 def test_whatever_is_altered_breaks_the_seal(place):
     data = bytearray(sealed(Seal(KEY)))
     data[place] ^= 1
-    with pytest.raises(Refused, match="wrong"):
-        Seal(KEY).open(bytes(data), ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="wrong"):
+        Seal(KEY).check_seal(bytes(data), ROUTE, TAG.nonce)
 
 
 def test_unsealed_foreign_and_misdirected_ones_are_refused():
     theirs = Seal(KEY)
-    with pytest.raises(Refused, match="not sealed"):
-        theirs.open(datagram_ext.stamp(PLAIN, TAG), ROUTE, TAG.nonce)
-    with pytest.raises(Refused, match="wrong"):
-        theirs.open(sealed(Seal(b"another key of 16")), ROUTE, TAG.nonce)
-    with pytest.raises(Refused, match="wrong"):
-        theirs.open(sealed(Seal(KEY)), b"agent>compute-1", TAG.nonce)
-    theirs.open(sealed(Seal(KEY)), ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="not sealed"):
+        theirs.check_seal(datagram_ext.stamp_tag(PLAIN, TAG), ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="wrong"):
+        theirs.check_seal(sealed(Seal(b"another key of 16")), ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="wrong"):
+        theirs.check_seal(sealed(Seal(KEY)), b"agent>compute-1", TAG.nonce)
+    theirs.check_seal(sealed(Seal(KEY)), ROUTE, TAG.nonce)
 
 
 def test_the_seal_is_made_of_the_route_a_nul_and_the_datagram_without_it():
@@ -180,9 +182,9 @@ OLD, NEW = b"the key of before", b"the key of after!"
 
 def passes(sender, receiver):
     try:
-        receiver.open(sealed(sender), ROUTE, TAG.nonce)
+        receiver.check_seal(sealed(sender), ROUTE, TAG.nonce)
         return True
-    except Refused:
+    except SealRefused:
         return False
 
 
@@ -193,7 +195,7 @@ def test_a_change_of_keys_loses_no_datagram_in_any_order():
         sides = [Seal(OLD), Seal(OLD)]
         for step in steps[1:]:
             for side in (sides[first], sides[1 - first]):
-                assert side.rekey(*step)
+                assert side.change_keys(*step)
                 assert passes(sides[0], sides[1]) and passes(sides[1], sides[0])
         assert not passes(Seal(OLD), sides[0])
 
@@ -201,31 +203,31 @@ def test_a_change_of_keys_loses_no_datagram_in_any_order():
 def test_what_passed_before_a_change_of_keys_does_not_pass_after_it():
     ours, theirs = Seal(OLD), Seal(OLD)
     data = sealed(ours)
-    theirs.open(data, ROUTE, TAG.nonce)
-    theirs.rekey(NEW, OLD)
-    with pytest.raises(Refused, match="replay"):
-        theirs.open(data, ROUTE, TAG.nonce)
+    theirs.check_seal(data, ROUTE, TAG.nonce)
+    theirs.change_keys(NEW, OLD)
+    with pytest.raises(SealRefused, match="replay"):
+        theirs.check_seal(data, ROUTE, TAG.nonce)
 
 
 def test_the_same_keys_are_no_change_and_a_short_one_changes_nothing():
     seal = Seal(OLD)
-    assert not seal.rekey(OLD)
+    assert not seal.change_keys(OLD)
     with pytest.raises(ValueError, match="5 bytes"):
-        seal.rekey(OLD, b"short")
+        seal.change_keys(OLD, b"short")
     assert passes(Seal(OLD), seal) and not passes(Seal(b"short" * 4), seal)
 
 
 def test_without_a_key_nothing_is_sealed_and_everything_passes():
     seal = Seal()
-    assert not seal and seal.close(PLAIN, ROUTE) == PLAIN
-    seal.open(PLAIN, ROUTE, 0)
+    assert not seal and seal.add_seal(PLAIN, ROUTE) == PLAIN
+    seal.check_seal(PLAIN, ROUTE, 0)
 
 
 def test_only_so_many_processes_are_remembered(monkeypatch):
     monkeypatch.setattr(datagram_ext, "WINDOWS_MAX", 3)
     theirs = Seal(KEY)
     for nonce in (1, 2, 1, 3, 1, 4, 1):
-        theirs.open(
+        theirs.check_seal(
             sealed(Seal(KEY), TAG._replace(nonce=nonce)) if nonce > 1 else next_of_one(), ROUTE, nonce
         )
     assert sorted(nonce for _, nonce in theirs._windows) == [1, 3, 4]
@@ -245,20 +247,20 @@ def test_a_short_key_is_none():
 
 @pytest.mark.parametrize("size", [0, 1, 40, 63, 64, 99])
 def test_what_is_shorter_than_a_datagram_is_not_sealed(size):
-    with pytest.raises(Refused, match="not sealed"):
-        Seal(KEY).open(b"x" * size, ROUTE, TAG.nonce)
+    with pytest.raises(SealRefused, match="not sealed"):
+        Seal(KEY).check_seal(b"x" * size, ROUTE, TAG.nonce)
 
 
 def test_the_shortest_datagram_can_be_sealed():
-    theirs, data = Seal(KEY), datagram_ext.stamp(datagram_ext.build_ack(b""), TAG)
+    theirs, data = Seal(KEY), datagram_ext.stamp_tag(datagram_ext.build_ack(b""), TAG)
     assert len(data) == 100
-    theirs.open(Seal(KEY).close(data, ROUTE), ROUTE, TAG.nonce)
+    theirs.check_seal(Seal(KEY).add_seal(data, ROUTE), ROUTE, TAG.nonce)
 
 
 def test_each_route_and_process_has_a_window_of_its_own():
     theirs, data = Seal(KEY), sealed(Seal(KEY))
-    theirs.open(data, ROUTE, 1)
-    theirs.open(data, ROUTE, 2)
-    theirs.open(sealed(Seal(KEY), route=b"agent>compute-1"), b"agent>compute-1", 1)
-    with pytest.raises(Refused, match="replay"):
-        theirs.open(data, ROUTE, 1)
+    theirs.check_seal(data, ROUTE, 1)
+    theirs.check_seal(data, ROUTE, 2)
+    theirs.check_seal(sealed(Seal(KEY), route=b"agent>compute-1"), b"agent>compute-1", 1)
+    with pytest.raises(SealRefused, match="replay"):
+        theirs.check_seal(data, ROUTE, 1)

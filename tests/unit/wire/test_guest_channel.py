@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from places import TRANSCRIPTS
 from tiers import examples
 
-from guestmtce.wire import guest_channel, guest_channel_fast
-from guestmtce.wire.guest_channel import FROM_GUEST, FROM_HOST, LineBuffer, NotAMessage, Refused, build, parse
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
+from guestmtce.wire.guest_channel import FROM_GUEST, FROM_HOST, Refused, build, parse
+from guestmtce.wire.json_lines import NotAMessage
 
 INT_MAX = 2**31 - 1
 PATIENT = settings(deadline=None, max_examples=examples(200), suppress_health_check=[HealthCheck.too_slow])
@@ -230,44 +231,12 @@ def test_any_bytes_give_a_message_or_one_of_two_errors(line, shapes):
     except NotAMessage:
         return
     except Refused as refused:
-        assert 0 < len(str(refused).encode()) <= guest_channel.LOG_MSG_MAX
+        assert 0 < len(str(refused).encode()) <= json_lines.LOG_MSG_MAX
         return
     example = next(MESSAGES[kind] for kind in MESSAGES if TYPES[kind] is type(message))
     for name, value in message._asdict().items():
         assert type(value) is type(example[name])
         assert -(2**31) <= value < 2**31 if type(value) is int else len(value.encode()) <= 223
-
-
-def test_empty_and_overlong_lines_are_dropped_and_the_next_is_read():
-    buffer = LineBuffer()
-    assert buffer.feed(b"\n\n \n\t\r\na\n" + guest_channel.RESYNC) == [b"a"]
-    assert buffer.feed(b"x" * guest_channel.LINE_MAX + b"\n") == [b"x" * guest_channel.LINE_MAX]
-    assert buffer.feed(b"x" * (guest_channel.LINE_MAX + 1)) == []
-    assert buffer.feed(b"more of it") == []
-    assert buffer.feed(b"and its end\nnext\nrest") == [b"next"]
-    assert (buffer.feed(b"\n"), buffer.overflows) == ([b"rest"], 1)
-
-
-long_lines = [fill * (guest_channel.LINE_MAX + more) for fill in (b"x", b" ") for more in (0, 1, 2)]
-segments = st.lists(
-    st.sampled_from([b"", b" ", b"\r", b"half", *long_lines]) | st.binary(max_size=5), max_size=8
-)
-
-
-@PATIENT
-@given(segments, st.lists(st.integers(0, 3 * guest_channel.LINE_MAX), max_size=8))
-def test_the_same_lines_come_out_however_the_stream_is_cut(parts, cuts):
-    stream = b"\n".join(parts)
-    every = stream.split(b"\n")
-    expected = [line for line in every[:-1] if line.strip() and len(line) <= guest_channel.LINE_MAX]
-    borders = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    buffer, lines = LineBuffer(), []
-    for start, end in zip(borders, borders[1:]):
-        lines += buffer.feed(stream[start:end])
-        kept = [getattr(buffer, slot) for slot in buffer.__slots__]
-        assert sum(len(value) for value in kept if isinstance(value, bytes)) <= guest_channel.LINE_MAX
-    assert lines == expected
-    assert buffer.overflows == sum(len(line) > guest_channel.LINE_MAX for line in every)
 
 
 KNOWN_WORDS = {
@@ -304,10 +273,12 @@ def test_what_is_built_is_read_back(message, sequence):
     for name, value in message._asdict().items():
         taken = getattr(back, name)
         if name == "log_msg":  # cut when its escapes make the message too long
-            cut = guest_channel.clean(value)
+            cut = json_lines.clean_text(value)
             assert cut.startswith(taken) and (taken == cut or len(data) > guest_channel.MESSAGE_MAX - 50)
         else:
-            assert taken == (guest_channel.clean(value, guest_channel.NAME_MAX) if name == "name" else value)
+            assert taken == (
+                json_lines.clean_text(value, guest_channel.NAME_MAX) if name == "name" else value
+            )
 
 
 @pytest.mark.parametrize("message", [TYPES[kind](*MESSAGES[kind].values()) for kind in MESSAGES])
@@ -346,14 +317,6 @@ def test_numbers_that_the_other_side_would_misread_are_not_built(kind, field):
             build(TYPES[kind](**{**MESSAGES[kind], field: bad}), 1)
 
 
-@PATIENT
-@given(st.text(max_size=80) | st.text("aé€\U0001f600", max_size=80), st.integers(0, 90))
-def test_clean_cuts_on_a_border_of_characters(text, limit):
-    cut = guest_channel.clean(text, limit)
-    assert text.startswith(cut) and len(cut.encode()) <= limit
-    assert cut == text or len((cut + text[len(cut)]).encode()) > limit
-
-
 @pytest.mark.parametrize(
     "secs, events",
     [
@@ -382,7 +345,7 @@ def test_recorded_lines():
         b'\n{"version":3,"revision":1,"msg_type":"action_response","sequence":6,"invocation_id":1804289383,'
         b'"event_type":"stop","notification_type":"revocable","vote_result":"accept","log_msg":""}\n'
     )
-    assert [parse(line) for line in LineBuffer().feed(stream)] == [
+    assert [parse(line) for line in json_lines.LineBuffer().feed(stream)] == [
         guest_channel.Init(1804289383, "vm-1", 1000, 9, 9, 9, 14, 601, "reboot"),
         guest_channel.ChallengeResponse(17, "unhealthy", "log", 'fs "/" is full'),
         guest_channel.ActionResponse(1804289383, "stop", "revocable", "accept", ""),
@@ -393,7 +356,7 @@ def test_recorded_lines():
 def test_every_recorded_message_is_understood():
     understood = 0
     for path in sorted(TRANSCRIPTS.glob("*.jsonl")):
-        buffer = LineBuffer()
+        buffer = json_lines.LineBuffer()
         for entry in map(json.loads, path.read_text("utf-8").splitlines()):
             if entry.get("from") == "guest":
                 for message in map(parse, buffer.feed(entry["bytes"].encode())):
@@ -402,31 +365,15 @@ def test_every_recorded_message_is_understood():
     assert understood > 50
 
 
-def test_the_guest_side_can_use_the_module_on_an_old_python():
-    tree = ast.parse(pathlib.Path(guest_channel.__file__).read_text("utf-8"), feature_version=(3, 7))
+@pytest.mark.parametrize("module", [guest_channel, json_lines], ids=lambda module: module.__name__)
+def test_the_guest_side_can_use_the_module_on_an_old_python(module):
+    tree = ast.parse(pathlib.Path(module.__file__).read_text("utf-8"), feature_version=(3, 6))
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert sorted(ast.unparse(node).split()[1] for node in imports) == ["json", "re", "typing"]
+    needed = {ast.unparse(node).split()[1] for node in imports}
+    assert needed <= {"json", "re", "typing", "guestmtce.wire.json_lines"}
 
 
 # --- at the limits ---------------------------------------------------------------------------------
-
-
-def test_an_overlong_line_ends_at_the_next_newline_wherever_the_stream_is_cut():
-    lines = LineBuffer()
-    assert lines.feed(b"x" * (guest_channel.LINE_MAX + 1)) == []
-    assert lines.feed(b"\n") == []
-    assert lines.feed(b"{}\n") == [b"{}"]
-    assert lines.overflows == 1
-
-
-@pytest.mark.parametrize(
-    ("size", "taken"), [(guest_channel.LINE_MAX, True), (guest_channel.LINE_MAX + 1, False)]
-)
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_line_may_have_4096_bytes(size, taken, at_once):
-    lines, data = LineBuffer(), b"x" * size
-    read = lines.feed(data + b"\n") if at_once else lines.feed(data) + lines.feed(b"\n")
-    assert (read, lines.overflows) == ([data] * taken, not taken)
 
 
 def test_an_interval_may_be_negative_and_a_name_has_63_bytes():
@@ -446,7 +393,7 @@ def test_a_log_msg_is_cut_no_more_than_it_must_be(escaped):
 def test_the_sizes_and_defaults_of_the_specification():
     assert (guest_channel.VERSION, guest_channel.REVISION, guest_channel.RESYNC) == (3, 1, b" \n")
     assert (guest_channel.MESSAGE_MAX, guest_channel.NAME_MAX) == (1056, 63)
-    assert (guest_channel.LOG_MSG_MAX, guest_channel.WORD_MAX) == (223, 31)
+    assert (json_lines.LOG_MSG_MAX, guest_channel.WORD_MAX) == (223, 31)
     assert (guest_channel.INT32_MIN, guest_channel.INT32_MAX, guest_channel.SECS_MAX) == (
         -(2**31),
         2**31 - 1,

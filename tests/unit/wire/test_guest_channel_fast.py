@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiers import examples
 
-from guestmtce.wire import guest_channel, guest_channel_fast
+from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
 
 INT_MAX = 2**31 - 1
 ANSWER = guest_channel.ChallengeResponse(1804289383, "healthy", "reboot", "")
@@ -26,13 +26,13 @@ def line_of(message, sequence=2):
 def general(line):
     try:
         return guest_channel.parse(line)
-    except (guest_channel.NotAMessage, guest_channel.Refused):
+    except (json_lines.NotAMessage, guest_channel.Refused):
         return None
 
 
 def agrees(line):
     """Whatever is recognised, the general parser finds the same; whether it was recognised."""
-    number, init = guest_channel_fast.healthy_answer(line), guest_channel_fast.init(line)
+    number, init = guest_channel_fast.parse_healthy_answer(line), guest_channel_fast.parse_init(line)
     message = general(line)
     if number is not None:
         assert type(message) is guest_channel.ChallengeResponse
@@ -51,10 +51,12 @@ def agrees(line):
 def test_what_the_deployed_client_prints_is_recognised(action):
     for number in (0, 7, 10**9 - 1, INT_MAX):
         answer = ANSWER._replace(heartbeat_response=number, corrective_action=action)
-        assert guest_channel_fast.healthy_answer(line_of(answer)) == number
+        assert guest_channel_fast.parse_healthy_answer(line_of(answer)) == number
         init = INIT._replace(invocation_id=number, heartbeat_interval_ms=number, corrective_action=action)
-        assert guest_channel_fast.init(line_of(init)) == init
-    assert guest_channel_fast.init(line_of(INIT._replace(name="x" * guest_channel.NAME_MAX))) is not None
+        assert guest_channel_fast.parse_init(line_of(init)) == init
+    assert (
+        guest_channel_fast.parse_init(line_of(INIT._replace(name="x" * guest_channel.NAME_MAX))) is not None
+    )
 
 
 NOT_REGULAR = [

@@ -9,7 +9,7 @@ from places import TRANSCRIPTS
 
 from guestmtce.server.child import session as s
 from guestmtce.server.child.session import CHALLENGED, RESTING, RESUMING, WAITING, Resume, Session, Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, Challenge, ChallengeResponse, Init, Nack
 
 FILES = sorted(TRANSCRIPTS.glob("*.jsonl"))
@@ -32,7 +32,7 @@ def records(path):
 
 
 def messages(record, shapes=None):
-    lines = guest_channel.LineBuffer().feed(record["bytes"].encode("utf-8"))
+    lines = json_lines.LineBuffer().feed(record["bytes"].encode("utf-8"))
     return [guest_channel.parse(line, shapes) for line in lines]
 
 
@@ -62,7 +62,7 @@ class Replay:
     def keep(self, output):
         data, reports = output
         self.reports += reports
-        lines = guest_channel.LineBuffer().feed(data)
+        lines = json_lines.LineBuffer().feed(data)
         self.sent += [guest_channel.parse(line, guest_channel.FROM_HOST) for line in lines]
 
     def run(self):

@@ -18,7 +18,7 @@ from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import free_ports
-from guestmtce.lab.vim import Client
+from guestmtce.lab.vim import CommandClient
 from guestmtce.wire.datagram import HostRecord
 
 OTHER_USER = SUPPORT / "other_user.py"
@@ -43,7 +43,7 @@ class Bench:
         self.port = free_ports(1)[0]
         self.commands = Commands("127.0.0.1", self.port, 2, self._apply, vim_users)
         self.commands.start()
-        self.vim = Client("127.0.0.1", self.port)
+        self.vim = CommandClient("127.0.0.1", self.port)
 
     def _apply(self, act):
         with self._lock:

@@ -16,7 +16,7 @@ from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.model import Send
 from guestmtce.lab.cluster import free_ports
 from guestmtce.lab.pace import within
-from guestmtce.lab.vim import Client
+from guestmtce.lab.vim import CommandClient
 from guestmtce.wire import datagram, guest_channel
 from guestmtce.wire.datagram import Ask, DeleteInstance, HostRecord, InstanceInfo, SetHost, SetInstance
 
@@ -52,7 +52,7 @@ class Bench:
         self.port = free_ports(1)[0]
         self.commands = Commands(LOCAL, self.port, 4, self.apply)
         self.commands.start()
-        self.vim = Client(LOCAL, self.port)
+        self.vim = CommandClient(LOCAL, self.port)
 
     def apply(self, act):
         with self.lock:

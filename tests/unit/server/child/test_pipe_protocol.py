@@ -12,7 +12,7 @@ from session_driver import GUEST, Bench
 
 from guestmtce.server.child import pipe_protocol
 from guestmtce.server.child import session as s
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, ChallengeResponse
 
 REPORTS = [
@@ -25,7 +25,7 @@ REPORTS = [
     s.Ill("reboot", 'disk "full"\n'),
     s.Well(),
     s.ReportingEnabled(),
-    s.Answered(guest_channel.INT32_MAX, "reject", "n" * guest_channel.LOG_MSG_MAX),
+    s.Answered(guest_channel.INT32_MAX, "reject", "n" * json_lines.LOG_MSG_MAX),
     s.Late(0.25),
     s.Reconnect("suspended"),
     s.Note("something", 4),
@@ -96,9 +96,9 @@ BROKEN = {
     "object for text": packet("Note", {}, 0),
     "a lone surrogate": packet("Note", "\ud800", 0),
     "a reason beyond the guest's log_msg": packet(
-        "Answered", 1, "reject", "n" * (guest_channel.LOG_MSG_MAX + 1)
+        "Answered", 1, "reject", "n" * (json_lines.LOG_MSG_MAX + 1)
     ),
-    "a log_msg too long in bytes": packet("Ill", "reboot", "ä" * guest_channel.LOG_MSG_MAX),
+    "a log_msg too long in bytes": packet("Ill", "reboot", "ä" * json_lines.LOG_MSG_MAX),
     "init: no list": packet("Acknowledged", 1),
     "init: text": packet("Acknowledged", "123456789"),
     "init: object": packet("Acknowledged", GUEST._asdict()),

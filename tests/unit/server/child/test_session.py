@@ -10,7 +10,7 @@ from session_driver import BEGIN, GUEST, Bench
 from guestmtce.server.child import process
 from guestmtce.server.child import session as s
 from guestmtce.server.child.session import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING, Resume, Settings
-from guestmtce.wire import guest_channel
+from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import Challenge, ChallengeResponse, InitAck, Nack
 
 # --- every pair of state and input -----------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_at_most_one_nack_a_second():
 
 def test_a_line_too_long_is_dropped_and_the_next_is_taken():
     bench = Bench()
-    bench.say(b"x" * (guest_channel.LINE_MAX + 1))
+    bench.say(b"x" * (json_lines.LINE_MAX + 1))
     bench.say(b'"}\n' + guest_channel.build(GUEST, 1))
     assert bench.kinds() == ["Note", "Acknowledged"]
 

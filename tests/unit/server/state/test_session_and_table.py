@@ -23,7 +23,7 @@ from guestmtce.server.child import pipe_protocol, session_types
 from guestmtce.server.child.session import CLOSED, Session
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table as g
-from guestmtce.wire import datagram, guest_channel
+from guestmtce.wire import datagram, guest_channel, json_lines
 from guestmtce.wire.guest_channel import (
     ActionNotify,
     ActionResponse,
@@ -129,7 +129,7 @@ class World:
     def spoken(self, output):
         data, told = output
         self.up.extend(told)
-        for line in guest_channel.LineBuffer().feed(data):
+        for line in json_lines.LineBuffer().feed(data):
             self.heard_by_guest(guest_channel.parse(line, guest_channel.FROM_HOST))
         if self.session is not None and self.session.state == CLOSED:
             self.up.append("closed")
