@@ -19,7 +19,7 @@ from guestmtce.server.settings import ServerSettings
 Figures = Dict[str, Any]
 Rows = Dict[str, Dict[str, str]]
 
-COUNTERS = ("misses", "losses", "late", "deaths", "links")
+COUNTERS = ("misses", "losses", "late", "crashes", "connections")
 START_WAIT = 180.0
 LOSS_WAIT = 5.0  # beyond the time that a loss takes
 RECOVERY_WAIT = 30.0
@@ -113,7 +113,7 @@ def gained(before: Rows, after: Rows) -> Dict[str, int]:
     """What the counters rose by; a connection that was made is one that was lost before."""
     first, last = totals(before), totals(after)
     rise = {name: last[name] - first[name] for name in COUNTERS}
-    rise["reconnects"] = rise.pop("links")
+    rise["reconnects"] = rise.pop("connections")
     return rise
 
 

@@ -24,7 +24,7 @@ class Identity(NamedTuple):
     nonce: int
 
 
-class Heard(NamedTuple):
+class ReceivedDatagram(NamedTuple):
     """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
 
     cmd: int
@@ -104,7 +104,7 @@ class CommandOrder:
 
     def __init__(self) -> None:
         self._seen = Seen()
-        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
+        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, sequence
 
     def admit(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
         """Whether the command is to be obeyed; it is noted. An old agent's always is."""
@@ -117,8 +117,8 @@ class CommandOrder:
         return True
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
-        sender, number = self._latest.get(subject, (0, 0))
-        if sender == tag.sender and not datagram_ext.newer(tag.number, number):
+        sender, sequence = self._latest.get(subject, (0, 0))
+        if sender == tag.sender and not datagram_ext.newer(tag.number, sequence):
             return False
         self._latest.pop(subject, None)
         if len(self._latest) >= SEEN_MAX:

@@ -209,7 +209,7 @@ class Children:
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
             if waiting.serial in self._awaited:  # an end may have dropped another
-                self._end(waiting, guest.UNBORN, ": the spawner failed")
+                self._end(waiting, guest.FORK_FAILED, ": the spawner failed")
 
     def _reported_birth(self, serial: int, pid: int) -> None:
         born = self._awaited.pop(serial, None)
@@ -224,7 +224,7 @@ class Children:
         waiting = self._awaited.pop(serial, None)
         self._free(waiting.uid if waiting is not None else self._abandoned.pop(serial, None))
         if waiting is not None:
-            self._end(waiting, guest.UNBORN, ": it could not be forked: " + why)
+            self._end(waiting, guest.FORK_FAILED, ": it could not be forked: " + why)
 
     def _born_in_vain(self, pid: int, uid: Optional[int]) -> None:
         if self._reaped_early.pop(pid, None) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shutil
 import stat
 import zlib
@@ -12,7 +13,8 @@ import pytest
 
 from guestmtce.daemon import atomic_file
 from guestmtce.server import state_store as store_module
-from guestmtce.server.state_store import ALIVE, HOST, SENDER, Memory, Store
+from guestmtce.server.state.guest import ILLNESS, LOSS, OUTCOME, STATE, GuestMemory, PendingEvent, PendingKey
+from guestmtce.server.state_store import ALIVE, HOST, SENDER, Store
 from guestmtce.wire import datagram, guest_channel
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -20,13 +22,13 @@ OTHER = "99999999-2222-3333-4444-555555555555"
 INIT = guest_channel.Init(1804289383, 'n"\né', 1000, 8, 9, 11, 13, 120, "reboot")
 INFO = datagram.InstanceInfo("host-0", UUID, True, False, "reboot", 120, 9, 11, 13, 8)
 VOTE = datagram.VoteResult("host-0", UUID, "revocable", "stop", "reject", 'no "way"\n\u00e9')
-UNTOLD = (
-    ("failure", 2**32 - 1, datagram.LOSS, datagram.event_body(INFO)),
-    ("state", 1, datagram.STOPPED, datagram.event_body(INFO)),
-    ("vote 3", 2, datagram.VOTE_NOTIFY, datagram.event_body(VOTE)),
+PENDING = (
+    (PendingKey(UUID, LOSS), PendingEvent(2**32 - 1, datagram.LOSS, INFO)),
+    (PendingKey(UUID, STATE), PendingEvent(1, datagram.STOPPED, INFO)),
+    (PendingKey(UUID, OUTCOME, 3), PendingEvent(2, datagram.VOTE_NOTIFY, VOTE, until=1034.5)),
 )
 QUESTIONS = ((1, "revocable", "stop", 77.5), (2, "irrevocable", "pause", 78.0))
-MEMORY = Memory(UUID, True, False, INIT, True, True, 1234.5, (1, 2), UNTOLD, QUESTIONS)
+MEMORY = GuestMemory(UUID, True, False, INIT, True, True, 1234.5, (1, 2), PENDING, QUESTIONS)
 NEVER = -float("inf")
 
 
@@ -61,24 +63,31 @@ def write(path, values, crc=None):
     path.write_text("%08x %s\n" % (zlib.crc32(text.encode()) if crc is None else crc, text))
 
 
+def named(memory, uuid):
+    """The same of another guest."""
+    pending = tuple((key._replace(uuid=uuid), event) for key, event in memory.pending)
+    return memory._replace(uuid=uuid, pending=pending)
+
+
 def values_of(memory):
-    return {**memory._asdict(), "init": list(memory.init) if memory.init else None}
+    """What stands in a file of it."""
+    return store_module._values(memory)
 
 
 @pytest.mark.parametrize(
     "memory",
     [
         MEMORY,
-        MEMORY._replace(init=None, ident=None, silence_until=NEVER),
-        Memory(UUID, False, True, INIT, False, False, 0.0),
+        MEMORY._replace(init=None, socket_identity=None, silence_until=NEVER),
+        GuestMemory(UUID, False, True, INIT, False, False, 0.0),
     ],
 )
 def test_what_is_saved_is_loaded_by_the_next_daemon(store, tmp_path, memory):
     store.save(MEMORY._replace(owes_answer=False))
     store.save(memory)
-    store.save(memory._replace(uuid=OTHER))
+    store.save(named(memory, OTHER))
     again = Store(str(tmp_path), "guestServer")
-    assert again.load() == [memory, memory._replace(uuid=OTHER)]
+    assert again.load() == [memory, named(memory, OTHER)]
     again.forget(UUID)
     again.forget(UUID)
     assert [one.uuid for one in again.load()] == [OTHER]
@@ -89,15 +98,23 @@ def test_a_memory_of_an_earlier_version_is_taken(store, folder):
     for name in ("ident", "untold", "questions"):
         del values[name]
     write(folder / UUID, values)
-    assert store.load() == [MEMORY._replace(ident=None, untold=(), questions=())]
+    assert store.load() == [MEMORY._replace(socket_identity=None, pending=(), questions=())]
 
 
-def test_the_most_that_can_be_untold_is_remembered(store):
+def test_the_most_that_can_be_pending_is_remembered(store):
     reason = VOTE._replace(reason="\U0001f600" * guest_channel.LOG_MSG_MAX)
-    entries = [("vote %d" % n, n, datagram.VOTE_NOTIFY, datagram.event_body(reason)) for n in range(16)]
-    memory = MEMORY._replace(untold=(*UNTOLD[:2], *entries))
+    shortened = datagram.event_of(datagram.VOTE_NOTIFY, datagram.event_body(reason))
+    entries = [
+        (PendingKey(UUID, OUTCOME, n), PendingEvent(n, datagram.VOTE_NOTIFY, reason)) for n in range(16)
+    ]
+    memory = MEMORY._replace(pending=(*PENDING[:2], *entries))
     store.save(memory)
-    assert store.load() == [memory]
+    (loaded,) = store.load()
+    assert loaded._replace(pending=()) == memory._replace(pending=())
+    assert loaded.pending == (
+        *PENDING[:2],
+        *((key, event._replace(event=shortened)) for key, event in entries),
+    )
 
 
 def test_the_folder_and_files_are_for_us_alone(store, folder):
@@ -181,7 +198,7 @@ def test_an_instance_is_remembered_under_its_uuid_in_lower_case_only(store, fold
     """A release that took an upper-case name for another instance may have left it."""
     lower, upper = "abcdef00-0000-4000-8000-00000000abcd", "ABCDEF00-0000-4000-8000-00000000ABCD"
     for uuid in (lower, upper):
-        write(folder / uuid, values_of(MEMORY._replace(uuid=uuid)))
+        write(folder / uuid, values_of(named(MEMORY, uuid)))
     assert [memory.uuid for memory in store.load()] == [lower]
     assert os.listdir(folder) == [lower]
 
@@ -276,9 +293,9 @@ NEWER = MEMORY._replace(reporting=True, heartbeating=False)
 
 
 def test_where_there_is_no_room_for_a_second_file_the_old_one_is_written_over(store, folder, full):
-    store.save(MEMORY._replace(untold=()))
+    store.save(MEMORY._replace(pending=()))
     full("write_atomically")
-    for memory in (MEMORY, NEWER._replace(untold=())):  # one that is longer, one that is shorter
+    for memory in (MEMORY, NEWER._replace(pending=())):  # one that is longer, one that is shorter
         store.save(memory)
         assert store.load() == [memory]
     assert (os.listdir(folder), store.unsaved) == ([UUID], {})
@@ -306,12 +323,12 @@ def test_what_cannot_be_written_is_not_remembered_wrongly_and_is_written_when_it
 def test_one_guest_forgotten_or_saved_meanwhile_is_not_written_again(store, folder, full):
     full("write_atomically", "write_in_place")
     for uuid in (UUID, OTHER):
-        store.save(MEMORY._replace(uuid=uuid))
+        store.save(named(MEMORY, uuid))
     store.forget(UUID)
     full()
-    store.save(NEWER._replace(uuid=OTHER))
+    store.save(named(NEWER, OTHER))
     assert store.unsaved == {}
-    assert store.load() == [NEWER._replace(uuid=OTHER)]
+    assert store.load() == [named(NEWER, OTHER)]
 
 
 def test_what_cannot_be_forgotten_is_forgotten_when_it_can_be(store, folder, full):
@@ -333,7 +350,7 @@ def test_one_failure_a_look_and_no_more_than_some_files_a_turn(store, folder, fu
     monkeypatch.setattr(store_module, "SAVED_A_TURN", 4)
     full("write_atomically", "write_in_place")
     for uuid in uuids(10):
-        store.save(MEMORY._replace(uuid=uuid))
+        store.save(named(MEMORY, uuid))
     tried = []
     monkeypatch.setattr(
         atomic_file, "write_or_overwrite", lambda path, *_: (tried.append(path), full_disk(path))
@@ -414,6 +431,52 @@ def test_the_constructor_says_when_there_can_be_no_folder(tmp_path):
 
 # --- other releases, other kernels -----------------------------------------------------------------
 
+# As the release before keys and kinds had their present names in the code has left it.
+RECORDED = pathlib.Path(__file__).parent / "recorded"
+BOOT_OF_RECORDED = "btime 1700000000"
+
+
+def recorded_memories():
+    first, second, third = ("1111111%d-2222-3333-4444-555555555555" % last for last in (1, 2, 3))
+    note = datagram.VoteResult("host-0", first, "irrevocable", "pause", "complete", "no answer in time")
+    ill = INFO._replace(uuid=second, heartbeating=True)
+    return [
+        GuestMemory(
+            first, True, True, INIT, False, False, NEVER, (64768, 1234567, 1700000001),
+            (
+                (PendingKey(first, OUTCOME, 3), PendingEvent(41, datagram.VOTE_NOTIFY, VOTE, until=1034.5)),
+                (PendingKey(first, LOSS), PendingEvent(2**32 - 1, datagram.LOSS, INFO)),
+                (PendingKey(first, STATE), PendingEvent(42, datagram.STOPPED, INFO)),
+                (PendingKey(first, OUTCOME, 12), PendingEvent(43, datagram.VOTE_NOTIFY, note, until=1040.25)),
+            ),
+            ((13, "revocable", "stop", 77.5), (14, "irrevocable", "pause", 78.0)), True, 90.5,
+        ),
+        GuestMemory(
+            second, True, True, INIT._replace(corrective_action="stop"), True, True, 1234.5, (64768, 7, 8),
+            (
+                (PendingKey(second, STATE), PendingEvent(51, datagram.RUNNING, ill)),
+                (
+                    PendingKey(second, ILLNESS),
+                    PendingEvent(52, datagram.ILLHEALTH, ill._replace(repair_action="stop")),
+                ),
+            ),
+            (), True, NEVER, 1200.5,
+        ),
+        GuestMemory(third, False, False, None, False, False, NEVER),
+    ]  # fmt: skip
+
+
+def test_files_of_the_release_before_the_names_changed_are_read_and_written_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "boot_id", lambda: BOOT_OF_RECORDED)
+    shutil.copytree(RECORDED, tmp_path, dirs_exist_ok=True)
+    store = Store(str(tmp_path), "guestServer")
+    assert store.load() == recorded_memories()
+    for memory in recorded_memories():
+        store.save(memory)
+        name = "guestServer.guests/" + memory.uuid
+        assert (tmp_path / name).read_bytes() == (RECORDED / name).read_bytes()
+
+
 OF_2026_11 = (
     '{"boot": "6f1c", "uuid": "11111111-2222-3333-4444-555555555555", "provisioned": true, '
     '"reporting": true, "init": [7, "g", 1000, 9, 9, 9, 14, 601, "reboot"], "heartbeating": true, '
@@ -433,10 +496,13 @@ def test_a_file_of_the_release_of_november_2026_is_read(tmp_path, folder, monkey
     write(folder / ALIVE, '{"boot": "6f1c", "at": 1230.5}')
     write(folder / HOST, '{"boot": "6f1c", "reporting": false}')
     init = guest_channel.Init(7, "g", 1000, 9, 9, 9, 14, 601, "reboot")
-    untold = (("failure", 9, datagram.LOSS, datagram.event_body(INFO)),)
+    pending = ((PendingKey(UUID, LOSS), PendingEvent(9, datagram.LOSS, INFO)),)
     questions = ((1, "revocable", "stop", 77.5),)
     (memory,) = store.load()
-    assert memory[:10] == Memory(UUID, True, True, init, True, True, 1234.5, (1, 2), untold, questions)[:10]
+    assert (
+        memory[:10]
+        == GuestMemory(UUID, True, True, init, True, True, 1234.5, (1, 2), pending, questions)[:10]
+    )
     assert (store.sender(), store.alive_at(), store.host_reporting()) == (5, 1230.5, False)
 
 
