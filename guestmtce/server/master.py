@@ -25,7 +25,7 @@ from guestmtce.peer.retransmit import Numbers
 from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
-from guestmtce.server.child import confine
+from guestmtce.server.child import confine, session_types
 from guestmtce.server.child.session_types import Report
 from guestmtce.server.discovery import Channels, Identity
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
@@ -260,7 +260,7 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.FORK_FAILED, ": no socket could be had: %s" % error)
+            self._child_ended(effect.uuid, session_types.FORK_FAILED, ": no socket could be had: %s" % error)
             return
         try:
             channel.setblocking(False)
@@ -272,7 +272,9 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             self._children.start(effect.uuid, channel, effect.resume)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.FORK_FAILED, ": it could not be asked for: %s" % error)
+            self._child_ended(
+                effect.uuid, session_types.FORK_FAILED, ": it could not be asked for: %s" % error
+            )
 
     def _drop_child(self, effect: effects.DropChild) -> None:
         self._to_connect.pop(effect.uuid, None)

@@ -37,7 +37,10 @@ STEPS = st.one_of(
     st.tuples(st.just("found"), st.sampled_from(PATHS), st.integers(1, 2), st.booleans()),
     st.tuples(st.just("gone"), st.sampled_from(PATHS)),
     st.tuples(st.just("child"), st.sampled_from(["started", REFUSED, MISSING, BUSY])),
-    st.tuples(st.just("end"), st.sampled_from([row.PEER_CLOSED, row.GAVE_UP, row.DIED])),
+    st.tuples(
+        st.just("end"),
+        st.sampled_from([session_types.PEER_CLOSED, session_types.GAVE_UP, session_types.DIED]),
+    ),
     st.tuples(st.just("report"), st.sampled_from(REPORTS)),
     st.tuples(st.just("report"), st.sampled_from([session_types.Running(), session_types.Lost(2)])),
     st.tuples(st.just("answer"), st.sampled_from(guest_channel.VOTE_RESULTS)),
@@ -114,7 +117,7 @@ class World(Bench):
         return [row.ILLNESS] * (how is MISSING and self.child and not self.pid and not self.spoke)
 
     def over_end(self, why):
-        return [row.ILLNESS] * (self.child and why == row.PEER_CLOSED)
+        return [row.ILLNESS] * (self.child and why == session_types.PEER_CLOSED)
 
     def over_report(self, report):
         if not self.child:

@@ -14,6 +14,7 @@ from typing import Dict, Optional, Tuple
 
 from guestmtce.common.log_line import ERROR, INFO, WARNING
 from guestmtce.server.child import pipe_protocol, session_types
+from guestmtce.server.child.session_types import DIED, FORK_FAILED, PEER_CLOSED
 from guestmtce.server.state import liveness
 from guestmtce.server.state.agenda import Agenda
 from guestmtce.server.state.effects import Connect, DropChild, LookForSocket, PutCommand
@@ -22,10 +23,7 @@ from guestmtce.server.state.guest import (
     ABSENT,
     CONNECTED,
     CONNECTING,
-    DIED,
-    FORK_FAILED,
     NEVER,
-    PEER_CLOSED,
     RETRYING,
     Guest,
     SocketIdentity,

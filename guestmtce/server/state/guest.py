@@ -31,12 +31,6 @@ CONNECTED = "connected"  # a child serves it
 LOST = "lost"  # its heartbeat
 ILL = "ill"
 
-# Why a child ended.
-PEER_CLOSED = "the guest's side closed the channel"
-GAVE_UP = "the child asked for a new connection"
-DIED = "the child died"
-FORK_FAILED = "no child could be made"
-
 # Kinds of pending events.
 STATE = "state"  # RUNNING or STOPPED
 LOSS = "loss"

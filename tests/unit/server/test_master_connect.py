@@ -9,9 +9,9 @@ import types
 import pytest
 
 from guestmtce.lab.guest import uuid_of
+from guestmtce.server.child import session_types
 from guestmtce.server.master import Master
 from guestmtce.server.settings import ServerSettings
-from guestmtce.server.state import guest
 from guestmtce.server.state.effects import Connect
 from guestmtce.server.state.guest_table import GuestTable
 
@@ -57,7 +57,7 @@ def test_what_fails_on_our_side_is_no_refusal_of_the_guest(master, tmp_path, nam
         listener.listen(1)
         master._children = Children(OURS[name])
         master._connect_now(Connect(ONE, path, None))
-    assert master.said == [(guest.FORK_FAILED, ": it could not be asked for: %s" % OURS[name])]
+    assert master.said == [(session_types.FORK_FAILED, ": it could not be asked for: %s" % OURS[name])]
 
 
 def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
@@ -66,7 +66,7 @@ def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
 
     monkeypatch.setattr(socket, "socket", none_left)
     master._connect_now(Connect(ONE, "/nowhere", None))
-    assert [why for why, _ in master.said] == [guest.FORK_FAILED]
+    assert [why for why, _ in master.said] == [session_types.FORK_FAILED]
 
 
 def test_a_full_backlog_of_the_guest_s_socket_is_its_refusal(master, tmp_path):

@@ -21,7 +21,7 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.pace import within
 from guestmtce.server.child import session_types, spawner
-from guestmtce.server.state.guest import FORK_FAILED
+from guestmtce.server.child.session_types import FORK_FAILED
 from guestmtce.server.supervise import spawner_client, spawner_code
 
 __all__ = ["bench", "make_bench"]  # fixtures

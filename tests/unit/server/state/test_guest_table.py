@@ -164,7 +164,7 @@ def test_failing_connections_back_off_from_10_ms_to_60_s():
     assert delays(bench, refuse(bench), 15) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("why", [row.PEER_CLOSED, row.GAVE_UP, row.DIED])
+@pytest.mark.parametrize("why", [session_types.PEER_CLOSED, session_types.GAVE_UP, session_types.DIED])
 def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
     bench = Bench()
     bench.found()
@@ -186,7 +186,7 @@ def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
 def test_a_child_that_never_started_backs_off():
     bench = Bench()
     bench.found()
-    assert delays(bench, lambda: bench.end(row.DIED), 3) == pytest.approx([0.01, 0.02, 0.04])
+    assert delays(bench, lambda: bench.end(session_types.DIED), 3) == pytest.approx([0.01, 0.02, 0.04])
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -202,7 +202,7 @@ def test_what_resets_the_back_off(how, next_delay, running):
         bench.found(fresh=True)
     else:
         bench.now += SETTINGS.settled if how == "settled" else 0.0
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.32)
     assert bench.guest.connection.state == row.CONNECTING
     assert delays(bench, refuse(bench), 1) == pytest.approx([next_delay])
@@ -211,7 +211,7 @@ def test_what_resets_the_back_off(how, next_delay, running):
 # --- the end of a connection -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("why", "owes"), [(row.PEER_CLOSED, False), (row.DIED, True)])
+@pytest.mark.parametrize(("why", "owes"), [(session_types.PEER_CLOSED, False), (session_types.DIED, True)])
 def test_a_broken_link_is_resumed_at_once_and_only_a_dead_child_leaves_a_debt(why, owes):
     bench = heartbeating()
     bench.run(5)
@@ -220,7 +220,7 @@ def test_a_broken_link_is_resumed_at_once_and_only_a_dead_child_leaves_a_debt(wh
     assert connects == [Connect(UUID, PATH, session_types.Resume(INIT, owes, 0.0))]
 
 
-@pytest.mark.parametrize("why", [row.PEER_CLOSED, row.DIED])
+@pytest.mark.parametrize("why", [session_types.PEER_CLOSED, session_types.DIED])
 @pytest.mark.parametrize(("back", "told"), [(1.9, []), (2.5, [datagram.STOPPED, datagram.RUNNING])])
 def test_stopped_only_when_not_resumed_within_the_grace(why, back, told):
     bench = heartbeating(reporting=True)
@@ -235,17 +235,17 @@ def test_stopped_only_when_not_resumed_within_the_grace(why, back, told):
 
 def test_a_second_break_does_not_lengthen_the_grace():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(1.5)
     bench.connect()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.6)
     assert bench.told() == [datagram.STOPPED]
 
 
 def test_a_loss_is_told_though_the_child_died_before_it():
     bench = heartbeating(reporting=True)
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(6)
@@ -303,7 +303,7 @@ def test_running_is_told_once_until_something_changed():
 
 def test_a_goodbye_after_the_grace_does_not_tell_stopped_twice():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(3)
@@ -348,7 +348,7 @@ def test_the_log_has_a_line_a_second_about_a_guest_that_comes_and_goes(caplog):
     caplog.clear()
     for _ in range(200):
         bench.report(session_types.Acknowledged(INIT), session_types.Running(), session_types.Stopped())
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.05)
         bench.connect() if bench.guest.connection.state == row.CONNECTING else None
     bench.take()
@@ -437,7 +437,7 @@ def test_guests_do_not_touch_each_other():
     bench.table.child_started(OTHER, bench.now)
     bench.table.handle_report(OTHER, session_types.Running(), bench.now)
     bench.take()
-    bench.table.child_ended(OTHER, row.DIED, " of signal 9", bench.now)
+    bench.table.child_ended(OTHER, session_types.DIED, " of signal 9", bench.now)
     bench.run(5)
     assert [effect.event.uuid for effect in bench.take() if isinstance(effect, ReportEvent)] == [OTHER]
     assert bench.guest.liveness.heartbeating
@@ -462,7 +462,7 @@ def die(bench, times, apart=1.5):
         bench.connect()
         bench.report(session_types.Running())
         bench.run(apart)
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.02)
         told += bench.told()
     return told
@@ -471,20 +471,20 @@ def die(bench, times, apart=1.5):
 def retrying(reporting=True):
     bench = heartbeating(reporting=reporting)
     bench.run(2)
-    bench.end(row.GAVE_UP)
+    bench.end(session_types.GAVE_UP)
     return bench
 
 
 def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench = retrying()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.guest.liveness.change(liveness.EXCUSED)
     for _ in range(SETTINGS.child_deaths_max):
         bench.run(0.02)
         assert not bench.guest.crashes.crash_looping
         bench.connect()
         bench.run(1.5)
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
     assert bench.guest.crashes.crash_looping
     bench.set(True)  # nobody wakes it
     bench.run(SETTINGS.child_rest - 1)
@@ -513,7 +513,7 @@ def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
     bench = retrying()
     bench.told()
     for _ in range(30):
-        bench.end(row.FORK_FAILED)
+        bench.end(session_types.FORK_FAILED)
         bench.run(SETTINGS.child_rest_watched_max + 0.1)
         assert bench.guest.connection.state == row.CONNECTING
     assert bench.guest.liveness.losses == 0 and bench.guest.liveness.owes_answer
@@ -620,7 +620,7 @@ def test_what_a_child_says_does_not_fill_the_log(caplog):
 
 
 def gets_a_new_child(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
 
@@ -667,7 +667,7 @@ def test_what_has_happened_is_counted():
     bench = heartbeating(reporting=True)
     for count in (2, 3):
         bench.report(session_types.Missed(1), session_types.Late(0.1))
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.1)
         bench.connect()
         assert (bench.guest.connection.connections_made, bench.guest.crashes.count) == (count, count - 1)
@@ -692,7 +692,7 @@ def test_misses_that_are_heard_of_within_half_an_interval_are_asked_after(apart,
 def test_a_resume_notice_ends_the_rest_of_a_guest():
     bench = connected()
     while not bench.guest.crashes.crash_looping:
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.1)
         if bench.guest.connection.state == row.CONNECTING:
             bench.connect()

@@ -97,7 +97,7 @@ def test_a_failure_that_is_over_is_withdrawn(make, kind, end):
 
 
 def dies(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(100)
 
 
@@ -140,7 +140,7 @@ def test_the_illness_of_a_guest_that_is_well_or_gone_is_over(report):
     assert row.ILLNESS not in pending(bench)
 
 
-@pytest.mark.parametrize("what", [Bench.gone, lambda bench: bench.end(row.PEER_CLOSED)])
+@pytest.mark.parametrize("what", [Bench.gone, lambda bench: bench.end(session_types.PEER_CLOSED)])
 def test_the_illness_of_a_guest_without_a_channel_is_over(what):
     bench = ill()
     what(bench)
@@ -167,7 +167,7 @@ def test_a_deleted_instance_takes_all_of_it_along():
 
 
 def replaced_child(bench, seconds):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(seconds)
@@ -202,13 +202,13 @@ def test_an_illness_that_goes_on_while_the_vim_stands_still_is_one_alarm():
 
 def test_a_new_child_knows_that_its_guest_was_ill_and_says_when_it_is_well():
     bench = ill()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     assert [resume.ill for resume in resumes(bench.take())] == [True]
     bench.connect()
     bench.report(session_types.Running(), session_types.Well())
     assert row.ILLNESS not in pending(bench)
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     assert [resume.ill for resume in resumes(bench.take())] == [False]
 
@@ -243,9 +243,9 @@ TROUBLE = st.one_of(
         ("report", session_types.Acknowledged(INIT)), ("report", session_types.Stopped()),
         ("report", session_types.Well()),
         ("set", True), ("set", False), ("host", True), ("host", False), ("gone", "/q/x"),
-        ("found", "/q/x", 1, False), ("found", "/q/x", 2, True), ("child", "started"), ("end", row.DIED),
+        ("found", "/q/x", 1, False), ("found", "/q/x", 2, True), ("child", "started"),
         ("confirm", ""), ("confirm", row.LOSS), ("restart", 0.0), ("restart", 31.0),
-        ("wait", 3), ("wait", 10),
+        ("wait", 3), ("wait", 10), ("end", session_types.DIED),
     ])
 )  # fmt: skip
 
@@ -356,7 +356,7 @@ def is_gone(bench):
 
 
 def closes_the_channel(bench):
-    bench.end(row.PEER_CLOSED)
+    bench.end(session_types.PEER_CLOSED)
 
 
 def is_created_anew(bench):

@@ -125,7 +125,7 @@ def test_a_running_is_told_only_if_it_may_still_be_so(age, told):
 
 def test_who_is_to_be_told_stopped_does_not_heartbeat_after_a_restart():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(3)
     assert bench.guest.liveness.owes_answer
     again = restarted(bench)
@@ -187,7 +187,7 @@ def test_the_host_reporting_is_remembered_once_it_changes():
 
 def test_a_stop_that_guest_agent_has_confirmed_is_not_undone_by_a_restart():
     bench = heartbeating(reporting=True)
-    bench.end(row.DIED)  # it still owes an answer
+    bench.end(session_types.DIED)  # it still owes an answer
     bench.run(SETTINGS.stopped_grace)
     bench.confirm()
     again = restarted(bench)
@@ -197,7 +197,7 @@ def test_a_stop_that_guest_agent_has_confirmed_is_not_undone_by_a_restart():
 
 def test_a_guest_whose_end_was_not_told_before_the_restart_stops_after_it():
     bench = heartbeating(reporting=True)
-    bench.end(row.PEER_CLOSED)  # nobody has heard of it: it has its time to come back
+    bench.end(session_types.PEER_CLOSED)  # nobody has heard of it: it has its time to come back
     again = restarted(bench)
     assert (again.guest.liveness.heartbeating, again.guest.liveness.owes_answer) == (True, False)
     again.run(SETTINGS.stopped_grace)
@@ -253,7 +253,7 @@ def test_a_refused_guest_that_may_be_silent_is_retried_later_and_never_twice_at_
     bench = heartbeating(reporting=True)
     bench.ask("suspend", guest_channel.NOTICE)
     bench.report(session_types.Running())  # it answers after the notice: its silence will be judged
-    bench.end(row.GAVE_UP)
+    bench.end(session_types.GAVE_UP)
     for _ in range(1000):
         bench.take()
         if bench.guest.connection.state == row.CONNECTING:
@@ -311,7 +311,7 @@ def goes_when_it_was_stopped(bench):
     bench.run(SETTINGS.stopped_grace)
     bench.report(session_types.Stopped())
     bench.take()
-    bench.end(row.PEER_CLOSED)
+    bench.end(session_types.PEER_CLOSED)
 
 
 def says_init(bench):
@@ -333,7 +333,7 @@ def is_agreed_to_pause(bench):
 
 
 def dies(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
 
 
 def is_disabled(bench):
@@ -514,7 +514,7 @@ def test_who_has_gone_is_not_silent_on_the_next_connection():
     bench.ask("reboot", guest_channel.NOTICE)
     (number,) = bench.guest.questions
     bench.report(session_types.Answered(number, "complete", ""), session_types.Stopped(1))
-    bench.end(row.GAVE_UP)
+    bench.end(session_types.GAVE_UP)
     bench.run(100)
     assert bench.guest.connection.state == row.CONNECTING
     effects = [effect for effect in bench.take() if isinstance(effect, Connect)]
@@ -537,5 +537,5 @@ def test_refusals_before_a_connection_count_for_nothing_after_it():
     bench.run(10)
     bench.connect()
     assert bench.guest.connection.refused_for == 0
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     assert datagram.LOSS not in turned_away(bench, 4)

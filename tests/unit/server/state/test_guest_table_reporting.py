@@ -29,7 +29,7 @@ MEMORY = GuestMemory(UUID, True, True, INIT, True, True, -row.NEVER, (1, 2))
 def resumed_after_death(bench):
     """What the next child is given when the present one dies."""
     bench.take()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(2 * SETTINGS.reconnect_first)
     (resume,) = resumes(bench.take())
     return resume

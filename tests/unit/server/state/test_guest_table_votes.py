@@ -92,7 +92,7 @@ def test_a_resume_notice_reconnects_and_is_asked_when_the_guest_answers(state):
     bench = connected()
     bench.report(session_types.Acknowledged(INIT))
     if state != "connected":
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
     if state == "connecting":
         bench.run(0.1)
     bench.take()
@@ -126,7 +126,7 @@ def test_a_new_child_is_given_the_open_question_with_the_time_left():
     bench.ask("reboot", VOTE)
     (first,) = puts(bench)
     bench.run(2)
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.connect()
     bench.run(1)
     assert puts(bench) == []
@@ -148,7 +148,7 @@ def test_a_question_is_given_to_a_child_once():
 
 def test_a_child_that_has_not_heard_the_guest_is_not_asked_yet():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.take()
     bench.ask()
@@ -166,7 +166,7 @@ def test_a_new_question_ends_one_that_waits_and_leaves_a_given_one_to_the_child(
     bench.ask("stop", VOTE)
     bench.ask("pause", VOTE)
     assert bench.votes() == []
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.ask("reboot", VOTE)
     assert [vote[0] for vote in bench.votes()] == ["stop", "pause"]
 
@@ -177,7 +177,7 @@ def test_a_guest_that_is_gone_agrees(how):
     bench.ask("stop", NOTICE)
     bench.take()
     if how == "closed":
-        bench.end(row.PEER_CLOSED)
+        bench.end(session_types.PEER_CLOSED)
     elif how == "gone":
         bench.gone()
     else:
@@ -193,13 +193,13 @@ def agreed_by_deadline(bench):
 
 
 def agreed_by_overtaking(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.ask("stop", VOTE)
 
 
 def agreed_by_peer(bench):
     bench.run(2)
-    bench.end(row.PEER_CLOSED)
+    bench.end(session_types.PEER_CLOSED)
     bench.connect()
     bench.report(session_types.Running())
 

@@ -157,7 +157,7 @@ class World:
                     self.may = self.may and not self.left
                 elif report == "closed":
                     self.session = None
-                    self.do(lambda: self.table.child_ended(UUID, row.GAVE_UP, "", self.now))
+                    self.do(lambda: self.table.child_ended(UUID, session_types.GAVE_UP, "", self.now))
                 else:
                     if type(report).__name__ not in ("Missed", "Late"):
                         self.note("master hears", type(report).__name__, *report[:2])
@@ -268,7 +268,7 @@ class World:
             self.session = None
             self.up.clear()
             self.down.clear()
-            self.do(lambda: self.table.child_ended(UUID, row.DIED, "", self.now))
+            self.do(lambda: self.table.child_ended(UUID, session_types.DIED, "", self.now))
 
     def pump_reports(self):
         """What the child said before it died."""
@@ -442,7 +442,7 @@ def asked(event):
 def dies(bench):
     """The child dies; what the next one is given."""
     bench.take()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     return resumes(bench.take())[0]
 

@@ -10,7 +10,7 @@ import pytest
 from children_driver import NOBODY, ONE, ROOT, TWO, bench, gone, make_bench
 
 from guestmtce.server.child import confine
-from guestmtce.server.state.guest import FORK_FAILED
+from guestmtce.server.child.session_types import FORK_FAILED
 from guestmtce.server.supervise import uid_pool
 
 __all__ = ["bench", "make_bench"]  # fixtures
