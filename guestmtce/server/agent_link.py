@@ -104,7 +104,7 @@ class AgentLink:
         self._route_out = b"server>" + settings.hostname.encode()
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
         self._allowed = Allowed(self._resolver, settings.agent_names())
-        self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self.port = Port(loop, settings.bind, settings.rx_port, self._serve_datagram, self._resolver)
         self._candidates = Candidates(self._resolver, settings.controller, self.port)
         self._resolver.watch(settings.controller, self._controller_known)
         for name in settings.agent_names():
@@ -120,9 +120,9 @@ class AgentLink:
         self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
         self._send_ready_again()
 
-    def report(self, report: ReportEvent) -> None:
-        """Send the agent this, until it has confirmed it or `withdraw` says that it is no longer true."""
-        self._old_agent.withdraw(report.key)
+    def report_event(self, report: ReportEvent) -> None:
+        """Send the agent this until it has confirmed it, or `withdraw_event` says that it is over."""
+        self._old_agent.withdraw_event(report.key)
         old = self._speaker.spoken is False
         if old and not (self._grace is not None and is_failure(report)):
             self._report_to_old(report)
@@ -132,16 +132,16 @@ class AgentLink:
         nobody = old or self._following.said_goodbye
         sent = _SentEvent(report, "" if nobody else self.agent)
         self._outgoing.add(report.key, report.sequence, sent, time.monotonic(), report.until)
-        self._schedule()
+        self._schedule_repeat()
 
-    def withdraw(self, key: PendingKey) -> None:
+    def withdraw_event(self, key: PendingKey) -> None:
         """It is no longer true."""
         self._outgoing.drop(key)
-        self._old_agent.withdraw(key)
+        self._old_agent.withdraw_event(key)
 
-    def answer(self, uuids: List[str]) -> None:
+    def answer_query(self, uuids: List[str]) -> None:
         """Answer the query that is being served about these, with what is then true."""
-        self._answers.answer(uuids, self._asker or self.agent)
+        self._answers.answer_query(uuids, self._asker or self.agent)
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now."""
@@ -217,7 +217,7 @@ class AgentLink:
             data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
             self._send(data, Tag(number=self._next_sequence()), speaker, address)
 
-    def _schedule(self) -> None:
+    def _schedule_repeat(self) -> None:
         """Have `_send_again` called when the first message is due or has expired."""
         due = self._outgoing.next_due if self._repeats else self._outgoing.next_end
         if self._repeat is not None:
@@ -243,7 +243,7 @@ class AgentLink:
         if self._repeats:
             for message in self._outgoing.due(now):
                 self._send_event(message.content.report, REPEATED, message.content.vim)
-        self._schedule()
+        self._schedule_repeat()
 
     def _check_unconfirmed(self) -> None:
         self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
@@ -256,7 +256,7 @@ class AgentLink:
     def _report_to_old(self, report: ReportEvent) -> None:
         """Once, if somebody still wants it."""
         if report.until > time.monotonic():
-            self._old_agent.report(report)
+            self._old_agent.report_event(report)
         self._handlers.confirmed(report.key)
 
     def _report_waiting_to_old(self, uuid: str = "") -> None:
@@ -273,9 +273,9 @@ class AgentLink:
 
     # --- in ----------------------------------------------------------------------------------------
 
-    def _serve(self, data: bytes, address: str) -> None:
+    def _serve_datagram(self, data: bytes, address: str) -> None:
         try:
-            received = self._read(data, address)
+            received = self._read_datagram(data, address)
         except (datagram.BadDatagram, Refused) as bad:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
@@ -287,14 +287,14 @@ class AgentLink:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
             self._send_ready(address, speaker)  # it must learn who we are before we believe it
-        elif self._admits(identity):
-            self._follow(received, speaker)
-            self._obey(received)
+        elif self._admits_sender(identity):
+            self._follow_sender(received, speaker)
+            self._obey_sender(received)
         else:
             speaker.heard(received.tag)
             self._answer_other(received)
 
-    def _read(self, data: bytes, address: str) -> ReceivedDatagram:
+    def _read_datagram(self, data: bytes, address: str) -> ReceivedDatagram:
         """Raises BadDatagram or Refused for what cannot be believed."""
         frame = datagram.unpack(data)
         if frame.signature != datagram.AGENT_SIGNATURE:
@@ -310,11 +310,11 @@ class AgentLink:
         command = None if of_event else datagram.parse_command(frame)
         return ReceivedDatagram(frame.cmd, command, tag, address)
 
-    def _admits(self, identity: Identity) -> bool:
+    def _admits_sender(self, identity: Identity) -> bool:
         now = time.monotonic()
-        self._following.excuse(self._loop.stood_still - self._stood_still)
+        self._following.excuse_silence(self._loop.stood_still - self._stood_still)
         self._stood_still = self._loop.stood_still
-        return self._following.admit(identity, now)
+        return self._following.admit_speaker(identity, now)
 
     def _speaker_with(self, identity: Identity) -> Speaker:
         if self._following.is_current(identity):
@@ -325,7 +325,7 @@ class AgentLink:
             self._others[identity.address] = self._speaker.for_another()
         return self._others[identity.address]
 
-    def _follow(self, received: ReceivedDatagram, speaker: Speaker) -> None:
+    def _follow_sender(self, received: ReceivedDatagram, speaker: Speaker) -> None:
         """The sender is the agent that is followed; it may be a new one."""
         spoke = self._speaker.spoken
         moved = speaker is not self._speaker or self.agent != received.address
@@ -354,7 +354,7 @@ class AgentLink:
             sent = _SentEvent(report, self.agent)
             self._outgoing.add(report.key, report.sequence, sent, now, report.until)
         self._outgoing.again(now)
-        self._schedule()
+        self._schedule_repeat()
 
     def _meet_old(self, spoke: Optional[bool]) -> None:
         """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
@@ -381,26 +381,26 @@ class AgentLink:
         several = len(self._candidates.addresses()) > 1
         return sent.address == self.agent or bool(sent.address and not several)
 
-    def _obey(self, received: ReceivedDatagram) -> None:
+    def _obey_sender(self, received: ReceivedDatagram) -> None:
         """Serve what the agent that is followed has sent."""
         tag, command = received.tag, received.command
         if tag is not None and tag.is_goodbye:
             log.info("guestAgent at %s stops", received.address)
-            self._following.goodbye()
+            self._following.note_goodbye()
             self._note_followed("")
         elif received.cmd == datagram_ext.MARK:
             self._note_mark(tag)
         elif command is None:
             self._note_confirmation(tag)
-        elif self._order.admit(command, tag):
+        elif self._order.admit_command(command, tag):
             log.debug("%s from %s: %r", datagram.NAMES[received.cmd], received.address, command)
             self._asker = received.address
-            self._carry_out(received, command)
+            self._carry_out_command(received, command)
         if tag is not None and tag.wants_ack:
             ack = datagram_ext.build_ack(datagram.NO_SIGNATURE)
             self._send(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
 
-    def _carry_out(self, received: ReceivedDatagram, command: datagram.Command) -> None:
+    def _carry_out_command(self, received: ReceivedDatagram, command: datagram.Command) -> None:
         if received.tag is not None and received.tag.is_anew:
             self._disable_first(command)
         if received.tag is not None or not isinstance(command, datagram.SetInstance):
@@ -409,7 +409,7 @@ class AgentLink:
         known = self._handlers.info(command.uuid) is not None
         self._handlers.command(command)
         if known and received.cmd == datagram.ADD_INST:
-            self._old_agent.introduce(command.uuid)
+            self._old_agent.introduce_instance(command.uuid)
         self._report_waiting_to_old(command.uuid)
 
     def _disable_first(self, command: datagram.Command) -> None:

@@ -22,7 +22,7 @@ class Answers:
         self._waiting: Dict[str, Deque[str]] = {}  # by address
         self._pacing = False
 
-    def answer(self, uuids: List[str], address: str) -> None:
+    def answer_query(self, uuids: List[str], address: str) -> None:
         """Answer about these. A new query of the same asker takes the place of its former one."""
         if address in self._waiting or len(self._waiting) < ASKERS_MAX:
             self._waiting[address] = collections.deque(uuids)

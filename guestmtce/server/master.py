@@ -134,14 +134,14 @@ class Master(lifecycle.Service[ServerSettings]):
     def _start(self) -> None:
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        next_sequence = Numbers(self._store.reserve).take
+        next_sequence = Numbers(self._store.reserve_sequences).take
         self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
             self._command, self._event_confirmed, self._guests.instance_info, self._store.save_agent
         )
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), next_sequence, handlers,
-            followed_before=self._store.agent(),
+            followed_before=self._store.followed_agent(),
         )  # fmt: skip
         self._children.open()
         self._children.prove()
@@ -162,7 +162,7 @@ class Master(lifecycle.Service[ServerSettings]):
         assert self._store is not None
         now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
-        memories = self._store.load()
+        memories = self._store.load_guests()
         for memory in memories:
             self._guests.recall_guest(memory, alive_at, now)
         if memories:
@@ -212,7 +212,7 @@ class Master(lifecycle.Service[ServerSettings]):
     def _command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
             assert self._link is not None
-            self._link.answer(list(self._guests.guests))
+            self._link.answer_query(list(self._guests.guests))
         else:
             self._guests.handle_command(command, self._loop.now)
             self._carry_out()
@@ -288,15 +288,15 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def _report_event(self, effect: effects.ReportEvent) -> None:
         if self._link is not None:
-            self._link.report(effect)
+            self._link.report_event(effect)
 
     def _withdraw_event(self, effect: effects.WithdrawEvent) -> None:
         if self._link is not None:
-            self._link.withdraw(effect.key)
+            self._link.withdraw_event(effect.key)
 
     def _save_guest(self, effect: effects.SaveGuest) -> None:
         if self._store is not None:
-            self._store.save(effect.memory)
+            self._store.save_guest(effect.memory)
 
     def _save_host(self, effect: effects.SaveHost) -> None:
         if self._store is not None:
@@ -304,7 +304,7 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def _forget_guest(self, effect: effects.ForgetGuest) -> None:
         if self._store is not None:
-            self._store.forget(effect.uuid)
+            self._store.forget_guest(effect.uuid)
 
     def _write_log_line(self, line: LogLine) -> None:
         self._throttle.write(line)

@@ -36,7 +36,7 @@ class OldAgent:
         self._failures: Dict[PendingKey, ReportEvent] = {}  # that were said, and are still true
         self._stop_said: Optional[datagram.Event] = None  # with a loss; the table tells it after the loss
 
-    def report(self, report: ReportEvent) -> None:
+    def report_event(self, report: ReportEvent) -> None:
         """Say this; the state goes before a loss, or the VIM would not hear what is to be done."""
         stop = self._stop_said
         if report.key.kind == STATE:
@@ -52,7 +52,7 @@ class OldAgent:
         if is_failure(report):
             self._failures[report.key] = report
 
-    def introduce(self, uuid: str) -> None:
+    def introduce_instance(self, uuid: str) -> None:
         """It names an instance, maybe for the first time: say how that is, and the failures that it has."""
         info = self._info(uuid)
         if info is None:
@@ -65,7 +65,7 @@ class OldAgent:
             if key in self._failures:
                 self._send(self._failures[key])
 
-    def withdraw(self, key: PendingKey) -> None:
+    def withdraw_event(self, key: PendingKey) -> None:
         """It is no longer true."""
         self._failures.pop(key, None)
 

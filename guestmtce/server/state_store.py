@@ -89,11 +89,11 @@ class Store:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         atomic_file.remove_leftovers(self._folder)
 
-    def save(self, memory: GuestMemory) -> None:
+    def save_guest(self, memory: GuestMemory) -> None:
         """Remember this of the guest."""
         self._write(memory.uuid, _values(memory))
 
-    def forget(self, uuid: str) -> None:
+    def forget_guest(self, uuid: str) -> None:
         """Remember nothing of the guest."""
         self._remove(uuid)
 
@@ -116,7 +116,7 @@ class Store:
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            self._note(error)
+            self._log_failed_write(error)
         self.unsaved.update((memory.uuid, _values(memory)) for memory in memories)
         if self._numbers is not None:
             self.unsaved[SENDER] = self._sender_values()
@@ -158,7 +158,7 @@ class Store:
         self._agent = address
         self._write(AGENT, {"address": address})
 
-    def agent(self) -> str:
+    def followed_agent(self) -> str:
         """What is remembered of that."""
         address = (self._read(AGENT) or {}).get("address")
         return address if isinstance(address, str) else ""
@@ -167,7 +167,7 @@ class Store:
         """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
         return self._sender()[0]
 
-    def reserve(self, count: int) -> int:
+    def reserve_sequences(self, count: int) -> int:
         """The first of `count` numbers that no one gets again under the present `sender`."""
         sender, first = self._sender()
         self._numbers = sender, first + count
@@ -194,12 +194,12 @@ class Store:
         self._write(SENDER, {"sender": sender, "next": first})
         return sender, first
 
-    def load(self) -> List[GuestMemory]:
+    def load_guests(self) -> List[GuestMemory]:
         """All that is remembered and sound."""
         memories = []
         for name in self._names():
             if datagram.UUID.fullmatch(name):
-                memory = self._memory(name)
+                memory = self._load_guest(name)
                 if memory is not None:
                     memories.append(memory)
                 else:
@@ -213,7 +213,7 @@ class Store:
             log.error("cannot read %s: %s", self._folder, error)
             return []
 
-    def _memory(self, uuid: str) -> Optional[GuestMemory]:
+    def _load_guest(self, uuid: str) -> Optional[GuestMemory]:
         try:
             values = self._read(uuid)
             if values is None or values["uuid"] != uuid or uuid != uuid.lower():
@@ -243,13 +243,13 @@ class Store:
         try:
             atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
-            self._note(error)
+            self._log_failed_write(error)
             self._remove(name)
             self.unsaved[name] = values
             return False
         return True
 
-    def _note(self, error: OSError) -> None:
+    def _log_failed_write(self, error: OSError) -> None:
         text = "cannot write, trying again: %s: is there room in %s?"
         self._throttle.warning("write", text, error, self._folder)
 

@@ -122,9 +122,9 @@ class Life:
     def carry_out(self):
         for effect in self.table.drain_effects():
             if isinstance(effect, ReportEvent):
-                self.bench.link.report(effect)
+                self.bench.link.report_event(effect)
             elif isinstance(effect, WithdrawEvent):
-                self.bench.link.withdraw(effect.key)
+                self.bench.link.withdraw_event(effect.key)
             elif isinstance(effect, PutCommand):  # the child takes note
                 self.table.handle_report(UUID, session_types.ReportingEnabled(), time.monotonic())
 

@@ -35,7 +35,7 @@ class Agenda:
         effects, self._effects, self._changed = self._effects, [], {}
         return remember + effects
 
-    def add(self, effect: Effect) -> None:
+    def add_effect(self, effect: Effect) -> None:
         """This is to be done, after all that was added before."""
         self._effects.append(effect)
 
@@ -47,7 +47,7 @@ class Agenda:
         """Nothing of the row is to be remembered."""
         self._changed[uuid] = None
 
-    def log(self, level: int, text: str, *values: object, subject: str = "") -> None:
+    def log_line(self, level: int, text: str, *values: object, subject: str = "") -> None:
         """A line for the log; of lines with the same `subject` not all are written."""
         self._effects.append(LogLine(level, text, values, subject))
 
@@ -58,7 +58,7 @@ class Agenda:
             return
         more = " (%d lines were left out)" % guest.lines_left_out if guest.lines_left_out else ""
         guest.lines_left_out = 0
-        self.log(level, "%s: " + text + more, guest.uuid, *values)
+        self.log_line(level, "%s: " + text + more, guest.uuid, *values)
 
     # --- later -------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class Agenda:
         """When `pop_due` has something next."""
         return self._wake_ups[0][0] if self._wake_ups else NEVER
 
-    def wake(self, guest: Guest, when: float) -> None:
+    def wake_guest(self, guest: Guest, when: float) -> None:
         """The guest is to be looked at then, beside all other times."""
         heapq.heappush(self._wake_ups, (when, guest.uuid))
 

@@ -58,36 +58,36 @@ class Connections:
 
     # --- sockets -----------------------------------------------------------------------------------
 
-    def found(self, guest: Guest, path: str, identity: SocketIdentity, fresh: bool, now: float) -> None:
+    def take_socket(self, guest: Guest, path: str, identity: SocketIdentity, fresh: bool, now: float) -> None:
         """The guest's socket exists; `fresh`: it was just made. One that we have already is left alone."""
         connection = guest.connection
         if connection.state != ABSENT:
             if not fresh and (connection.path != path or connection.socket_identity == identity):
                 return  # ours already, or its other name (docs/protocol/1-guest-channel.md#transport)
-            self.disconnect(guest, now)
+            self.disconnect_guest(guest, now)
         if fresh or connection.socket_identity not in (None, identity):  # perhaps while we did not run
             self._note_made_anew(guest)
         connection.path, connection.socket_identity = path, identity
         self._restore_init(guest, identity)
         connection.back_off.reset()
-        self.retry(guest, now, now)
+        self.retry_at(guest, now, now)
 
-    def gone(self, guest: Guest, path: str, now: float) -> None:
+    def lose_socket(self, guest: Guest, path: str, now: float) -> None:
         """The guest's socket is no more."""
         if guest.connection.path == path:
-            self.disconnect(guest, now)
-            self._agenda.add(LookForSocket(guest.uuid))  # it may be there under its other name
+            self.disconnect_guest(guest, now)
+            self._agenda.add_effect(LookForSocket(guest.uuid))  # it may be there under its other name
 
-    def disconnect(self, guest: Guest, now: float) -> None:
+    def disconnect_guest(self, guest: Guest, now: float) -> None:
         """The socket is gone, and with it the guest that was behind it."""
-        self._agenda.add(DropChild(guest.uuid))
+        self._agenda.add_effect(DropChild(guest.uuid))
         guest.connection.state, guest.connection.path = ABSENT, None
-        guest.liveness.change(liveness.CHILD_GONE)
+        guest.liveness.note(liveness.CHILD_GONE)
         self._note_guest_gone(guest, now)
         guest.liveness.silence_until = -NEVER
         self._state_reports.schedule_stopped(guest, now)
         self._agenda.save_guest(guest)
-        self._agenda.wake(guest, now)  # to be forgotten, if nothing is to be told of it
+        self._agenda.wake_guest(guest, now)  # to be forgotten, if nothing is to be told of it
 
     def keep_init(self, guest: Guest) -> None:
         """DEL_INST: a guest that is found again behind the same socket does not tell us its init again."""
@@ -103,32 +103,32 @@ class Connections:
             guest.init = departed[1]
 
     def _note_made_anew(self, guest: Guest) -> None:
-        guest.liveness.change(liveness.MADE_ANEW)
+        guest.liveness.note(liveness.MADE_ANEW)
         guest.liveness.ill = False
         guest.liveness.silence_until = guest.liveness.patience_until = -NEVER
         guest.crashes.crash_looping = False
         guest.crashes.recent = ()
-        self._failures.withdraw(guest, "the instance was created anew")
+        self._failures.withdraw_both(guest, "the instance was created anew")
 
     def _note_guest_gone(self, guest: Guest, now: float) -> None:
-        guest.liveness.change(liveness.EXCUSED)
+        guest.liveness.note(liveness.EXCUSED)
         self._failures.end_illness(guest, "the guest is gone")
-        self._questions.agree_all(guest, "the guest is gone", now)
+        self._questions.agree_to_all(guest, "the guest is gone", now)
 
     # --- children ----------------------------------------------------------------------------------
 
-    def retry(self, guest: Guest, when: float, now: float) -> None:
+    def retry_at(self, guest: Guest, when: float, now: float) -> None:
         """Connect the guest at `when`."""
         guest.connection.state, guest.connection.retry_at = RETRYING, when
         if when <= now:
-            self._questions.agree_overdue(guest, now)
+            self._questions.agree_to_overdue(guest, now)
             self.connect_if_due(guest, now)
         else:
-            self._agenda.wake(guest, when)
+            self._agenda.wake_guest(guest, when)
 
-    def back_off(self, guest: Guest, now: float) -> None:
+    def retry_later(self, guest: Guest, now: float) -> None:
         """It could not be connected, or not for long: connect it later, and later each time."""
-        self.retry(guest, now + guest.connection.back_off.next_delay(), now)
+        self.retry_at(guest, now + guest.connection.back_off.next_delay(), now)
 
     def connect_if_due(self, guest: Guest, now: float) -> None:
         """Have a child made, if it is time."""
@@ -137,9 +137,9 @@ class Connections:
             connection.state = CONNECTING
             assert connection.path is not None
             guest.liveness.enablings = 0
-            self._agenda.add(Connect(guest.uuid, connection.path, self._resume(guest, now)))
+            self._agenda.add_effect(Connect(guest.uuid, connection.path, self._make_resume(guest, now)))
 
-    def child_started(self, guest: Guest, now: float) -> None:
+    def note_child_started(self, guest: Guest, now: float) -> None:
         """A child serves the guest."""
         guest.connection.state = CONNECTED
         guest.connection.connected_at = now
@@ -148,9 +148,9 @@ class Connections:
         guest.liveness.ill = False  # the new child finds out
         if guest.liveness.enablings:  # while it was being made
             guest.liveness.enablings = 1
-            self._agenda.add(PutCommand(guest.uuid, pipe_protocol.EnableReporting()))
+            self._agenda.add_effect(PutCommand(guest.uuid, pipe_protocol.EnableReporting()))
 
-    def child_ended(self, guest: Guest, why: str, detail: str, now: float) -> None:
+    def note_child_ended(self, guest: Guest, why: str, detail: str, now: float) -> None:
         """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or FORK_FAILED."""
         level = WARNING if why in (DIED, FORK_FAILED) else INFO
         self._agenda.log_report(guest, now, level, "%s%s", why, detail)
@@ -158,22 +158,22 @@ class Connections:
         if why == PEER_CLOSED:
             self._note_guest_gone(guest, now)
         if why == DIED and self._is_crash_looping(guest, now):
-            self.retry(guest, now + self._child_rest(guest), now)
+            self.retry_at(guest, now + self._child_rest(guest), now)
         elif why == FORK_FAILED and guest.liveness.owes_answer:  # ours, and its hang is not to be hidden
             self._shorten_back_off(guest)
-            self.back_off(guest, now)
+            self.retry_later(guest, now)
         elif self._was_short_lived(guest, now):
-            self.back_off(guest, now)
+            self.retry_later(guest, now)
         else:
             guest.connection.back_off.reset()
-            self.retry(guest, now, now)
+            self.retry_at(guest, now, now)
         self._agenda.save_guest(guest)
 
     def replace_child(self, guest: Guest, now: float) -> None:
         """Another one, on a new connection, with what we know of the guest now."""
         self._lose_child(guest, now)
-        self._agenda.add(DropChild(guest.uuid))
-        self.retry(guest, now, now)
+        self._agenda.add_effect(DropChild(guest.uuid))
+        self.retry_at(guest, now, now)
 
     def child_patience(self, guest: Optional[Guest]) -> float:
         """Within how many seconds the guest's child must have woken up and gone to sleep again."""
@@ -187,7 +187,7 @@ class Connections:
         return sleeps + self._settings.child_patience
 
     def _lose_child(self, guest: Guest, now: float) -> None:
-        guest.liveness.change(liveness.CHILD_GONE)
+        guest.liveness.note(liveness.CHILD_GONE)
         self._questions.take_back_all(guest)
         self._state_reports.schedule_stopped(guest, now)
 
@@ -219,13 +219,13 @@ class Connections:
         watched_max = min(self._settings.child_rest_watched_max, self._settings.child_rest)
         return min(2.0 ** min(beyond, REST_DOUBLINGS_MAX), watched_max)
 
-    def _resume(self, guest: Guest, now: float) -> Optional[session_types.Resume]:
+    def _make_resume(self, guest: Guest, now: float) -> Optional[session_types.Resume]:
         if guest.init is None:
             return None
         life = guest.liveness
         silence = self._questions.expected_silence(guest, now)
         if silence <= 0 and life.silence_until > -NEVER and not life.answered_since_notice:
-            life.change(liveness.EXCUSED)  # it went quiet as announced, and has not been asked since
+            life.note(liveness.EXCUSED)  # it went quiet as announced, and has not been asked since
         answered = life.owes_answer and life.answered_since_notice and silence > 0
         patience = max(0.0, life.patience_until - now)
         ill = guest.pending.ill_reported_at > -NEVER

@@ -37,27 +37,33 @@ class Failures:
     def withdraw_unwanted(self, guest: Guest) -> None:
         """Where reporting is disabled nobody wants to hear of failures, those of before either."""
         if not self.are_wanted(guest):
-            self.withdraw(guest, "reporting was disabled")
+            self.withdraw_both(guest, "reporting was disabled")
 
-    def withdraw(self, guest: Guest, why: str) -> None:
+    def withdraw_both(self, guest: Guest, why: str) -> None:
         """Its loss and its illness are no longer true, or nobody wants them."""
         self.end_loss(guest, why)
         self.end_illness(guest, why)
 
     # --- losses ------------------------------------------------------------------------------------
 
-    def report_loss(self, guest: Guest, now: float) -> None:
-        """Its session has found a loss."""
+    def report_loss(self, guest: Guest, now: float) -> int:
+        """Its session has found a loss. Returns the sequence number of the STOPPED that belongs to it.
+
+        STOPPED takes its number before LOSS although it is sent second: guestAgent reads a STOPPED that is
+        newer than a LOSS as "ran again in between" (docs/protocol/2-datagrams.md#late-and-out-of-order).
+        """
+        stopped = self._pending.next_sequence()
         wanted = self.are_wanted(guest)
         text = "heartbeat lost" + ("" if wanted else " (reporting is disabled)")
         self._agenda.log_report(guest, now, WARNING, text)
         if wanted:
             info = instance_info(guest, self._settings.hostname)._replace(heartbeating=False)
-            self._pending.report(guest, PendingKey(guest.uuid, LOSS), datagram.LOSS, info)
+            self._pending.report_event(guest, PendingKey(guest.uuid, LOSS), datagram.LOSS, info)
+        return stopped
 
     def end_loss(self, guest: Guest, why: str) -> None:
         """It is not lost."""
-        self._pending.withdraw(guest, PendingKey(guest.uuid, LOSS), why)
+        self._pending.withdraw_event(guest, PendingKey(guest.uuid, LOSS), why)
 
     # --- illnesses ---------------------------------------------------------------------------------
 
@@ -70,13 +76,13 @@ class Failures:
         if not self.are_wanted(guest):
             return
         told = pending.events.get(PendingKey(guest.uuid, ILLNESS))
-        if told is not None and told.event == self._illness(guest, report):
+        if told is not None and told.event == self._illness_info(guest, report):
             return  # the VIM is being told, or is still to be: twice would restart its repair
         if pending.illnesses.spend(now):
             self._report_illness(guest, report, now)
         else:
             pending.late_illness, pending.late_illness_due = report, now + pending.illnesses.wait(now)
-            self._agenda.wake(guest, pending.late_illness_due)
+            self._agenda.wake_guest(guest, pending.late_illness_due)
 
     def report_late_illness(self, guest: Guest, now: float) -> None:
         """One that came too soon after another is due now, if it goes on."""
@@ -88,14 +94,14 @@ class Failures:
     def end_illness(self, guest: Guest, why: str) -> None:
         """It is not ill, or nobody is there who could be."""
         guest.pending.late_illness = None
-        self._pending.withdraw(guest, PendingKey(guest.uuid, ILLNESS), why)
+        self._pending.withdraw_event(guest, PendingKey(guest.uuid, ILLNESS), why)
 
     def _report_illness(self, guest: Guest, report: session_types.Ill, now: float) -> None:
         guest.pending.late_illness = None
         guest.pending.ill_reported_at = now
         key = PendingKey(guest.uuid, ILLNESS)
-        self._pending.report(guest, key, datagram.ILLHEALTH, self._illness(guest, report))
+        self._pending.report_event(guest, key, datagram.ILLHEALTH, self._illness_info(guest, report))
 
-    def _illness(self, guest: Guest, report: session_types.Ill) -> datagram.InstanceInfo:
+    def _illness_info(self, guest: Guest, report: session_types.Ill) -> datagram.InstanceInfo:
         info = instance_info(guest, self._settings.hostname)
         return info._replace(repair_action=report.action)

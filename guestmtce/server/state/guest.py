@@ -4,7 +4,7 @@ docs/protocol/1-guest-channel.md#misses-and-losses
 docs/protocol/1-guest-channel.md#connection-upkeep
 
 A part is changed by one class: the connection and the crashes by `Connections`, the liveness by the table
-through `Liveness.change`, what is pending by `PendingEvents`, `StateReports` and `Failures`. There are
+through `Liveness.note`, what is pending by `PendingEvents`, `StateReports` and `Failures`. There are
 thousands of rows: each part has slots, and nothing is in a row that is the same for all guests.
 """
 
@@ -146,7 +146,7 @@ class Liveness:
         self.missed_at = self.previous_miss_at = -NEVER
         self.misses = self.losses = self.late = 0  # for the dump
 
-    def change(self, happening: str) -> None:
+    def note(self, happening: str) -> None:
         """Something that `liveness` names has happened."""
         self.state = liveness.TRANSITIONS[happening].get(self.state, self.state)
 

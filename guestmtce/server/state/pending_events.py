@@ -22,7 +22,7 @@ class PendingEvents:
         self._agenda = agenda
         self._delivered: Set[PendingKey] = set()  # failures that were confirmed and are still true
 
-    def report(
+    def report_event(
         self,
         guest: Guest,
         key: PendingKey,
@@ -37,45 +37,45 @@ class PendingEvents:
         """
         guest.pending.events[key] = PendingEvent(sequence or self.next_sequence(), cmd, event, until=until)
         self._delivered.discard(key)
-        self.resend(guest, key)
+        self.resend_event(guest, key)
         self._agenda.save_guest(guest)
 
-    def resend(self, guest: Guest, key: PendingKey) -> None:
+    def resend_event(self, guest: Guest, key: PendingKey) -> None:
         """guestAgent is to hear this of the row, under the sequence number that it has."""
         one = guest.pending.events[key]
         still_ill = one.cmd == datagram.RUNNING and PendingKey(guest.uuid, ILLNESS) in guest.pending.events
-        self._agenda.add(ReportEvent(one.cmd, one.event, one.sequence, key, one.until, still_ill))
+        self._agenda.add_effect(ReportEvent(one.cmd, one.event, one.sequence, key, one.until, still_ill))
 
     def report_once(self, key: PendingKey, cmd: int, event: datagram.Event, until: float) -> None:
         """guestAgent is to hear this of an instance that we do not know."""
-        self._agenda.add(ReportEvent(cmd, event, self.next_sequence(), key, until))
+        self._agenda.add_effect(ReportEvent(cmd, event, self.next_sequence(), key, until))
 
-    def withdraw(self, guest: Guest, key: PendingKey, why: str) -> None:
+    def withdraw_event(self, guest: Guest, key: PendingKey, why: str) -> None:
         """This is no longer true."""
-        if not self._remove(guest, key):
+        if not self._remove_event(guest, key):
             self._withdraw_delivered(key)
             return
-        self._agenda.add(WithdrawEvent(key))
+        self._agenda.add_effect(WithdrawEvent(key))
         if key.kind == ILLNESS:
             guest.pending.ill_reported_at = -NEVER  # nobody knows of it: whoever finds it ill anew tells that
         if key.kind in FAILURES:
             guest.pending.withdrawn += 1
             text = "%s: %s withdrawn, over before the VIM was told: %s"
-            self._agenda.log(WARNING, text, guest.uuid, key.kind, why)
+            self._agenda.log_line(WARNING, text, guest.uuid, key.kind, why)
         self._agenda.save_guest(guest)
 
     def withdraw_all(self, guest: Guest) -> None:
         """The guest is forgotten."""
         for key in guest.pending.events:
-            self._agenda.add(WithdrawEvent(key))
+            self._agenda.add_effect(WithdrawEvent(key))
         for kind in FAILURES:
             self._withdraw_delivered(PendingKey(guest.uuid, kind))
 
-    def hold(self, guest: Guest, key: PendingKey, event: PendingEvent, until: float) -> None:
+    def hold_failure(self, guest: Guest, key: PendingKey, event: PendingEvent, until: float) -> None:
         """A failure of before a restart is not told before `until` (s, monotonic)."""
         guest.pending.events[key] = event._replace(held=True)
         guest.pending.report_failures_after = until
-        self._agenda.wake(guest, until)
+        self._agenda.wake_guest(guest, until)
 
     def release_held(self, guest: Guest) -> None:
         """Failures of before a restart are told now: a guest that lives would have shown it."""
@@ -83,21 +83,21 @@ class PendingEvents:
         for key, one in guest.pending.events.items():
             if one.held:
                 guest.pending.events[key] = one._replace(held=False)
-                self.resend(guest, key)
+                self.resend_event(guest, key)
 
-    def confirm(self, guest: Guest, key: PendingKey) -> bool:
+    def confirm_event(self, guest: Guest, key: PendingKey) -> bool:
         """guestAgent has it; whether it was pending.
 
         If that is an old agent, the next one is to hear of a failure while it is true: it may be withdrawn.
         """
-        if not self._remove(guest, key):
+        if not self._remove_event(guest, key):
             return False
         if key.kind in FAILURES:
             self._delivered.add(key)
         self._agenda.save_guest(guest)
         return True
 
-    def _remove(self, guest: Guest, key: PendingKey) -> bool:
+    def _remove_event(self, guest: Guest, key: PendingKey) -> bool:
         """Whether it was pending."""
         removed = guest.pending.events.pop(key, None) is not None
         if not guest.pending.events:
@@ -107,4 +107,4 @@ class PendingEvents:
     def _withdraw_delivered(self, key: PendingKey) -> None:
         if key in self._delivered:
             self._delivered.discard(key)
-            self._agenda.add(WithdrawEvent(key))
+            self._agenda.add_effect(WithdrawEvent(key))

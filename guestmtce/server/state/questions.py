@@ -46,13 +46,15 @@ class Questions:
         """When a question is resolved if nobody else has done it."""
         return question.deadline + self._settings.question_grace
 
-    def recall(self, guest: Guest, questions: Tuple[Tuple[int, str, str, float], ...], now: float) -> None:
+    def recall_questions(
+        self, guest: Guest, questions: Tuple[Tuple[int, str, str, float], ...], now: float
+    ) -> None:
         """Take up what was open when a former guestServer ended."""
         for _, notification_type, event_type, deadline in questions:
             if deadline <= now + guest_channel.SECS_MAX:
                 question = OpenQuestion(notification_type, event_type, deadline, False)
                 guest.questions[self.next_question_id()] = question
-                self._agenda.wake(guest, self.overdue_at(question))
+                self._agenda.wake_guest(guest, self.overdue_at(question))
 
     def recall_outcome(self, guest: Guest, event: PendingEvent, now: float) -> None:
         """Take up an outcome that was not confirmed then, if the VIM still waits for it."""
@@ -60,7 +62,7 @@ class Questions:
         if event.until > now:
             key = PendingKey(guest.uuid, OUTCOME, self.next_question_id())  # they are counted anew
             guest.pending.events[key] = event
-            self._pending.resend(guest, key)
+            self._pending.resend_event(guest, key)
 
     def expected_silence(self, guest: Guest, now: float) -> float:
         """For how long, in s, the guest may be silent: as agreed, or as an open notice may bring about.
@@ -75,34 +77,36 @@ class Questions:
 
     # --- from the command to the guest -------------------------------------------------------------
 
-    def refuse(self, guest: Optional[Guest], command: datagram.Ask, why: str, now: float) -> None:
+    def refuse_question(self, guest: Optional[Guest], command: datagram.Ask, why: str, now: float) -> None:
         """It cannot be asked. `guest` is None where the instance is not known."""
-        self._agenda.log(WARNING, "%s: question refused: %s", command.uuid, why, subject="ask")
+        self._agenda.log_line(WARNING, "%s: question refused: %s", command.uuid, why, subject="ask")
         question_id = self.next_question_id()
         question = OpenQuestion(command.notification_type, command.event, now, False)
         if guest is not None:
             guest.questions[question_id] = question
-            self.resolve(guest, question_id, "error", why, now)
+            self.resolve_question(guest, question_id, "error", why, now)
         else:
-            result = self._result(command.uuid, question, "error", why)
+            result = self._make_outcome(command.uuid, question, "error", why)
             key = PendingKey(command.uuid, OUTCOME, question_id)
             self._pending.report_once(key, datagram.VOTE_NOTIFY, result, self._useful_until(question))
 
-    def open(self, guest: Guest, command: datagram.Ask, now: float) -> int:
+    def open_question(self, guest: Guest, command: datagram.Ask, now: float) -> int:
         """A new question; returns its id. Those that nobody was given are overtaken by it."""
         notification_type, event_type = command.notification_type, command.event
         seconds = guest_channel.timeout_secs(guest.known_init, notification_type, event_type)
         for older, question in sorted(guest.questions.items()):
             if not question.given:  # of one that it has, the child reports the end
-                self.agree(guest, older, "overtaken by a new question", now)
+                self.agree_silently(guest, older, "overtaken by a new question", now)
         question_id = self.next_question_id()
         question = OpenQuestion(notification_type, event_type, now + seconds, False)
         guest.questions[question_id] = question
-        self._agenda.log(INFO, "%s: asking %s %s, %d s", guest.uuid, notification_type, event_type, seconds)
-        self._agenda.wake(guest, self.overdue_at(question))
+        self._agenda.log_line(
+            INFO, "%s: asking %s %s, %d s", guest.uuid, notification_type, event_type, seconds
+        )
+        self._agenda.wake_guest(guest, self.overdue_at(question))
         return question_id
 
-    def put(self, guest: Guest, question_id: int, now: float) -> None:
+    def put_question(self, guest: Guest, question_id: int, now: float) -> None:
         """Give the child a question, once, with the time that is left. It waits for a child that runs."""
         question = guest.questions[question_id]
         left = round((question.deadline - now) * 1000)
@@ -111,12 +115,12 @@ class Questions:
             if session_types.is_silencing(question.notification_type, question.event_type):
                 guest.liveness.answered_since_notice = False
             ask = pipe_protocol.Ask(question_id, question.notification_type, question.event_type, left)
-            self._agenda.add(PutCommand(guest.uuid, ask))
+            self._agenda.add_effect(PutCommand(guest.uuid, ask))
 
     def put_all(self, guest: Guest, now: float) -> None:
         """The guest heartbeats: it can be asked."""
         for question_id in sorted(guest.questions):
-            self.put(guest, question_id, now)
+            self.put_question(guest, question_id, now)
 
     def take_back_all(self, guest: Guest) -> None:
         """The child is gone, and what it was given with it."""
@@ -126,7 +130,7 @@ class Questions:
 
     # --- from the guest to the outcome -------------------------------------------------------------
 
-    def resolve(self, guest: Guest, question_id: int, vote: str, reason: str, now: float) -> None:
+    def resolve_question(self, guest: Guest, question_id: int, vote: str, reason: str, now: float) -> None:
         """This is the outcome."""
         question = guest.questions.pop(question_id, None)
         if question is None:
@@ -134,35 +138,37 @@ class Questions:
         self._change_silence(guest, question, vote, now)
         self._agenda.save_guest(guest)
         for older in self._pending_outcomes(guest)[: 1 - OUTCOMES_MAX]:
-            self._pending.withdraw(guest, older, "")
-        result = self._result(guest.uuid, question, vote, reason)
+            self._pending.withdraw_event(guest, older, "")
+        result = self._make_outcome(guest.uuid, question, vote, reason)
         key, until = PendingKey(guest.uuid, OUTCOME, question_id), self._useful_until(question)
         if now < until:
-            self._pending.report(guest, key, datagram.VOTE_NOTIFY, result, until=until)
+            self._pending.report_event(guest, key, datagram.VOTE_NOTIFY, result, until=until)
         else:
-            self._agenda.log(INFO, "%s: the outcome comes too late for the VIM and is not told", guest.uuid)
+            self._agenda.log_line(
+                INFO, "%s: the outcome comes too late for the VIM and is not told", guest.uuid
+            )
 
-    def agree(self, guest: Guest, question_id: int, reason: str, now: float) -> None:
+    def agree_silently(self, guest: Guest, question_id: int, reason: str, now: float) -> None:
         """Silent agreement to a question of which the child may know nothing."""
         vote = session_types.SILENT_AGREEMENT[guest.questions[question_id].notification_type]
-        self.resolve(guest, question_id, vote, reason, now)
+        self.resolve_question(guest, question_id, vote, reason, now)
 
-    def agree_all(self, guest: Guest, reason: str, now: float) -> None:
+    def agree_to_all(self, guest: Guest, reason: str, now: float) -> None:
         """Nobody is left to answer."""
         for question_id in sorted(guest.questions):
-            self.agree(guest, question_id, reason, now)
+            self.agree_silently(guest, question_id, reason, now)
 
-    def agree_others(self, guest: Guest, question_id: int, now: float) -> None:
+    def agree_to_others(self, guest: Guest, question_id: int, now: float) -> None:
         """All but this one are overtaken: their child, which has them, goes."""
         for older in sorted(guest.questions):
             if older != question_id:
-                self.agree(guest, older, "overtaken by a new question", now)
+                self.agree_silently(guest, older, "overtaken by a new question", now)
 
-    def agree_overdue(self, guest: Guest, now: float) -> None:
+    def agree_to_overdue(self, guest: Guest, now: float) -> None:
         """Nobody has resolved them in time."""
         for question_id, question in sorted(guest.questions.items()):
             if self.overdue_at(question) <= now:
-                self.agree(guest, question_id, "no answer in time", now)
+                self.agree_silently(guest, question_id, "no answer in time", now)
 
     def _change_silence(self, guest: Guest, question: OpenQuestion, vote: str, now: float) -> None:
         asked = (question.notification_type, question.event_type)
@@ -171,7 +177,7 @@ class Questions:
         elif session_types.agrees_to_silence(*asked, vote):
             guest.liveness.silence_until = now + self._settings.expected_silence
             if question.event_type == "pause":  # nobody challenges it from now on
-                guest.liveness.change(liveness.EXCUSED)
+                guest.liveness.note(liveness.EXCUSED)
                 guest.liveness.answered_since_notice = False
 
     def _useful_until(self, question: OpenQuestion) -> float:
@@ -180,7 +186,8 @@ class Questions:
     def _pending_outcomes(self, guest: Guest) -> List[PendingKey]:
         return [key for key in guest.pending.events if key.kind == OUTCOME]
 
-    def _result(self, uuid: str, question: OpenQuestion, vote: str, reason: str) -> datagram.VoteResult:
+    def _make_outcome(self, uuid: str, question: OpenQuestion, vote: str, reason: str) -> datagram.VoteResult:
+        """The event for guestAgent; the log has it, too."""
         asked, event_type = question.notification_type, question.event_type
-        self._agenda.log(INFO, "%s: %s %s: %s %s", uuid, asked, event_type, vote, reason)
+        self._agenda.log_line(INFO, "%s: %s %s: %s %s", uuid, asked, event_type, vote, reason)
         return datagram.VoteResult(self._settings.hostname, uuid, asked, event_type, vote, reason)

@@ -38,49 +38,51 @@ class StateReports:
         """It shows something else than what was reported last."""
         guest.pending.state_due = NEVER
         if guest.pending.last_reported != self.shown_state(guest):
-            self._report(guest, now)
+            self._report_state(guest, now)
 
-    def recall(self, guest: Guest, key: PendingKey, event: PendingEvent) -> None:
+    def recall_state(self, guest: Guest, key: PendingKey, event: PendingEvent) -> None:
         """It was not confirmed when a former guestServer ended."""
         if event.cmd == datagram.STOPPED:
-            guest.liveness.change(liveness.GRACE_OVER)
+            guest.liveness.note(liveness.GRACE_OVER)
         elif isinstance(event.event, datagram.InstanceInfo):
             guest.pending.last_reported = event.event._replace(reporting=False)
         guest.pending.events[key] = event
-        self._pending.resend(guest, key)
+        self._pending.resend_event(guest, key)
 
     def schedule_stopped(self, guest: Guest, now: float) -> None:
         """Nothing shows that it heartbeats: it has its grace to come back."""
         if guest.liveness.heartbeating and guest.pending.stopped_due == NEVER:
             guest.pending.stopped_due = now + self._settings.stopped_grace
-            self._agenda.wake(guest, guest.pending.stopped_due)
+            self._agenda.wake_guest(guest, guest.pending.stopped_due)
 
-    def stop(self, guest: Guest, now: float, happening: str, sequence: Optional[int] = None) -> None:
+    def report_stopped(
+        self, guest: Guest, now: float, happening: str, sequence: Optional[int] = None
+    ) -> None:
         """`happening`, of `liveness`, ends its heartbeating. Who knows that already is not told twice.
 
         `sequence` is that of a stop that was named before a loss: it is told at once.
         """
         shown = guest.liveness.heartbeating
-        guest.liveness.change(happening)
+        guest.liveness.note(happening)
         guest.pending.stopped_due = NEVER
         if shown or (sequence is not None and guest.pending.state_due != NEVER):
-            self._report(guest, now, sequence)
+            self._report_state(guest, now, sequence)
         self._agenda.save_guest(guest)
 
-    def _report(self, guest: Guest, now: float, sequence: Optional[int] = None) -> None:
+    def _report_state(self, guest: Guest, now: float, sequence: Optional[int] = None) -> None:
         """At once, or, of one that comes and goes, soon."""
         pending = guest.pending
         pending.state_due = NEVER
         if sequence is None and not pending.state_changes.spend(now):
             pending.state_due = now + pending.state_changes.wait(now)
-            self._agenda.wake(guest, pending.state_due)
+            self._agenda.wake_guest(guest, pending.state_due)
             return
         pending.last_reported = self.shown_state(guest)
         info = instance_info(guest, self._settings.hostname)
         key = PendingKey(guest.uuid, STATE)
         if guest.liveness.heartbeating:
             self._agenda.log_report(guest, now, INFO, "heartbeating")
-            self._pending.report(guest, key, datagram.RUNNING, info)
+            self._pending.report_event(guest, key, datagram.RUNNING, info)
         else:
             self._agenda.log_report(guest, now, INFO, "stopped heartbeating")
-            self._pending.report(guest, key, datagram.STOPPED, info, sequence)
+            self._pending.report_event(guest, key, datagram.STOPPED, info, sequence)

@@ -134,5 +134,5 @@ def test_what_cannot_be_saved_is_saved_when_there_is_room_again(make, monkeypatc
     bench.turn(lambda: any("memory unsaved 2" in line for line in bench.master.health()), "nothing is saved")
     full.clear()
     bench.turn(lambda: "memory unsaved 0" in bench.master.health(), "all is saved")
-    (memory,) = bench.master._store.load()
+    (memory,) = bench.master._store.load_guests()
     assert not memory.reporting

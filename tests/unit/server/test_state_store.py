@@ -83,14 +83,14 @@ def values_of(memory):
     ],
 )
 def test_what_is_saved_is_loaded_by_the_next_daemon(store, tmp_path, memory):
-    store.save(MEMORY._replace(owes_answer=False))
-    store.save(memory)
-    store.save(named(memory, OTHER))
+    store.save_guest(MEMORY._replace(owes_answer=False))
+    store.save_guest(memory)
+    store.save_guest(named(memory, OTHER))
     again = Store(str(tmp_path), "guestServer")
-    assert again.load() == [memory, named(memory, OTHER)]
-    again.forget(UUID)
-    again.forget(UUID)
-    assert [one.uuid for one in again.load()] == [OTHER]
+    assert again.load_guests() == [memory, named(memory, OTHER)]
+    again.forget_guest(UUID)
+    again.forget_guest(UUID)
+    assert [one.uuid for one in again.load_guests()] == [OTHER]
 
 
 def test_a_memory_of_an_earlier_version_is_taken(store, folder):
@@ -98,7 +98,7 @@ def test_a_memory_of_an_earlier_version_is_taken(store, folder):
     for name in ("ident", "untold", "questions"):
         del values[name]
     write(folder / UUID, values)
-    assert store.load() == [MEMORY._replace(socket_identity=None, pending=(), questions=())]
+    assert store.load_guests() == [MEMORY._replace(socket_identity=None, pending=(), questions=())]
 
 
 def test_the_most_that_can_be_pending_is_remembered(store):
@@ -108,8 +108,8 @@ def test_the_most_that_can_be_pending_is_remembered(store):
         (PendingKey(UUID, OUTCOME, n), PendingEvent(n, datagram.VOTE_NOTIFY, reason)) for n in range(16)
     ]
     memory = MEMORY._replace(pending=(*PENDING[:2], *entries))
-    store.save(memory)
-    (loaded,) = store.load()
+    store.save_guest(memory)
+    (loaded,) = store.load_guests()
     assert loaded._replace(pending=()) == memory._replace(pending=())
     assert loaded.pending == (
         *PENDING[:2],
@@ -118,7 +118,7 @@ def test_the_most_that_can_be_pending_is_remembered(store):
 
 
 def test_the_folder_and_files_are_for_us_alone(store, folder):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / UUID).stat().st_mode) == 0o600
     assert os.listdir(folder) == [UUID]
@@ -140,9 +140,9 @@ def test_the_folder_and_files_are_for_us_alone(store, folder):
     ],
 )
 def test_a_damaged_file_is_ignored_and_removed(store, folder, damage):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     (folder / UUID).write_bytes(damage((folder / UUID).read_bytes()))
-    assert store.load() == []
+    assert store.load_guests() == []
     assert os.listdir(folder) == []
 
 
@@ -183,14 +183,14 @@ def test_a_damaged_file_is_ignored_and_removed(store, folder, damage):
 def test_a_sound_file_with_wrong_content_is_ignored(store, folder, change):
     write(folder / UUID, {**values_of(MEMORY), **change})
     write(folder / OTHER, {**values_of(MEMORY), "uuid": OTHER})
-    assert [one.uuid for one in store.load()] == [OTHER]
+    assert [one.uuid for one in store.load_guests()] == [OTHER]
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "null", "[" * 5000, '"x"', "{}"])
 def test_sound_files_without_our_object_are_ignored(store, folder, text):
     write(folder / UUID, text)
     write(folder / ALIVE, text)
-    assert store.load() == []
+    assert store.load_guests() == []
     assert store.alive_at() == NEVER
 
 
@@ -199,26 +199,26 @@ def test_an_instance_is_remembered_under_its_uuid_in_lower_case_only(store, fold
     lower, upper = "abcdef00-0000-4000-8000-00000000abcd", "ABCDEF00-0000-4000-8000-00000000ABCD"
     for uuid in (lower, upper):
         write(folder / uuid, values_of(named(MEMORY, uuid)))
-    assert [memory.uuid for memory in store.load()] == [lower]
+    assert [memory.uuid for memory in store.load_guests()] == [lower]
     assert os.listdir(folder) == [lower]
 
 
 def test_words_are_not_taken_for_truth(store, folder):
     change = {"provisioned": "true", "reporting": 1, "owes_answer": "yes"}
     write(folder / UUID, {**values_of(MEMORY), **change})
-    (memory,) = store.load()
+    (memory,) = store.load_guests()
     assert (memory.provisioned, memory.reporting, memory.owes_answer) == (False, False, False)
 
 
 def test_only_plain_files_named_by_a_uuid_are_read(store, folder, tmp_path):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     os.rename(folder / UUID, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", folder / UUID)
     os.mkfifo(folder / OTHER)
     (folder / UUID.replace("1", "2")).mkdir()
     for name in ("x", ".." + UUID, UUID + ".1.tmp", UUID + "\n"):
         (folder / name).write_text((tmp_path / "elsewhere").read_text())
-    assert store.load() == []
+    assert store.load_guests() == []
     assert (tmp_path / "elsewhere").exists()
     assert not (folder / OTHER).exists()
 
@@ -227,8 +227,8 @@ def test_alive(store, tmp_path):
     assert store.alive_at() == NEVER
     store.mark_alive(77.25)
     assert Store(str(tmp_path), "guestServer").alive_at() == 77.25
-    store.save(MEMORY)
-    assert store.load() == [MEMORY]
+    store.save_guest(MEMORY)
+    assert store.load_guests() == [MEMORY]
 
 
 @pytest.mark.parametrize("mark", [{"at": "x"}, {}, {"at": None}, {"at": 10**400}, {"at": 5.0, "boot": "old"}])
@@ -247,15 +247,15 @@ def test_the_host_reporting_is_enabled_until_it_is_known_to_be_disabled(store, f
         assert Store(str(tmp_path), "guestServer").host_reporting() is reporting
     write(folder / HOST, {"reporting": False, "boot": "old"})
     assert store.host_reporting() is True
-    assert store.load() == []
+    assert store.load_guests() == []
 
 
 def test_the_sender_stays_and_no_number_is_given_twice(store, tmp_path):
-    sender, first = store.sender(), store.reserve(10)
+    sender, first = store.sender(), store.reserve_sequences(10)
     assert 0 < sender < 2**32 and first > 0
-    assert (store.sender(), store.reserve(5)) == (sender, first + 10)
+    assert (store.sender(), store.reserve_sequences(5)) == (sender, first + 10)
     again = Store(str(tmp_path), "guestServer")
-    assert (again.sender(), again.reserve(1)) == (sender, first + 15)
+    assert (again.sender(), again.reserve_sequences(1)) == (sender, first + 15)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_the_sender_stays_and_no_number_is_given_twice(store, tmp_path):
 )  # fmt: skip
 def test_whose_numbers_are_not_known_is_another_sender(store, folder, tmp_path, damage):
     sender = store.sender()
-    store.reserve(10)
+    store.reserve_sequences(10)
     if damage is None:
         (folder / SENDER).unlink()
     else:
@@ -279,9 +279,9 @@ def test_whose_numbers_are_not_known_is_another_sender(store, folder, tmp_path, 
 
 
 def test_numbers_that_cannot_be_reserved_are_not_given_by_the_next_daemon(store, tmp_path, full):
-    sender, first = store.sender(), store.reserve(10)
+    sender, first = store.sender(), store.reserve_sequences(10)
     full("write_atomically", "write_in_place")
-    assert [store.reserve(10), store.reserve(10)] == [first + 10, first + 20]
+    assert [store.reserve_sequences(10), store.reserve_sequences(10)] == [first + 10, first + 20]
     assert store.sender() == sender
     assert Store(str(tmp_path), "guestServer").sender() != sender
 
@@ -293,21 +293,21 @@ NEWER = MEMORY._replace(reporting=True, heartbeating=False)
 
 
 def test_where_there_is_no_room_for_a_second_file_the_old_one_is_written_over(store, folder, full):
-    store.save(MEMORY._replace(pending=()))
+    store.save_guest(MEMORY._replace(pending=()))
     full("write_atomically")
     for memory in (MEMORY, NEWER._replace(pending=())):  # one that is longer, one that is shorter
-        store.save(memory)
-        assert store.load() == [memory]
+        store.save_guest(memory)
+        assert store.load_guests() == [memory]
     assert (os.listdir(folder), store.unsaved) == ([UUID], {})
 
 
 def test_what_cannot_be_written_is_not_remembered_wrongly_and_is_written_when_it_can_be(
     store, folder, full, caplog
 ):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     full("write_atomically", "write_in_place")
-    store.save(MEMORY._replace(owes_answer=False))
-    store.save(NEWER)
+    store.save_guest(MEMORY._replace(owes_answer=False))
+    store.save_guest(NEWER)
     assert (os.listdir(folder), list(store.unsaved)) == ([], [UUID])
     assert not store.save_again()
     assert (
@@ -317,24 +317,24 @@ def test_what_cannot_be_written_is_not_remembered_wrongly_and_is_written_when_it
     assert len(caplog.records) == 1
     full()
     assert not store.save_again()
-    assert (store.load(), store.unsaved) == ([NEWER], {})
+    assert (store.load_guests(), store.unsaved) == ([NEWER], {})
 
 
 def test_one_guest_forgotten_or_saved_meanwhile_is_not_written_again(store, folder, full):
     full("write_atomically", "write_in_place")
     for uuid in (UUID, OTHER):
-        store.save(named(MEMORY, uuid))
-    store.forget(UUID)
+        store.save_guest(named(MEMORY, uuid))
+    store.forget_guest(UUID)
     full()
-    store.save(named(NEWER, OTHER))
+    store.save_guest(named(NEWER, OTHER))
     assert store.unsaved == {}
-    assert store.load() == [named(NEWER, OTHER)]
+    assert store.load_guests() == [named(NEWER, OTHER)]
 
 
 def test_what_cannot_be_forgotten_is_forgotten_when_it_can_be(store, folder, full):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     full("remove")
-    store.forget(UUID)
+    store.forget_guest(UUID)
     assert (store.unsaved, os.listdir(folder)) == ({UUID: None}, [UUID])
     assert not store.save_again()
     full()
@@ -350,7 +350,7 @@ def test_one_failure_a_look_and_no_more_than_some_files_a_turn(store, folder, fu
     monkeypatch.setattr(store_module, "SAVED_A_TURN", 4)
     full("write_atomically", "write_in_place")
     for uuid in uuids(10):
-        store.save(named(MEMORY, uuid))
+        store.save_guest(named(MEMORY, uuid))
     tried = []
     monkeypatch.setattr(
         atomic_file, "write_or_overwrite", lambda path, *_: (tried.append(path), full_disk(path))
@@ -371,8 +371,8 @@ def test_what_was_cleaned_away_is_written_anew_and_once_more(store, folder, tmp_
     assert not store.was_cleaned()
     store.mark_alive(1.0)
     store.save_host(False)
-    sender, first = store.sender(), store.reserve(3)
-    store.save(MEMORY)
+    sender, first = store.sender(), store.reserve_sequences(3)
+    store.save_guest(MEMORY)
     assert not store.was_cleaned()
     shutil.rmtree(tmp_path)
     for _ in range(2):
@@ -382,8 +382,8 @@ def test_what_was_cleaned_away_is_written_anew_and_once_more(store, folder, tmp_
         store.save_again()
     assert not store.was_cleaned()
     again = Store(str(tmp_path), "guestServer")
-    assert (again.load(), again.host_reporting(), again.alive_at()) == ([MEMORY], False, 2.0)
-    assert (again.sender(), again.reserve(1)) == (sender, first + 3)
+    assert (again.load_guests(), again.host_reporting(), again.alive_at()) == ([MEMORY], False, 2.0)
+    assert (again.sender(), again.reserve_sequences(1)) == (sender, first + 3)
 
 
 def test_what_there_was_no_room_for_was_not_cleaned_away(store, folder, full):
@@ -397,30 +397,30 @@ def test_what_there_was_no_room_for_was_not_cleaned_away(store, folder, full):
     store.save_anew([MEMORY])
     store.mark_alive(3.0)
     assert not store.save_again()
-    assert store.load() == [MEMORY]
+    assert store.load_guests() == [MEMORY]
 
 
 def test_what_a_killed_daemon_has_half_written_is_removed_at_the_start(store, folder, tmp_path):
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     for name in (UUID + ".77.tmp", ALIVE + ".1.tmp"):
         (folder / name).write_text("x")
-    assert Store(str(tmp_path), "guestServer").load() == [MEMORY]
+    assert Store(str(tmp_path), "guestServer").load_guests() == [MEMORY]
     assert os.listdir(folder) == [UUID]
 
 
 def test_later_trouble_with_the_folder_is_survived(store, folder):
     (folder / UUID).mkdir()
-    store.save(MEMORY)
-    store.forget(UUID)
-    assert store.load() == []
+    store.save_guest(MEMORY)
+    store.forget_guest(UUID)
+    assert store.load_guests() == []
     (folder / UUID).rmdir()
     for name in os.listdir(folder):
         (folder / name).unlink()
     folder.rmdir()
-    store.save(MEMORY)
+    store.save_guest(MEMORY)
     store.mark_alive(1.0)
-    store.forget(UUID)
-    assert (store.load(), store.alive_at()) == ([], NEVER)
+    store.forget_guest(UUID)
+    assert (store.load_guests(), store.alive_at()) == ([], NEVER)
 
 
 def test_the_constructor_says_when_there_can_be_no_folder(tmp_path):
@@ -470,9 +470,9 @@ def test_files_of_the_release_before_the_names_changed_are_read_and_written_alik
     monkeypatch.setattr(store_module, "boot_id", lambda: BOOT_OF_RECORDED)
     shutil.copytree(RECORDED, tmp_path, dirs_exist_ok=True)
     store = Store(str(tmp_path), "guestServer")
-    assert store.load() == recorded_memories()
+    assert store.load_guests() == recorded_memories()
     for memory in recorded_memories():
-        store.save(memory)
+        store.save_guest(memory)
         name = "guestServer.guests/" + memory.uuid
         assert (tmp_path / name).read_bytes() == (RECORDED / name).read_bytes()
 
@@ -498,7 +498,7 @@ def test_a_file_of_the_release_of_november_2026_is_read(tmp_path, folder, monkey
     init = guest_channel.Init(7, "g", 1000, 9, 9, 9, 14, 601, "reboot")
     pending = ((PendingKey(UUID, LOSS), PendingEvent(9, datagram.LOSS, INFO)),)
     questions = ((1, "revocable", "stop", 77.5),)
-    (memory,) = store.load()
+    (memory,) = store.load_guests()
     assert (
         memory[:10]
         == GuestMemory(UUID, True, True, init, True, True, 1234.5, (1, 2), pending, questions)[:10]
@@ -512,24 +512,24 @@ def test_what_a_later_release_has_added_is_ignored(store, folder):
     values["questions"] = [[*entry, "more"] for entry in values["questions"]]
     values["init"] = [*values["init"], 5]
     write(folder / UUID, {**values, "mood": "good"})
-    assert store.load() == [MEMORY]
+    assert store.load_guests() == [MEMORY]
 
 
 def test_without_a_boot_id_the_time_of_the_boot_tells_one_from_another(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(store_module, "BOOT_ID_FILE", str(tmp_path / "none"))
     store = Store(str(tmp_path), "guestServer")
-    store.save(MEMORY)
-    assert Store(str(tmp_path), "guestServer").load() == [MEMORY]
+    store.save_guest(MEMORY)
+    assert Store(str(tmp_path), "guestServer").load_guests() == [MEMORY]
     assert "cannot read %s" % (tmp_path / "none") in caplog.text
     (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 77\n")
     monkeypatch.setattr(store_module, "STATISTICS_FILE", str(tmp_path / "stat"))
-    assert Store(str(tmp_path), "guestServer").load() == []
+    assert Store(str(tmp_path), "guestServer").load_guests() == []
     monkeypatch.setattr(store_module, "STATISTICS_FILE", str(tmp_path / "none"))
     assert store_module.boot_id() != store_module.boot_id()
 
 
 def test_the_followed_agent_is_remembered(tmp_path):
     one = Store(str(tmp_path), "guestServer")
-    assert one.agent() == ""
+    assert one.followed_agent() == ""
     one.save_agent("10.0.0.1")
-    assert Store(str(tmp_path), "guestServer").agent() == "10.0.0.1"
+    assert Store(str(tmp_path), "guestServer").followed_agent() == "10.0.0.1"

@@ -478,7 +478,7 @@ def retrying(reporting=True):
 def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench = retrying()
     bench.end(session_types.DIED)
-    bench.guest.liveness.change(liveness.EXCUSED)
+    bench.guest.liveness.note(liveness.EXCUSED)
     for _ in range(SETTINGS.child_deaths_max):
         bench.run(0.02)
         assert not bench.guest.crashes.crash_looping

@@ -55,7 +55,7 @@ def test_every_input_in_every_state_changes_the_facts_as_it_should(state, happen
     row = guest.Liveness()
     row.state = state
     assert facts_of(row) == FACTS[state]
-    row.change(happening)
+    row.note(happening)
     assert facts_of(row) == facts_after(happening, *FACTS[state])
 
 
@@ -80,5 +80,5 @@ def test_an_illness_shows_unless_the_guest_is_lost():
     row = guest.Liveness()
     row.ill = True
     assert row.failure == guest.ILL
-    row.change(liveness.JUDGED_LOST)
+    row.note(liveness.JUDGED_LOST)
     assert row.failure == guest.LOST
