@@ -25,8 +25,8 @@ COUNTERS = {
     "misses": "misses",
     "losses": "losses",
     "late": "late_wake_ups",
-    "deaths": "deaths",
-    "links": "reconnects",
+    "crashes": "deaths",
+    "connections": "reconnects",
 }
 START_WAIT = 180.0  # s
 LOSS_WAIT = 5.0  # s beyond the time that a loss takes

@@ -6,6 +6,16 @@ from typing import NamedTuple, Tuple
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
 
+TEXT_MAX = 200  # characters of foreign text in a line
+
+
+def printable(text: object, limit: int = TEXT_MAX) -> str:
+    """Foreign text made harmless for a log: ASCII, no control characters, at most `limit` characters."""
+    words = str(text)
+    cut = words[:limit].encode("unicode_escape").decode("ascii")
+    return cut[:limit] + ("..." if len(words) > limit or len(cut) > limit else "")
+
+
 class LogLine(NamedTuple):
     """`text` with its `values`, as `logging` takes them.
 

@@ -14,19 +14,12 @@ from typing import List
 
 from guestmtce.common import throttle
 from guestmtce.common.log_line import LogLine
+from guestmtce.common.log_line import printable as printable  # most who log need both
 from guestmtce.daemon import log_writer
 
 SYSLOG_SOCKET = "/dev/log"
-TEXT_MAX = 200  # characters of foreign text in a line
 THROTTLE_PERIOD = 10.0  # s between two lines about the same thing
 THROTTLE_SUBJECTS = 4096  # remembered at once
-
-
-def printable(text: object, limit: int = TEXT_MAX) -> str:
-    """Foreign text made harmless for a log: ASCII, no control characters, at most `limit` characters."""
-    words = str(text)
-    cut = words[:limit].encode("unicode_escape").decode("ascii")
-    return cut[:limit] + ("..." if len(words) > limit or len(cut) > limit else "")
 
 
 class Throttle:

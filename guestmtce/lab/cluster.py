@@ -288,7 +288,7 @@ class Cluster:
     def _unjudged(self) -> List[str]:
         """The instances whose failure would not be reported."""
         rows = [pair for host in self.hosts for pair in host.server.dump("guest").items()]
-        return [uuid for uuid, row in rows if (row["reporting"], row["judged"]) != ("enabled", "yes")]
+        return [uuid for uuid, row in rows if (row["reporting"], row["owes_answer"]) != ("enabled", "yes")]
 
     def children(self, host: Optional[LabHost] = None) -> Dict[str, psutil.Process]:
         """The child process of every guest, by uuid.

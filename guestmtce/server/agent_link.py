@@ -5,7 +5,7 @@ followed (`following`), so that a switch of controllers is seen. Always to the a
 sent from.
 
 An agent that speaks our extension confirms what it is told, and is told it again until it does. To an old
-one everything is said once, because it would act on every repetition (`oldagent`). One that has just started
+one everything is said once, because it would act on every repetition (`old_agent`). One that has just started
 hears of a failure when it names the instance, or, if it names none, after a while.
 """
 
@@ -22,10 +22,11 @@ from guestmtce.daemon.udp_port import Port
 from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
 from guestmtce.peer.retransmit import NEVER, Outgoing
 from guestmtce.server.answers import Answers
-from guestmtce.server.following import CommandOrder, Following, Heard, Identity
+from guestmtce.server.following import CommandOrder, Following, Identity, ReceivedDatagram
 from guestmtce.server.old_agent import OldAgent, is_failure
 from guestmtce.server.settings import ServerSettings
-from guestmtce.server.state.guest import Key, Tell
+from guestmtce.server.state.effects import ReportEvent
+from guestmtce.server.state.guest import PendingKey
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
@@ -37,31 +38,31 @@ REPEATED = datagram_ext.WANTS_ACK | datagram_ext.TAKES_MARKS  # flags of an even
 
 
 class Handlers(NamedTuple):
-    """Whom to call: with a command, with the key of what was confirmed, for a guest's present state, and with
-    the address of the agent that is followed from now on, empty if none is.
+    """Whom to call: with a command, with the key of an event that was confirmed, for a guest's present state,
+    and with the address of the agent that is followed from now on, empty if none is.
     """
 
     command: Callable[[datagram.Command], None]
-    told: Callable[[Key], None]
+    confirmed: Callable[[PendingKey], None]
     info: Callable[[str], Optional[datagram.InstanceInfo]]
     followed: Callable[[str], None] = lambda _: None
 
 
-class _Said:
-    """`address`: where it was said first; nowhere if nobody was there. `vim`: the VIM to which an agent is
+class _SentEvent:
+    """`address`: where it was sent first; nowhere if nobody was there. `vim`: the VIM to which an agent is
     telling it; 0: none.
     """
 
-    __slots__ = ("address", "tell", "vim")
+    __slots__ = ("address", "report", "vim")
 
-    def __init__(self, tell: Tell, address: str) -> None:
-        self.tell = tell
+    def __init__(self, report: ReportEvent, address: str) -> None:
+        self.report = report
         self.address = address
         self.vim = 0
 
 
 class AgentLink:
-    """The socket. `sender` names this guestServer, over restarts too; `number` makes numbers.
+    """The socket. `sender` names this guestServer, over restarts too; `next_sequence` makes numbers.
     `followed_before` is what `Handlers.followed` was called with at last before a restart.
 
     Raises OSError from the constructor.
@@ -72,7 +73,7 @@ class AgentLink:
         loop: Loop,
         settings: ServerSettings,
         sender: int,
-        number: Callable[[], int],
+        next_sequence: Callable[[], int],
         handlers: Handlers,
         ask_names: LookUp = look_up,
         followed_before: str = "",
@@ -81,14 +82,14 @@ class AgentLink:
         self.agent = ""
         self._loop = loop
         self._settings = settings
-        self._number = number
+        self._next_sequence = next_sequence
         self._handlers = handlers
         self._outgoing = Outgoing()
-        self._old_agent = OldAgent(lambda tell: self._say(tell, 0), number, handlers.info)
+        self._old_agent = OldAgent(lambda report: self._send_event(report, 0), next_sequence, handlers.info)
         self._grace: Optional[Timer] = None  # of an old agent that may have just started
         self._repeat: Optional[Timer] = None
         self._order = CommandOrder()
-        self._answers = Answers(loop, settings.answer_pace, self._say_info)
+        self._answers = Answers(loop, settings.answer_pace, self._send_info)
         self._asker = ""  # whose query was served last
         self._throttle = Throttle(log)
         self._complaints = Throttle(log, UNCONFIRMED_PERIOD)
@@ -103,7 +104,7 @@ class AgentLink:
         self._route_out = b"server>" + settings.hostname.encode()
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
         self._allowed = Allowed(self._resolver, settings.agent_names())
-        self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self.port = Port(loop, settings.bind, settings.rx_port, self._serve_datagram, self._resolver)
         self._candidates = Candidates(self._resolver, settings.controller, self.port)
         self._resolver.watch(settings.controller, self._controller_known)
         for name in settings.agent_names():
@@ -117,30 +118,30 @@ class AgentLink:
     def start(self) -> None:
         """Say that we are there, again and again until an agent answers."""
         self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
-        self._say_ready_again()
+        self._send_ready_again()
 
-    def tell(self, tell: Tell) -> None:
-        """Tell the agent, until it has confirmed or `untell` says that it is no longer true."""
-        self._old_agent.untell(tell.key)
+    def report_event(self, report: ReportEvent) -> None:
+        """Send the agent this until it has confirmed it, or `withdraw_event` says that it is over."""
+        self._old_agent.withdraw_event(report.key)
         old = self._speaker.spoken is False
-        if old and not (self._grace is not None and is_failure(tell)):
-            self._tell_old(tell)
+        if old and not (self._grace is not None and is_failure(report)):
+            self._report_to_old(report)
             return
         if not old:
-            self._say(tell, REPEATED)
+            self._send_event(report, REPEATED)
         nobody = old or self._following.said_goodbye
-        said = _Said(tell, "" if nobody else self.agent)
-        self._outgoing.add(tell.key, tell.number, said, time.monotonic(), tell.until)
-        self._schedule()
+        sent = _SentEvent(report, "" if nobody else self.agent)
+        self._outgoing.add(report.key, report.sequence, sent, time.monotonic(), report.until)
+        self._schedule_repeat()
 
-    def untell(self, key: Key) -> None:
+    def withdraw_event(self, key: PendingKey) -> None:
         """It is no longer true."""
         self._outgoing.drop(key)
-        self._old_agent.untell(key)
+        self._old_agent.withdraw_event(key)
 
-    def answer(self, uuids: List[str]) -> None:
+    def answer_query(self, uuids: List[str]) -> None:
         """Answer the query that is being served about these, with what is then true."""
-        self._answers.answer(uuids, self._asker or self.agent)
+        self._answers.answer_query(uuids, self._asker or self.agent)
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now."""
@@ -168,15 +169,15 @@ class AgentLink:
 
     # --- out ---------------------------------------------------------------------------------------
 
-    def _say(self, tell: Tell, flags: int, vim: int = 0) -> None:
-        event = tell.event
+    def _send_event(self, report: ReportEvent, flags: int, vim: int = 0) -> None:
+        event = report.event
         full = not self._speaker.spoken
-        if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
+        if full and report.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # as in docs/protocol/2-datagrams.md#events
-        if tell.still_ill:
+        if report.still_ill:
             flags |= datagram_ext.STILL_ILL
-        data = datagram.build_event(tell.cmd, event, full=full)
-        self._send(data, Tag(flags, number=tell.number, vim=vim), self._speaker, self.agent)
+        data = datagram.build_event(report.cmd, event, full=full)
+        self._send(data, Tag(flags, number=report.sequence, vim=vim), self._speaker, self.agent)
 
     def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
@@ -187,14 +188,14 @@ class AgentLink:
             bind = self._settings.bind or "(all)"
             self._throttle.warning("agent", text, bind, self._settings.controller)
 
-    def _say_ready(self, address: str, speaker: Speaker) -> None:
+    def _send_ready(self, address: str, speaker: Speaker) -> None:
         ready = datagram.Ready(self._settings.hostname)
         self._send(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), speaker, address)
 
-    def _say_ready_again(self) -> None:
+    def _send_ready_again(self) -> None:
         if self._following.current is None:
             self._try_controller()
-            self._loop.after(self._settings.ready_repeat, self._say_ready_again)
+            self._loop.after(self._settings.ready_repeat, self._send_ready_again)
 
     def _try_controller(self) -> None:
         """Say that we are there to one of the controller's addresses, another one each time."""
@@ -202,21 +203,21 @@ class AgentLink:
         if address:
             self.agent = address
             self._candidates.advance()
-            self._say_ready(address, self._speaker)
+            self._send_ready(address, self._speaker)
 
     def _controller_known(self) -> None:
         if self._following.current is None and not self.agent:
             self._try_controller()
 
-    def _say_info(self, uuid: str, address: str) -> None:
+    def _send_info(self, uuid: str, address: str) -> None:
         """The answer to a query about this instance, if it is still known."""
         info = self._handlers.info(uuid)
         if info is not None:
             speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
             data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
-            self._send(data, Tag(number=self._number()), speaker, address)
+            self._send(data, Tag(number=self._next_sequence()), speaker, address)
 
-    def _schedule(self) -> None:
+    def _schedule_repeat(self) -> None:
         """Have `_send_again` called when the first message is due or has expired."""
         due = self._outgoing.next_due if self._repeats else self._outgoing.next_end
         if self._repeat is not None:
@@ -236,13 +237,13 @@ class AgentLink:
         self._repeat = None
         now = time.monotonic()
         for message in self._outgoing.expire(now):
-            key = message.content.tell.key
-            log.info("%s: nobody waits for its %s any more", *key)
-            self._handlers.told(key)
+            key = message.content.report.key
+            log.info("%s: nobody waits for its %s any more", key.uuid, key)
+            self._handlers.confirmed(key)
         if self._repeats:
             for message in self._outgoing.due(now):
-                self._say(message.content.tell, REPEATED, message.content.vim)
-        self._schedule()
+                self._send_event(message.content.report, REPEATED, message.content.vim)
+        self._schedule_repeat()
 
     def _check_unconfirmed(self) -> None:
         self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
@@ -252,48 +253,48 @@ class AgentLink:
 
     # --- out, to old agents ------------------------------------------------------------------------
 
-    def _tell_old(self, tell: Tell) -> None:
+    def _report_to_old(self, report: ReportEvent) -> None:
         """Once, if somebody still wants it."""
-        if tell.until > time.monotonic():
-            self._old_agent.tell(tell)
-        self._handlers.told(tell.key)
+        if report.until > time.monotonic():
+            self._old_agent.report_event(report)
+        self._handlers.confirmed(report.key)
 
-    def _tell_waiting(self, uuid: str = "") -> None:
+    def _report_waiting_to_old(self, uuid: str = "") -> None:
         """To an old agent: what it has not heard yet, of one instance or of all."""
         for message in self._outgoing.messages():
-            if not uuid or message.content.tell.key[0] == uuid:
+            if not uuid or message.content.report.key.uuid == uuid:
                 self._outgoing.drop(message.key)
-                self._tell_old(message.content.tell)
+                self._report_to_old(message.content.report)
 
     def _end_grace(self) -> None:
         self._grace = None
         if self._speaker.spoken is False:
-            self._tell_waiting()
+            self._report_waiting_to_old()
 
     # --- in ----------------------------------------------------------------------------------------
 
-    def _serve(self, data: bytes, address: str) -> None:
+    def _serve_datagram(self, data: bytes, address: str) -> None:
         try:
-            heard = self._read(data, address)
+            received = self._read_datagram(data, address)
         except (datagram.BadDatagram, SealRefused) as bad:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
             return
-        identity = heard.identity
+        identity = received.identity
         speaker = self._speaker_with(identity)
-        if not speaker.introduced(heard.tag):
-            if heard.tag is not None and heard.tag.echo:
+        if not speaker.introduced(received.tag):
+            if received.tag is not None and received.tag.echo:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
-            self._say_ready(address, speaker)  # it must learn who we are before we believe it
-        elif self._admits(identity):
-            self._follow(heard, speaker)
-            self._obey(heard)
+            self._send_ready(address, speaker)  # it must learn who we are before we believe it
+        elif self._admits_sender(identity):
+            self._follow_sender(received, speaker)
+            self._obey_sender(received)
         else:
-            speaker.heard(heard.tag)
-            self._answer_other(heard)
+            speaker.heard(received.tag)
+            self._answer_other(received)
 
-    def _read(self, data: bytes, address: str) -> Heard:
+    def _read_datagram(self, data: bytes, address: str) -> ReceivedDatagram:
         """Raises BadDatagram or SealRefused for what cannot be believed."""
         frame = datagram.unpack(data)
         if frame.signature != datagram.AGENT_SIGNATURE:
@@ -305,15 +306,15 @@ class AgentLink:
         tag = datagram_ext.read_tag(frame)
         of_event = frame.cmd in (datagram_ext.ACK, datagram_ext.MARK)
         if tag is None and of_event:
-            raise datagram.BadDatagram("a confirmation of nothing")
+            raise datagram.BadDatagram("an ACK or mark without our extension: it names no event")
         command = None if of_event else datagram.parse_command(frame)
-        return Heard(frame.cmd, command, tag, address)
+        return ReceivedDatagram(frame.cmd, command, tag, address)
 
-    def _admits(self, identity: Identity) -> bool:
+    def _admits_sender(self, identity: Identity) -> bool:
         now = time.monotonic()
-        self._following.excuse(self._loop.stood_still - self._stood_still)
+        self._following.excuse_silence(self._loop.stood_still - self._stood_still)
         self._stood_still = self._loop.stood_still
-        return self._following.admit(identity, now)
+        return self._following.admit_speaker(identity, now)
 
     def _speaker_with(self, identity: Identity) -> Speaker:
         if self._following.is_current(identity):
@@ -324,19 +325,19 @@ class AgentLink:
             self._others[identity.address] = self._speaker.for_another()
         return self._others[identity.address]
 
-    def _follow(self, heard: Heard, speaker: Speaker) -> None:
+    def _follow_sender(self, received: ReceivedDatagram, speaker: Speaker) -> None:
         """The sender is the agent that is followed; it may be a new one."""
         spoke = self._speaker.spoken
-        moved = speaker is not self._speaker or self.agent != heard.address
-        another = speaker.heard(heard.tag) or moved
+        moved = speaker is not self._speaker or self.agent != received.address
+        another = speaker.heard(received.tag) or moved
         if moved:
-            if self.agent != heard.address or spoke is None:
-                log.info("guestAgent is at %s", heard.address)
-            self._others.pop(heard.address, None)
-            self._named.pop(heard.address, None)
-        self._speaker, self.agent = speaker, heard.address
-        self._note_followed(heard.address)
-        if another and heard.tag is None:
+            if self.agent != received.address or spoke is None:
+                log.info("guestAgent is at %s", received.address)
+            self._others.pop(received.address, None)
+            self._named.pop(received.address, None)
+        self._speaker, self.agent = speaker, received.address
+        self._note_followed(received.address)
+        if another and received.tag is None:
             self._meet_old(spoke)
         elif another:
             self._meet_ours()
@@ -349,84 +350,85 @@ class AgentLink:
     def _meet_ours(self) -> None:
         """One that confirms: it hears all that nobody confirmed, at once."""
         now = time.monotonic()
-        for tell in self._old_agent.pop_failures():
-            self._outgoing.add(tell.key, tell.number, _Said(tell, self.agent), now, tell.until)
+        for report in self._old_agent.pop_failures():
+            sent = _SentEvent(report, self.agent)
+            self._outgoing.add(report.key, report.sequence, sent, now, report.until)
         self._outgoing.again(now)
-        self._schedule()
+        self._schedule_repeat()
 
     def _meet_old(self, spoke: Optional[bool]) -> None:
         """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
         for message in self._outgoing.messages():
-            tell = message.content.tell
+            report = message.content.report
             if spoke is None and self._was_heard(message.content):
                 # Said once is enough for an old one, but not if it was said to one of ours before it.
                 self._outgoing.drop(message.key)
-                self._old_agent.note_said(tell)
-                self._handlers.told(tell.key)
-            elif not is_failure(tell):
+                self._old_agent.note_said(report)
+                self._handlers.confirmed(report.key)
+            elif not is_failure(report):
                 self._outgoing.drop(message.key)
-                self._tell_old(tell)
+                self._report_to_old(report)
         if self._grace is not None:
             self._grace.cancel()
         self._grace = self._loop.after(self._settings.old_agent_grace, self._end_grace)
 
-    def _was_heard(self, said: _Said) -> bool:
+    def _was_heard(self, sent: _SentEvent) -> bool:
         """Whether the old agent that has begun to speak got what was said to the controller before.
 
         It may speak from another address than the one that it listens to. But of several addresses of the
         controller only one may be listened to.
         """
         several = len(self._candidates.addresses()) > 1
-        return said.address == self.agent or bool(said.address and not several)
+        return sent.address == self.agent or bool(sent.address and not several)
 
-    def _obey(self, heard: Heard) -> None:
+    def _obey_sender(self, received: ReceivedDatagram) -> None:
         """Serve what the agent that is followed has sent."""
-        tag, command = heard.tag, heard.command
+        tag, command = received.tag, received.command
         if tag is not None and tag.is_goodbye:
-            log.info("guestAgent at %s stops", heard.address)
-            self._following.goodbye()
+            log.info("guestAgent at %s stops", received.address)
+            self._following.note_goodbye()
             self._note_followed("")
-        elif heard.cmd == datagram_ext.MARK:
+        elif received.cmd == datagram_ext.MARK:
             self._note_mark(tag)
         elif command is None:
             self._note_confirmation(tag)
-        elif self._order.admit(command, tag):
-            log.debug("%s from %s: %r", datagram.NAMES[heard.cmd], heard.address, command)
-            self._asker = heard.address
-            self._carry_out(heard, command)
+        elif self._order.admit_command(command, tag):
+            log.debug("%s from %s: %r", datagram.NAMES[received.cmd], received.address, command)
+            self._asker = received.address
+            self._carry_out_command(received, command)
         if tag is not None and tag.wants_ack:
             ack = datagram_ext.build_ack(datagram.NO_SIGNATURE)
             self._send(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
 
-    def _carry_out(self, heard: Heard, command: datagram.Command) -> None:
-        if heard.tag is not None and heard.tag.is_anew:
+    def _carry_out_command(self, received: ReceivedDatagram, command: datagram.Command) -> None:
+        if received.tag is not None and received.tag.is_anew:
             self._disable_first(command)
-        if heard.tag is not None or not isinstance(command, datagram.SetInstance):
+        if received.tag is not None or not isinstance(command, datagram.SetInstance):
             self._handlers.command(command)
             return
         known = self._handlers.info(command.uuid) is not None
         self._handlers.command(command)
-        if known and heard.cmd == datagram.ADD_INST:
-            self._old_agent.introduce(command.uuid)
-        self._tell_waiting(command.uuid)
+        if known and received.cmd == datagram.ADD_INST:
+            self._old_agent.introduce_instance(command.uuid)
+        self._report_waiting_to_old(command.uuid)
 
     def _disable_first(self, command: datagram.Command) -> None:
         """That reporting was disabled before this has not come, or later than this."""
         if isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting:
             self._handlers.command(command._replace(reporting=False))
 
-    def _answer_other(self, heard: Heard) -> None:
+    def _answer_other(self, received: ReceivedDatagram) -> None:
         """Another agent than the one that is followed: it may ask, and changes nothing."""
         self.not_followed += 1
-        address, current = heard.address, self._following.current
+        address, current = received.address, self._following.current
         if address not in self._named and len(self._named) < OTHERS_MAX:
             self._named[address] = None
             followed = current.address if current is not None else "the one of before our restart"
             text = "another guestAgent at %s is not obeyed: %s is, until it stops or is silent for %g s"
             log.warning(text, address, followed, self._settings.agent_silence)
-        if isinstance(heard.command, datagram.Query):
+        if isinstance(received.command, datagram.Query):
             self._asker = address
-            self._handlers.command(heard.command)
+            self._handlers.command(received.command)
 
     def _note_mark(self, tag: Optional[Tag]) -> None:
         """The next agent must know to which VIM this one is telling an event."""
@@ -439,4 +441,4 @@ class AgentLink:
         if tag is not None and tag.acked_sender == self._speaker.sender:
             message = self._outgoing.acked(tag.number)
             if message is not None:
-                self._handlers.told(message.content.tell.key)
+                self._handlers.confirmed(message.content.report.key)

@@ -24,7 +24,7 @@ class Identity(NamedTuple):
     nonce: int
 
 
-class Heard(NamedTuple):
+class ReceivedDatagram(NamedTuple):
     """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
 
     cmd: int
@@ -58,7 +58,7 @@ class Following:
             return False
         return speaker.nonce == self.current.nonce and (speaker.nonce > 0 or speaker == self.current)
 
-    def admit(self, speaker: Identity, now: float) -> bool:
+    def admit_speaker(self, speaker: Identity, now: float) -> bool:
         """This one has spoken, and is believed; whether it is followed from now on."""
         if not self._may_follow(speaker, now):
             return False
@@ -68,14 +68,14 @@ class Following:
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
 
-    def excuse(self, seconds: float) -> None:
+    def excuse_silence(self, seconds: float) -> None:
         """We heard nobody for so long, because this host stood still: that is no silence of the agent's.
 
         No more is excused: a host that stands still again and again must leave an agent that is dead.
         """
         self._heard_at += seconds
 
-    def goodbye(self) -> None:
+    def note_goodbye(self) -> None:
         """The followed agent stops: whoever speaks next is followed."""
         assert self.current is not None
         self.said_goodbye = True
@@ -104,9 +104,9 @@ class CommandOrder:
 
     def __init__(self) -> None:
         self._seen = Seen()
-        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
+        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, sequence
 
-    def admit(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
+    def admit_command(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
         """Whether the command is to be obeyed; it is noted. An old agent's always is."""
         if tag is None or not tag.wants_ack:
             return True
@@ -117,8 +117,8 @@ class CommandOrder:
         return True
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
-        sender, number = self._latest.get(subject, (0, 0))
-        if sender == tag.sender and not datagram_ext.is_newer(tag.number, number):
+        sender, sequence = self._latest.get(subject, (0, 0))
+        if sender == tag.sender and not datagram_ext.is_newer(tag.number, sequence):
             return False
         self._latest.pop(subject, None)
         if len(self._latest) >= SEEN_MAX:

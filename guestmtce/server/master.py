@@ -1,7 +1,7 @@
 """guestServer's master: ties the guests' table to sockets, children, the agent and the clock.
 
-It never parses a guest's bytes and never blocks. What happens goes into the table (`guests`), and what
-the table wants comes out as effects, which are carried out here, one short method each.
+It never parses a guest's bytes and never blocks. What happens goes into the table (`state.guest_table`), and
+what the table wants comes out as effects, which are carried out here, one short method each.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import socket
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.daemon import lifecycle
+from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.peer.authentication import KEY_SETTINGS
 from guestmtce.peer.retransmit import Numbers
 from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
-from guestmtce.server.child import confine
+from guestmtce.server.child import confine, session_types
 from guestmtce.server.child.session_types import Report
 from guestmtce.server.discovery import Channels, Identity
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
-from guestmtce.server.state import guest
-from guestmtce.server.state.guest_table import Guests
+from guestmtce.server.state import effects, guest
+from guestmtce.server.state.guest_table import GuestTable
 from guestmtce.server.state_store import Store
 from guestmtce.server.supervise import confinement_trial, resource_usage, seccomp, uid_pool
 from guestmtce.server.supervise.children import Children, Handlers
@@ -38,8 +40,8 @@ from guestmtce.wire import datagram
 log = logging.getLogger(__name__)
 
 # States of guests in `systemctl status`, in its order.
-OK, RESTING, SILENT = "ok", "without process", "not heartbeating"
-STATES = (OK, guest.LOST, guest.ILL, RESTING, SILENT)
+OK, CRASH_LOOPING, SILENT = "ok", "without process", "not heartbeating"
+STATES = (OK, guest.LOST, guest.ILL, CRASH_LOOPING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
@@ -51,12 +53,13 @@ class Master(lifecycle.Service[ServerSettings]):
     def __init__(self, loop: Loop, settings: ServerSettings) -> None:
         self._loop = loop
         self._settings = settings
-        self._guests = Guests(settings)
+        self._guests = GuestTable(settings)  # until `_start` there is no guest in it
+        self._throttle = Throttle(log)
         self._store: Optional[Store] = None
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
-        self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
+        self._to_connect: Dict[str, effects.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
         means = _means(settings)
         auto = settings.child_uids == uid_pool.AUTO
@@ -131,13 +134,14 @@ class Master(lifecycle.Service[ServerSettings]):
     def _start(self) -> None:
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        self._guests.outbox.number = Numbers(self._store.reserve).take
+        next_sequence = Numbers(self._store.reserve_sequences).take
+        self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
-            self._command, self._told, self._guests.info_of, self._store.save_agent
+            self._command, self._event_confirmed, self._guests.instance_info, self._store.save_agent
         )
         self._link = AgentLink(
-            self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers,
-            followed_before=self._store.agent(),
+            self._loop, self._settings, self._store.sender(), next_sequence, handlers,
+            followed_before=self._store.followed_agent(),
         )  # fmt: skip
         self._children.open()
         self._children.prove()
@@ -149,26 +153,25 @@ class Master(lifecycle.Service[ServerSettings]):
         self._carry_out()
 
     def _name_host(self) -> None:
-        """Only now is the host configured, its name included. There is no guest yet."""
+        """Only now is the host configured, its name included."""
         if not self._settings.hostname:
             self._settings = dataclasses.replace(self._settings, hostname=socket.gethostname())
-            self._guests = Guests(self._settings)
         log.info("this host is %s", self._settings.hostname)
 
     def _recall(self) -> None:
         assert self._store is not None
         now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
-        memories = self._store.load()
+        memories = self._store.load_guests()
         for memory in memories:
-            self._guests.recall(memory, alive_at, now)
+            self._guests.recall_guest(memory, alive_at, now)
         if memories:
             log.info("%d guests are known from before", len(memories))
 
     def _mark_alive(self) -> None:
         assert self._store is not None
         if self._store.was_cleaned():
-            self._store.save_anew(row.memory() for row in self._guests.table.values())
+            self._store.save_anew(row.memory() for row in self._guests.guests.values())
         self._store.mark_alive(self._loop.now)
         self._save_again()
         self._loop.after(self._settings.alive_mark, self._mark_alive)
@@ -180,19 +183,19 @@ class Master(lifecycle.Service[ServerSettings]):
     # --- what happens ------------------------------------------------------------------------------
 
     def _channel_found(self, uuid: str, path: str, ident: Identity, fresh: bool) -> None:
-        self._guests.channel_found(uuid, path, ident, fresh, self._loop.now)
+        self._guests.socket_found(uuid, path, ident, fresh, self._loop.now)
         self._carry_out()
 
     def _channel_gone(self, uuid: str, path: str) -> None:
-        self._guests.channel_gone(uuid, path, self._loop.now)
+        self._guests.socket_gone(uuid, path, self._loop.now)
         self._carry_out()
 
     def _child_started(self, uuid: str) -> None:
-        self._guests.connected(uuid, self._loop.now)
+        self._guests.child_started(uuid, self._loop.now)
         self._loop.after(0, self._carry_out)  # not from within the spawner's answer
 
     def _child_reported(self, uuid: str, report: Report) -> None:
-        self._guests.reported(uuid, report, self._loop.now)
+        self._guests.handle_report(uuid, report, self._loop.now)
         self._carry_out()
 
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
@@ -209,13 +212,13 @@ class Master(lifecycle.Service[ServerSettings]):
     def _command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
             assert self._link is not None
-            self._link.answer(list(self._guests.table))
+            self._link.answer_query(list(self._guests.guests))
         else:
-            self._guests.command(command, self._loop.now)
+            self._guests.handle_command(command, self._loop.now)
             self._carry_out()
 
-    def _told(self, key: guest.Key) -> None:
-        self._guests.told(key)
+    def _event_confirmed(self, key: guest.PendingKey) -> None:
+        self._guests.confirm_event(key)
         # Not from within what is just being carried out.
         self._loop.after(0, self._carry_out)
 
@@ -227,11 +230,11 @@ class Master(lifecycle.Service[ServerSettings]):
     # --- what is to be done ------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        effects = self._guests.take_effects()
-        while effects:
-            for effect in effects:
+        wanted = self._guests.drain_effects()
+        while wanted:
+            for effect in wanted:
                 self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
-            effects = self._guests.take_effects()
+            wanted = self._guests.drain_effects()
         if self._due is None or self._guests.next_due < self._due.when:
             if self._due is not None:
                 self._due.cancel()
@@ -239,7 +242,7 @@ class Master(lifecycle.Service[ServerSettings]):
             if self._guests.next_due != guest.NEVER:
                 self._due = self._loop.at(self._guests.next_due, self._tick)
 
-    def _connect(self, effect: guest.Connect) -> None:
+    def _connect(self, effect: effects.Connect) -> None:
         """A guest that is connected speaks at once: it is, when there will be somebody to listen."""
         self._to_connect[effect.uuid] = effect
         self._connect_next()
@@ -252,12 +255,12 @@ class Master(lifecycle.Service[ServerSettings]):
         self._connect_next()
         self._carry_out()
 
-    def _connect_now(self, effect: guest.Connect) -> None:
+    def _connect_now(self, effect: effects.Connect) -> None:
         """What its socket refuses is the guest's failure. All that fails beside it is ours, and none its."""
         try:
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.UNBORN, ": no socket could be had: %s" % error)
+            self._child_ended(effect.uuid, session_types.FORK_FAILED, ": no socket could be had: %s" % error)
             return
         try:
             channel.setblocking(False)
@@ -269,37 +272,42 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             self._children.start(effect.uuid, channel, effect.resume)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.UNBORN, ": it could not be asked for: %s" % error)
+            self._child_ended(
+                effect.uuid, session_types.FORK_FAILED, ": it could not be asked for: %s" % error
+            )
 
-    def _drop(self, effect: guest.Drop) -> None:
+    def _drop_child(self, effect: effects.DropChild) -> None:
         self._to_connect.pop(effect.uuid, None)
         self._children.drop(effect.uuid)
 
-    def _put(self, effect: guest.Put) -> None:
+    def _put_command(self, effect: effects.PutCommand) -> None:
         self._children.command(effect.uuid, effect.command)
 
-    def _look(self, effect: guest.Look) -> None:
+    def _look_for_socket(self, effect: effects.LookForSocket) -> None:
         self._channels.look_for(effect.uuid)
 
-    def _tell(self, effect: guest.Tell) -> None:
+    def _report_event(self, effect: effects.ReportEvent) -> None:
         if self._link is not None:
-            self._link.tell(effect)
+            self._link.report_event(effect)
 
-    def _untell(self, effect: guest.Untell) -> None:
+    def _withdraw_event(self, effect: effects.WithdrawEvent) -> None:
         if self._link is not None:
-            self._link.untell(effect.key)
+            self._link.withdraw_event(effect.key)
 
-    def _save(self, effect: guest.Save) -> None:
+    def _save_guest(self, effect: effects.SaveGuest) -> None:
         if self._store is not None:
-            self._store.save(effect.memory)
+            self._store.save_guest(effect.memory)
 
-    def _save_host(self, effect: guest.SaveHost) -> None:
+    def _save_host(self, effect: effects.SaveHost) -> None:
         if self._store is not None:
             self._store.save_host(effect.reporting)
 
-    def _forget(self, effect: guest.Forget) -> None:
+    def _forget_guest(self, effect: effects.ForgetGuest) -> None:
         if self._store is not None:
-            self._store.forget(effect.uuid)
+            self._store.forget_guest(effect.uuid)
+
+    def _write_log_line(self, line: LogLine) -> None:
+        self._throttle.write(line)
 
     # --- reports for people ------------------------------------------------------------------------
 
@@ -307,15 +315,15 @@ class Master(lifecycle.Service[ServerSettings]):
         """What it waits for, or how many guests there are, and how they are."""
         if self._store is None:
             return "waiting for " + (" and ".join(_missing_flags()) or "the end of [timeouts] start_delay")
-        states = collections.Counter(_state(row) for row in self._guests.table.values())
+        states = collections.Counter(_state(row) for row in self._guests.guests.values())
         text = ", ".join("%d %s" % (states[state], state) for state in STATES if states[state])
-        return "%d guests" % len(self._guests.table) + (": " + text if text else "")
+        return "%d guests" % len(self._guests.guests) + (": " + text if text else "")
 
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
-        table = self._guests.table.values()
+        table = self._guests.guests.values()
         lines = [
-            "guests %d heartbeating %d" % (len(table), sum(row.heartbeating for row in table)),
+            "guests %d heartbeating %d" % (len(table), sum(row.liveness.heartbeating for row in table)),
             "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
         ]
         if self._link is not None:
@@ -323,22 +331,26 @@ class Master(lifecycle.Service[ServerSettings]):
             lines.append("agent %s" % (self._link.agent or "unknown"))
             lines.append("other-agents %d" % self._link.not_followed)
             lines.append("events %s" % (self._link.complaint() or "taken"))
-            counts = (port.received, port.sent, self._link.refused, self._link.waiting)
-            lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % counts)
-        counters = ("misses", "losses", "deaths", "late")
-        sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
+            datagrams = (port.received, port.sent, self._link.refused, self._link.waiting)
+            lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % datagrams)
+        counts = {
+            "misses": sum(row.liveness.misses for row in table),
+            "losses": sum(row.liveness.losses for row in table),
+            "crashes": sum(row.crashes.count for row in table),
+            "late": sum(row.liveness.late for row in table),
+        }
         children = self._children
         means = children.confinement.items()
         user = children.uids or self._child_user
         return [
             *lines,
-            "counts " + " ".join(sums),
+            "counts " + " ".join("%s %d" % count for count in counts.items()),
             resource_usage.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
-            "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
+            "confinement user %s %s" % (user, " ".join("%s %s" % mean for mean in means)),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
-            "failing %d resting %d"
-            % (sum(bool(row.failure or row.resting) for row in table), sum(row.resting for row in table)),
+            "failing %d crash-looping %d"
+            % (sum(map(_is_failing, table)), sum(row.crashes.crash_looping for row in table)),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d"
             % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
@@ -347,43 +359,53 @@ class Master(lifecycle.Service[ServerSettings]):
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
         pids = self._children.pids()
-        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.table.values()]
+        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
 
 
 def _guest_line(row: guest.Guest, pid: int) -> str:
     init = row.init
     values: Dict[str, Any] = {
-        "link": row.link,
+        "connection": row.connection.state,
         "pid": pid,
         "reporting": datagram.state_word(row.reporting),
-        "heartbeating": datagram.state_word(row.heartbeating),
-        "judged": "yes" if row.owes_answer else "no",
+        "heartbeating": datagram.state_word(row.liveness.heartbeating),
+        "owes_answer": _yes_or_no(row.liveness.owes_answer),
         "interval_ms": init.heartbeat_interval_ms if init else 0,
         "action": init.corrective_action if init else "unknown",
-        "links": row.links,
-        "deaths": row.deaths,
-        "misses": row.misses,
-        "losses": row.losses,
-        "late": row.late,
-        "withdrawn": row.withdrawn,
-        "failing": "yes" if row.failure or row.resting else "no",
-        "failure": row.failure or "none",
-        "resting": "yes" if row.resting else "no",
-        "untold": ",".join(kind.replace(" ", "-") for kind in row.untold) or "nothing",
+        "connections": row.connection.connections_made,
+        "crashes": row.crashes.count,
+        "misses": row.liveness.misses,
+        "losses": row.liveness.losses,
+        "late": row.liveness.late,
+        "withdrawn": row.pending.withdrawn,
+        "failing": _yes_or_no(_is_failing(row)),
+        "failure": row.liveness.failure or "none",
+        "crash_looping": _yes_or_no(row.crashes.crash_looping),
+        "pending": ",".join(map(str, row.pending.events)) or "nothing",
     }
     return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
 
 
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _is_failing(row: guest.Guest) -> bool:
+    """Whether it is lost or ill, or its children die too often."""
+    return bool(row.liveness.failure or row.crashes.crash_looping)
+
+
 _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
-    guest.Connect: Master._connect,
-    guest.Drop: Master._drop,
-    guest.Put: Master._put,
-    guest.Look: Master._look,
-    guest.Tell: Master._tell,
-    guest.Save: Master._save,
-    guest.SaveHost: Master._save_host,
-    guest.Untell: Master._untell,
-    guest.Forget: Master._forget,
+    effects.Connect: Master._connect,
+    effects.DropChild: Master._drop_child,
+    effects.PutCommand: Master._put_command,
+    effects.LookForSocket: Master._look_for_socket,
+    effects.ReportEvent: Master._report_event,
+    effects.WithdrawEvent: Master._withdraw_event,
+    effects.SaveGuest: Master._save_guest,
+    effects.SaveHost: Master._save_host,
+    effects.ForgetGuest: Master._forget_guest,
+    LogLine: Master._write_log_line,
 }
 
 
@@ -394,11 +416,11 @@ def _missing_flags() -> List[str]:
 
 def _state(row: guest.Guest) -> str:
     """One of STATES: what matters most of a guest to who looks at this host."""
-    if row.failure:
-        return row.failure
-    if row.resting:
-        return RESTING
-    return OK if row.heartbeating else SILENT
+    if row.liveness.failure:
+        return row.liveness.failure
+    if row.crashes.crash_looping:
+        return CRASH_LOOPING
+    return OK if row.liveness.heartbeating else SILENT
 
 
 def _identity(user: str) -> Optional[confine.Identity]:

@@ -11,72 +11,75 @@ from __future__ import annotations
 
 from typing import Callable, Dict, List, Optional
 
-from guestmtce.server.state.guest import FAILURE, ILLNESS, STATE, Key, Tell
+from guestmtce.server.state.effects import ReportEvent
+from guestmtce.server.state.guest import FAILURES, STATE, PendingKey
 from guestmtce.wire import datagram
 
 
-def is_failure(tell: Tell) -> bool:
-    """Whether it tells of a loss or an illness."""
-    return tell.key[1] in (FAILURE, ILLNESS)
+def is_failure(report: ReportEvent) -> bool:
+    """Whether it is of a loss or an illness."""
+    return report.key.kind in FAILURES
 
 
 class OldAgent:
-    """See the module's text. `say` sends, `number` makes numbers, `info` gives an instance's state."""
+    """See the module's text. `send` sends, `next_sequence` names, `info` gives an instance's state."""
 
     def __init__(
         self,
-        say: Callable[[Tell], None],
-        number: Callable[[], int],
+        send: Callable[[ReportEvent], None],
+        next_sequence: Callable[[], int],
         info: Callable[[str], Optional[datagram.InstanceInfo]],
     ) -> None:
-        self._say = say
-        self._number = number
+        self._send = send
+        self._next_sequence = next_sequence
         self._info = info
-        self._failures: Dict[Key, Tell] = {}  # that were said, and are still true
+        self._failures: Dict[PendingKey, ReportEvent] = {}  # that were said, and are still true
         self._stop_said: Optional[datagram.Event] = None  # with a loss; the table tells it after the loss
 
-    def tell(self, tell: Tell) -> None:
+    def report_event(self, report: ReportEvent) -> None:
         """Say this; the state goes before a loss, or the VIM would not hear what is to be done."""
         stop = self._stop_said
-        if tell.key[1] == STATE:
+        if report.key.kind == STATE:
             self._stop_said = None
-        if tell.cmd == datagram.LOSS:
-            self._tell_stop(tell)
-        if tell.cmd != datagram.STOPPED or tell.event != stop:
-            self._say(tell)
-        self.note_said(tell)
+        if report.cmd == datagram.LOSS:
+            self._report_stop_first(report)
+        if report.cmd != datagram.STOPPED or report.event != stop:
+            self._send(report)
+        self.note_said(report)
 
-    def note_said(self, tell: Tell) -> None:
+    def note_said(self, report: ReportEvent) -> None:
         """This was said to it."""
-        if is_failure(tell):
-            self._failures[tell.key] = tell
+        if is_failure(report):
+            self._failures[report.key] = report
 
-    def introduce(self, uuid: str) -> None:
+    def introduce_instance(self, uuid: str) -> None:
         """It names an instance, maybe for the first time: say how that is, and the failures that it has."""
         info = self._info(uuid)
         if info is None:
             return
         cmd = datagram.RUNNING if info.heartbeating else datagram.STOPPED
-        self._say(Tell(cmd, info, self._number(), (uuid, STATE)))
+        self._send(ReportEvent(cmd, info, self._next_sequence(), PendingKey(uuid, STATE)))
         self._stop_said = info
-        for kind in (FAILURE, ILLNESS):
-            if (uuid, kind) in self._failures:
-                self._say(self._failures[uuid, kind])
+        for kind in FAILURES:
+            key = PendingKey(uuid, kind)
+            if key in self._failures:
+                self._send(self._failures[key])
 
-    def untell(self, key: Key) -> None:
+    def withdraw_event(self, key: PendingKey) -> None:
         """It is no longer true."""
         self._failures.pop(key, None)
 
-    def pop_failures(self) -> List[Tell]:
+    def pop_failures(self) -> List[ReportEvent]:
         """What was said of failures and is still true; it is forgotten here."""
         failures, self._failures = list(self._failures.values()), {}
         return failures
 
-    def _tell_stop(self, loss: Tell) -> None:
+    def _report_stop_first(self, loss: ReportEvent) -> None:
         """What the loss means for the instance's state."""
         event = loss.event
-        info = event if isinstance(event, datagram.InstanceInfo) else self._info(loss.key[0])
+        info = event if isinstance(event, datagram.InstanceInfo) else self._info(loss.key.uuid)
         stop = info._replace(heartbeating=False) if info is not None else None
         if stop is not None and stop != self._stop_said:
             self._stop_said = stop
-            self._say(Tell(datagram.STOPPED, stop, self._number(), (loss.key[0], STATE)))
+            key = PendingKey(loss.key.uuid, STATE)
+            self._send(ReportEvent(datagram.STOPPED, stop, self._next_sequence(), key))

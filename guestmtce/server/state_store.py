@@ -18,10 +18,20 @@ import json
 import logging
 import os
 import zlib
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from guestmtce.daemon import atomic_file
 from guestmtce.daemon.log import Throttle
+from guestmtce.server.state.guest import (
+    ILLNESS,
+    LOSS,
+    NEVER,
+    OUTCOME,
+    STATE,
+    GuestMemory,
+    PendingEvent,
+    PendingKey,
+)
 from guestmtce.wire import datagram, guest_channel
 
 log = logging.getLogger(__name__)
@@ -36,28 +46,9 @@ HOST = "host"
 AGENT = "agent"
 SENDER = "sender"
 
-
-class Memory(NamedTuple):
-    """What is remembered of a guest. Times in s on the machine's monotonic clock.
-
-    `ident` tells its socket from one that was made anew in the meantime. `outcomes_until` says for a kind of
-    `untold` until when it is of use.
-    """
-
-    uuid: str
-    provisioned: bool
-    reporting: bool
-    init: Optional[guest_channel.Init]
-    heartbeating: bool
-    owes_answer: bool
-    silence_until: float
-    ident: Optional[Tuple[int, ...]] = None
-    untold: Tuple[Tuple[str, int, int, Dict[str, Any]], ...] = ()  # kind, number, cmd, the event's JSON
-    questions: Tuple[Tuple[int, str, str, float], ...] = ()  # number, notification type, event, deadline
-    answered_since_notice: bool = False
-    patience_until: float = -float("inf")
-    ill_told_at: float = -float("inf")
-    outcomes_until: Dict[str, float] = {}
+# Kinds of pending events as files have them; that of an outcome is followed by its question's id.
+KINDS = {"state": STATE, "failure": LOSS, "illness": ILLNESS}
+KIND_OF_OUTCOME = "vote"
 
 
 def boot_id() -> str:
@@ -98,11 +89,11 @@ class Store:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         atomic_file.remove_leftovers(self._folder)
 
-    def save(self, memory: Memory) -> None:
+    def save_guest(self, memory: GuestMemory) -> None:
         """Remember this of the guest."""
         self._write(memory.uuid, _values(memory))
 
-    def forget(self, uuid: str) -> None:
+    def forget_guest(self, uuid: str) -> None:
         """Remember nothing of the guest."""
         self._remove(uuid)
 
@@ -119,13 +110,13 @@ class Store:
         before, self._cleaned = self._cleaned, gone or not os.path.isdir(self._folder)
         return self._cleaned or before
 
-    def save_anew(self, memories: Iterable[Memory]) -> None:
+    def save_anew(self, memories: Iterable[GuestMemory]) -> None:
         """The files are gone: have all of them written by `save_again`."""
         self._throttle.warning("clean", "%s was cleaned away: all of it is written anew", self._folder)
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            self._note(error)
+            self._log_failed_write(error)
         self.unsaved.update((memory.uuid, _values(memory)) for memory in memories)
         if self._numbers is not None:
             self.unsaved[SENDER] = self._sender_values()
@@ -149,9 +140,9 @@ class Store:
         """When the daemon last noted that it lives; before all time if it never did in this boot."""
         mark = self._read(ALIVE)
         try:
-            return float(mark["at"]) if mark else -float("inf")
+            return float(mark["at"]) if mark else -NEVER
         except (KeyError, ValueError, TypeError, OverflowError):
-            return -float("inf")
+            return -NEVER
 
     def save_host(self, reporting: bool) -> None:
         """Remember whether this host's failures are to be reported."""
@@ -167,7 +158,7 @@ class Store:
         self._agent = address
         self._write(AGENT, {"address": address})
 
-    def agent(self) -> str:
+    def followed_agent(self) -> str:
         """What is remembered of that."""
         address = (self._read(AGENT) or {}).get("address")
         return address if isinstance(address, str) else ""
@@ -176,7 +167,7 @@ class Store:
         """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
         return self._sender()[0]
 
-    def reserve(self, count: int) -> int:
+    def reserve_sequences(self, count: int) -> int:
         """The first of `count` numbers that no one gets again under the present `sender`."""
         sender, first = self._sender()
         self._numbers = sender, first + count
@@ -203,12 +194,12 @@ class Store:
         self._write(SENDER, {"sender": sender, "next": first})
         return sender, first
 
-    def load(self) -> List[Memory]:
+    def load_guests(self) -> List[GuestMemory]:
         """All that is remembered and sound."""
         memories = []
         for name in self._names():
             if datagram.UUID.fullmatch(name):
-                memory = self._memory(name)
+                memory = self._load_guest(name)
                 if memory is not None:
                     memories.append(memory)
                 else:
@@ -222,33 +213,12 @@ class Store:
             log.error("cannot read %s: %s", self._folder, error)
             return []
 
-    def _memory(self, uuid: str) -> Optional[Memory]:
+    def _load_guest(self, uuid: str) -> Optional[GuestMemory]:
         try:
             values = self._read(uuid)
             if values is None or values["uuid"] != uuid or uuid != uuid.lower():
                 return None  # an upper-case one is of a release that took it for another instance
-            init = values["init"]
-            if init is not None:
-                _, takes = guest_channel.FROM_GUEST["init"]
-                init = guest_channel.Init(*[take(value) for (_, take), value in zip(takes, init)])
-            return Memory(
-                uuid=uuid,
-                provisioned=values["provisioned"] is True,
-                reporting=values["reporting"] is True,
-                init=init,
-                heartbeating=values["heartbeating"] is True,
-                owes_answer=values["owes_answer"] is True,
-                silence_until=float(values["silence_until"]),
-                ident=tuple(map(int, values["ident"])) if values.get("ident") is not None else None,
-                untold=tuple(_untold(*entry) for entry in values.get("untold", ())),
-                questions=tuple(_question(*entry) for entry in values.get("questions", ())),
-                answered_since_notice=values.get("answered_since_notice") is True,
-                patience_until=float(values.get("patience_until", -float("inf"))),
-                ill_told_at=float(values.get("ill_told_at", -float("inf"))),
-                outcomes_until={
-                    str(kind): float(until) for kind, until in values.get("outcomes_until", {}).items()
-                },
-            )
+            return _memory_of(values)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
             return None
@@ -273,13 +243,13 @@ class Store:
         try:
             atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
-            self._note(error)
+            self._log_failed_write(error)
             self._remove(name)
             self.unsaved[name] = values
             return False
         return True
 
-    def _note(self, error: OSError) -> None:
+    def _log_failed_write(self, error: OSError) -> None:
         text = "cannot write, trying again: %s: is there room in %s?"
         self._throttle.warning("write", text, error, self._folder)
 
@@ -295,23 +265,81 @@ class Store:
         return values if sound and values.get("boot") == self._boot else None
 
 
-def _values(memory: Memory) -> Dict[str, Any]:
-    init = list(memory.init) if memory.init is not None else None
-    return {**memory._asdict(), "init": init}
+# The keys of a file, and the words in it, are those of its first release: a daemon reads what another left.
+
+
+def _values(memory: GuestMemory) -> Dict[str, Any]:
+    pending = [(_kind_in_file(key), one) for key, one in memory.pending]
+    return {
+        "uuid": memory.uuid,
+        "provisioned": memory.provisioned,
+        "reporting": memory.reporting,
+        "init": list(memory.init) if memory.init is not None else None,
+        "heartbeating": memory.heartbeating,
+        "owes_answer": memory.owes_answer,
+        "silence_until": memory.silence_until,
+        "ident": memory.socket_identity,
+        "untold": [(kind, one.sequence, one.cmd, datagram.event_body(one.event)) for kind, one in pending],
+        "questions": memory.questions,
+        "answered_since_notice": memory.answered_since_notice,
+        "patience_until": memory.patience_until,
+        "ill_told_at": memory.ill_reported_at,
+        "outcomes_until": {kind: one.until for kind, one in pending if one.until != NEVER},
+    }
+
+
+def _memory_of(values: Dict[str, Any]) -> GuestMemory:
+    """Raises KeyError, ValueError, TypeError, AttributeError or OverflowError for what is damaged."""
+    init, identity = values["init"], values.get("ident")
+    if init is not None:
+        _, takes = guest_channel.FROM_GUEST["init"]
+        init = guest_channel.Init(*[take(value) for (_, take), value in zip(takes, init)])
+    until = {str(kind): float(when) for kind, when in values.get("outcomes_until", {}).items()}
+    return GuestMemory(
+        uuid=values["uuid"],
+        provisioned=values["provisioned"] is True,
+        reporting=values["reporting"] is True,
+        init=init,
+        heartbeating=values["heartbeating"] is True,
+        owes_answer=values["owes_answer"] is True,
+        silence_until=float(values["silence_until"]),
+        socket_identity=tuple(map(int, identity)) if identity is not None else None,
+        pending=tuple(_pending(values["uuid"], until, *entry) for entry in values.get("untold", ())),
+        questions=tuple(_question(*entry) for entry in values.get("questions", ())),
+        answered_since_notice=values.get("answered_since_notice") is True,
+        patience_until=float(values.get("patience_until", -NEVER)),
+        ill_reported_at=float(values.get("ill_told_at", -NEVER)),
+    )
+
+
+def _kind_in_file(key: PendingKey) -> str:
+    if key.kind == OUTCOME:
+        return "%s %d" % (KIND_OF_OUTCOME, key.question_id)
+    return next(word for word, kind in KINDS.items() if kind == key.kind)
+
+
+def _key_of(uuid: str, kind: str) -> PendingKey:
+    """Raises ValueError for a kind that there is not."""
+    if kind in KINDS:
+        return PendingKey(uuid, KINDS[kind])
+    return PendingKey(uuid, OUTCOME, int(kind.partition(" ")[2] or 0))
 
 
 # What a later release has added to an entry is ignored.
 
 
-def _untold(kind: Any, number: Any, cmd: Any, body: Any, *_: Any) -> Tuple[str, int, int, Dict[str, Any]]:
-    datagram.event_of(int(cmd), body)  # raises a ValueError for what is no event
-    return str(kind), int(number), int(cmd), body
+def _pending(
+    uuid: str, until: Dict[str, float], kind: Any, sequence: Any, cmd: Any, body: Any, *_: Any
+) -> Tuple[PendingKey, PendingEvent]:
+    event = datagram.event_of(int(cmd), body)  # raises a ValueError for what is no event
+    key, expiry = _key_of(uuid, str(kind)), until.get(str(kind), NEVER)
+    return key, PendingEvent(int(sequence), int(cmd), event, until=expiry)
 
 
-def _question(number: Any, kind: Any, event: Any, deadline: Any, *_: Any) -> Tuple[int, str, str, float]:
+def _question(question_id: Any, kind: Any, event: Any, deadline: Any, *_: Any) -> Tuple[int, str, str, float]:
     if kind not in guest_channel.NOTIFICATION_TYPES or event not in guest_channel.EVENT_TYPES:
         raise ValueError("no question")
-    return int(number), kind, event, float(deadline)
+    return int(question_id), kind, event, float(deadline)
 
 
 def _open_file(path: str, flags: int) -> int:

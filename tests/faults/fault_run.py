@@ -85,7 +85,7 @@ def disagreements(world: World) -> List[str]:
             found.append("%s knows %d guests" % (host.name, len(rows)))
         for uuid, row in rows.items():
             wanted = "enabled" if world.beats(uuid) else "disabled"
-            if (row["heartbeating"], row["untold"], row["reporting"]) != (wanted, "nothing", "enabled"):
+            if (row["heartbeating"], row["pending"], row["reporting"]) != (wanted, "nothing", "enabled"):
                 found.append("server %s %r, wanted %s" % (uuid[-2:], row, wanted))
             agent = told.get(uuid, {})
             if agent.get("heartbeating") != wanted or agent.get("host") != host.name:

@@ -93,13 +93,15 @@ def test_an_agent_that_restarts_while_guests_fail_tells_all_of_them():
         cluster.agent.kill()
         cluster.hosts[0].guests.say("all", "hang")
         wait_for(
-            lambda: all("failure" in row["untold"] for row in cluster.hosts[0].server.dump("guest").values()),
+            lambda: all("loss" in row["pending"] for row in cluster.hosts[0].server.dump("guest").values()),
             "all are lost, and nobody knows",
         )
         cluster.start_agent()
         wait_for(lambda: len(alarmed(cluster)) >= 10, "all alarms", 15)
         wait_for(
-            lambda: all(row["untold"] == "nothing" for row in cluster.hosts[0].server.dump("guest").values()),
+            lambda: all(
+                row["pending"] == "nothing" for row in cluster.hosts[0].server.dump("guest").values()
+            ),
             "all is confirmed",
         )
         actions = {
@@ -116,8 +118,8 @@ def test_a_guest_server_that_dies_with_an_untold_failure_tells_it_after_its_rest
         cluster.agent.kill()
         host.guests.say(1, "hang")
         host.guests.say(2, "hang")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(2)]["untold"], "lost")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(1)]["untold"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(2)]["pending"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(1)]["pending"], "lost")
         host.server.kill()
         host.guests.say(2, "healthy")  # this one is over before anybody could be told
         cluster.start_server(host)
@@ -141,7 +143,7 @@ def test_a_burst_of_sockets_is_connected_at_once():
 
         def connected():
             rows = cluster.hosts[0].server.dump("guest").values()
-            return sum(row["link"] == "connected" for row in rows) == 201
+            return sum(row["connection"] == "connected" for row in rows) == 201
 
         wait_for(connected, "all connected", 10.0, step=0.05)
         took = time.monotonic() - began - made

@@ -209,7 +209,7 @@ def test_a_run_folder_that_is_cleaned_is_filled_again(clean):
         # What is there is enough: an untold failure of before the kill is told after it.
         cluster.agent.kill()
         host.guests.say(1, "hang")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(1)]["untold"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(1)]["pending"], "lost")
         host.server.kill()
         cluster.start_server(host)
         cluster.vim.hosts = {host.uuid: True}

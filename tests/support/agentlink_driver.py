@@ -11,7 +11,8 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.peer.authentication import Speaker
 from guestmtce.server.agent_link import AgentLink, Handlers
 from guestmtce.server.settings import ServerSettings
-from guestmtce.server.state.guest import FAILURE, STATE, Tell
+from guestmtce.server.state.effects import ReportEvent
+from guestmtce.server.state.guest import LOSS, STATE, PendingKey
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, Tag
 
@@ -24,7 +25,7 @@ KEY = b"a key of 16 bytes or more"
 
 
 def running(number=1, **changes):
-    return Tell(datagram.RUNNING, INFO._replace(**changes), number, (UUID, STATE))
+    return ReportEvent(datagram.RUNNING, INFO._replace(**changes), number, PendingKey(UUID, STATE))
 
 
 def stopped(number=2):
@@ -32,7 +33,7 @@ def stopped(number=2):
 
 
 def loss(number=3):
-    return Tell(datagram.LOSS, INFO._replace(heartbeating=False), number, (UUID, FAILURE))
+    return ReportEvent(datagram.LOSS, INFO._replace(heartbeating=False), number, PendingKey(UUID, LOSS))
 
 
 def old_command(wanted=SET, cmd=datagram.MOD_INST):
@@ -66,7 +67,7 @@ class Agent:
 
     def count(self, tell):
         """How often this was told."""
-        return sum(frame.cmd == tell.cmd and frame.num == tell.number for frame in self.frames())
+        return sum(frame.cmd == tell.cmd and frame.num == tell.sequence for frame in self.frames())
 
     def acks(self):
         """The numbers that the server confirmed, of our guestAgent's."""
@@ -95,7 +96,7 @@ class Process:
 
     def ack(self, *tells, sender=SERVER):
         ack = datagram_ext.build_ack(datagram.AGENT_SIGNATURE)
-        tags = [datagram_ext.ack_tag(Tag(sender=sender, number=tell.number)) for tell in tells]
+        tags = [datagram_ext.ack_tag(Tag(sender=sender, number=tell.sequence)) for tell in tells]
         return [self.dress(ack, tag) for tag in tags]
 
     def meet(self, data):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
+from guestmtce.common.log_line import LogLine
+from guestmtce.daemon.log import Throttle
 from guestmtce.server.child import session_types
 from guestmtce.server.settings import ServerSettings
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table as g
+from guestmtce.server.state.effects import Connect, ReportEvent
 from guestmtce.wire import datagram, guest_channel
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -26,21 +30,27 @@ class Bench:
     """A table with one guest in view. `take` gives the effects since the last time."""
 
     def __init__(self):
-        self.table = g.Guests(SETTINGS)
+        self.table = g.GuestTable(SETTINGS)
+        self.log = Throttle(logging.getLogger("table"))
         self.now = NOW
 
     @property
     def guest(self):
-        return self.table.table[UUID]
+        return self.table.guests[UUID]
 
     def take(self):
-        return self.table.take_effects()
+        """The effects but for lines of the log, which are written as the master writes them."""
+        effects = self.table.drain_effects()
+        for effect in effects:
+            if isinstance(effect, LogLine):
+                self.log.write(effect)
+        return [effect for effect in effects if not isinstance(effect, LogLine)]
 
     def take_kinds(self):
         return [type(effect).__name__ for effect in self.take()]
 
     def tells(self):
-        return [effect for effect in self.take() if isinstance(effect, row.Tell)]
+        return [effect for effect in self.take() if isinstance(effect, ReportEvent)]
 
     def told(self):
         return [tell.cmd for tell in self.tells()]
@@ -51,44 +61,50 @@ class Bench:
 
     def confirm(self, *kinds):
         """guestAgent has these, or everything that it is to have."""
-        for kind in kinds or list(self.guest.untold):
-            self.table.told((UUID, kind))
+        for key in list(self.guest.pending.events):
+            if not kinds or str(key) in kinds:
+                self.table.confirm_event(key)
+
+    @property
+    def pending(self):
+        """What is not confirmed, by kind; that of an outcome has its question's id."""
+        return {str(key): event for key, event in self.guest.pending.events.items()}
 
     def infos(self):
-        return [self.table.info_of(uuid) for uuid in self.table.table]
+        return [self.table.instance_info(uuid) for uuid in self.table.guests]
 
     def saved(self):
         """What is remembered at last."""
         return self.guest.memory()
 
     def found(self, path=PATH, ident=1, fresh=False):
-        self.table.channel_found(UUID, path, ident, fresh, self.now)
+        self.table.socket_found(UUID, path, ident, fresh, self.now)
 
     def gone(self, path=PATH):
-        self.table.channel_gone(UUID, path, self.now)
+        self.table.socket_gone(UUID, path, self.now)
 
     def connect(self):
         """The child that is being made is there."""
-        assert self.guest.link == row.CONNECTING
-        self.table.connected(UUID, self.now)
+        assert self.guest.connection.state == row.CONNECTING
+        self.table.child_started(UUID, self.now)
         self.note_enabling()
 
     def note_enabling(self):
         """The child has been told that reporting became enabled, and says so."""
-        self.report(*[session_types.ReportingEnabled()] * self.guest.enablings)
+        self.report(*[session_types.ReportingEnabled()] * self.guest.liveness.enablings)
 
     def report(self, *told):
         for one in told:
-            self.table.reported(UUID, one, self.now)
+            self.table.handle_report(UUID, one, self.now)
 
     def end(self, why):
         self.table.child_ended(UUID, why, "", self.now)
 
     def set(self, reporting):
-        self.table.command(datagram.SetInstance(UUID, reporting), self.now)
+        self.table.handle_command(datagram.SetInstance(UUID, reporting), self.now)
 
     def ask(self, event="reboot", kind=guest_channel.VOTE, uuid=UUID):
-        self.table.command(datagram.Ask(uuid, kind, event), self.now)
+        self.table.handle_command(datagram.Ask(uuid, kind, event), self.now)
 
     def run(self, seconds):
         """Let time pass, serving what falls due when it does."""
@@ -111,13 +127,13 @@ def connected(provisioned=True, reporting=False):
 
 def resumes(effects):
     """What new children are given to resume with."""
-    return [effect.resume for effect in effects if isinstance(effect, row.Connect)]
+    return [effect.resume for effect in effects if isinstance(effect, Connect)]
 
 
 def recalled(memory, age=0.0):
     """The table after a restart at NOW, `age` s after the last sign of life."""
     bench = Bench()
-    bench.table.recall(memory, NOW - age, NOW)
+    bench.table.recall_guest(memory, NOW - age, NOW)
     return bench
 
 
@@ -155,7 +171,7 @@ def is_not_reported(bench):
 
 
 def host_is_not_reported(bench):
-    bench.table.command(datagram.SetHost("h", False), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", False), bench.now)
 
 
 def is_replaced(bench):

@@ -1,4 +1,4 @@
-"""Random lives of one guest: plays the master, the children and guestAgent, and knows what must be untold."""
+"""Random lives of one guest: plays the master, the children and guestAgent; knows what must be pending."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 from guestmtce.server.child import pipe_protocol, session_types
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table as g
-from guestmtce.server.state.questions import VOTES_MAX
+from guestmtce.server.state.effects import (
+    Connect,
+    DropChild,
+    ForgetGuest,
+    PutCommand,
+    ReportEvent,
+    SaveGuest,
+    SaveHost,
+    WithdrawEvent,
+)
+from guestmtce.server.state.questions import OUTCOMES_MAX
 from guestmtce.wire import datagram, guest_channel
 
 NOTICE, VOTE = guest_channel.NOTICE, guest_channel.VOTE
-FAILURES = (row.FAILURE, row.ILLNESS)
+FAILURES = (row.LOSS, row.ILLNESS)
 PATHS = [PATH, "/q/wrs.heartbeat.agent.0.%s.sock" % UUID]
 REPORTS = [
     session_types.Acknowledged(INIT), session_types.Running(), session_types.Stopped(), session_types.Lost(2),
@@ -27,7 +37,10 @@ STEPS = st.one_of(
     st.tuples(st.just("found"), st.sampled_from(PATHS), st.integers(1, 2), st.booleans()),
     st.tuples(st.just("gone"), st.sampled_from(PATHS)),
     st.tuples(st.just("child"), st.sampled_from(["started", REFUSED, MISSING, BUSY])),
-    st.tuples(st.just("end"), st.sampled_from([row.PEER_CLOSED, row.GAVE_UP, row.DIED])),
+    st.tuples(
+        st.just("end"),
+        st.sampled_from([session_types.PEER_CLOSED, session_types.GAVE_UP, session_types.DIED]),
+    ),
     st.tuples(st.just("report"), st.sampled_from(REPORTS)),
     st.tuples(st.just("report"), st.sampled_from([session_types.Running(), session_types.Lost(2)])),
     st.tuples(st.just("answer"), st.sampled_from(guest_channel.VOTE_RESULTS)),
@@ -37,7 +50,7 @@ STEPS = st.one_of(
     st.tuples(
         st.just("ask"), st.sampled_from(["pause", "resume", "reboot"]), st.sampled_from([VOTE, NOTICE])
     ),
-    st.tuples(st.just("confirm"), st.sampled_from([row.STATE, row.FAILURE, row.ILLNESS, "vote", ""])),
+    st.tuples(st.just("confirm"), st.sampled_from([row.STATE, row.LOSS, row.ILLNESS, row.OUTCOME, ""])),
     st.tuples(st.just("restart"), st.sampled_from([0.0, 5.0, 100.0])),
 )
 BEGINNING = [
@@ -46,7 +59,7 @@ BEGINNING = [
 
 
 class World(Bench):
-    """`due` is what must be untold, by kind; `votes` the outcomes; `out` what the link repeats, by kind.
+    """`due` is what must be pending, by kind; `votes` the outcomes; `out` what the link repeats, by kind.
 
     `belief` is whether guestAgent takes the guest for heartbeating; None where nobody need have told it.
     """
@@ -54,7 +67,7 @@ class World(Bench):
     def __init__(self):
         super().__init__()
         self.numbers = itertools.count(1)
-        self.table.outbox.number = self.numbers.__next__
+        self.table = self.make_table()
         self.asked = collections.Counter()
         self.given = set()
         self.child = self.pid = self.spoke = False
@@ -64,12 +77,15 @@ class World(Bench):
         self.until = {}
         self.belief = False
 
+    def make_table(self):
+        return g.GuestTable(SETTINGS, self.numbers.__next__)
+
     @property
     def known(self):
-        return UUID in self.table.table
+        return UUID in self.table.guests
 
     def link(self):
-        return self.guest.link if self.known else row.ABSENT
+        return self.guest.connection.state if self.known else row.ABSENT
 
     def step(self, what, *values):
         lost = what == "report" and isinstance(values[0], session_types.Lost) and self.child
@@ -88,25 +104,26 @@ class World(Bench):
 
     def over_found(self, path, ident, fresh):
         guest = self.guest
-        if guest.link != row.ABSENT and not fresh and (guest.path != path or guest.ident == ident):
+        one = guest.connection
+        if one.state != row.ABSENT and not fresh and (one.path != path or one.socket_identity == ident):
             return ()
-        remade = fresh or guest.ident not in (None, ident)
-        return FAILURES if remade else [row.ILLNESS] * (guest.link != row.ABSENT)
+        remade = fresh or one.socket_identity not in (None, ident)
+        return FAILURES if remade else [row.ILLNESS] * (one.state != row.ABSENT)
 
     def over_gone(self, path):
-        return [row.ILLNESS] * (path == self.guest.path)
+        return [row.ILLNESS] * (path == self.guest.connection.path)
 
     def over_child(self, how):
         return [row.ILLNESS] * (how is MISSING and self.child and not self.pid and not self.spoke)
 
     def over_end(self, why):
-        return [row.ILLNESS] * (self.child and why == row.PEER_CLOSED)
+        return [row.ILLNESS] * (self.child and why == session_types.PEER_CLOSED)
 
     def over_report(self, report):
         if not self.child:
             return ()
         if isinstance(report, session_types.Running):
-            return [row.FAILURE]
+            return [row.LOSS]
         ends = (session_types.Stopped, session_types.Lost, session_types.Well, session_types.Acknowledged)
         return [row.ILLNESS] * isinstance(report, ends)
 
@@ -125,7 +142,7 @@ class World(Bench):
         guest, memory = self.guest, self.memory
         lives = memory is not None and memory.heartbeating and age <= SETTINGS.memory_valid
         over = [] if guest.reporting and self.host else list(FAILURES)
-        if lives != guest.heartbeating or guest.state_due != row.NEVER:
+        if lives != guest.liveness.heartbeating or guest.pending.state_due != row.NEVER:
             self.belief = None
         running = self.cmds.get(self.due.get(row.STATE)) == datagram.RUNNING
         return [*over, row.STATE] if running and not lives else over
@@ -135,27 +152,27 @@ class World(Bench):
     def check(self):
         losses = 0
         for effect in self.take():
-            if isinstance(effect, row.Connect):
+            if isinstance(effect, Connect):
                 assert not self.child, "one child at a time"
                 self.child, self.pid, self.spoke, self.given = True, False, False, set()
-            elif isinstance(effect, row.Drop):
+            elif isinstance(effect, DropChild):
                 self.child = False
                 if not self.known:
                     self.asked.clear()
-            elif isinstance(effect, row.Put):
+            elif isinstance(effect, PutCommand):
                 assert self.child
                 self.check_command(effect.command)
-            elif isinstance(effect, row.Tell):
+            elif isinstance(effect, ReportEvent):
                 losses += self.check_tell(effect)
-            elif isinstance(effect, row.Untell):
-                self.out.pop(effect.key[1], None)
-            elif isinstance(effect, row.Save):
+            elif isinstance(effect, WithdrawEvent):
+                self.out.pop(str(effect.key), None)
+            elif isinstance(effect, SaveGuest):
                 self.memory = effect.memory
-            elif isinstance(effect, row.SaveHost):
+            elif isinstance(effect, SaveHost):
                 self.host = effect.reporting
-            elif isinstance(effect, row.Forget):
+            elif isinstance(effect, ForgetGuest):
                 self.memory = None
-        self.check_untold()
+        self.check_pending()
         assert self.child == (self.link() in (row.CONNECTING, row.CONNECTED))
         return losses
 
@@ -169,41 +186,41 @@ class World(Bench):
 
     def check_tell(self, tell):
         """Whether it is the news of a loss."""
-        kind = tell.key[1]
-        self.until[tell.number] = tell.until
+        kind = str(tell.key)
+        self.until[tell.sequence] = tell.until
         if self.known:
-            self.out[kind] = tell.number
-        if tell.number in self.cmds:  # after a restart, under its old number
-            assert tell.number in self.votes or self.due[kind] == tell.number, "told, and over"
+            self.out[kind] = tell.sequence
+        if tell.sequence in self.cmds:  # after a restart, under its old number
+            assert tell.sequence in self.votes or self.due[kind] == tell.sequence, "told, and over"
             return False
-        self.cmds[tell.number] = tell.cmd
+        self.cmds[tell.sequence] = tell.cmd
         if tell.cmd == datagram.VOTE_NOTIFY:
-            self.votes = [*self.votes, tell.number][-VOTES_MAX:] if self.known else []
+            self.votes = [*self.votes, tell.sequence][-OUTCOMES_MAX:] if self.known else []
             key = (tell.event.event_type, tell.event.notification_type)
             self.asked[key] -= 1
             assert self.asked[key] >= 0, "an answer to nothing"
         else:
-            self.due[kind] = tell.number
+            self.due[kind] = tell.sequence
         if kind == row.STATE and self.belief is None:
             self.belief = False  # from here on it knows
         return tell.cmd == datagram.LOSS
 
-    def check_untold(self):
+    def check_pending(self):
         if not self.known:
             assert not self.due and not self.votes and not self.out
             return
         guest = self.guest
-        assert not guest.running or (guest.heartbeating and row.FAILURE not in guest.untold)
-        untold = {kind: one.number for kind, one in guest.untold.items()}
-        assert {kind: number for kind, number in untold.items() if "vote" not in kind} == self.due
-        assert [number for kind, number in untold.items() if "vote" in kind] == self.votes
-        assert self.out == {kind: one.number for kind, one in guest.untold.items() if not one.held}
-        saved = [entry[1] for entry in self.memory.untold] if self.memory is not None else []
-        assert saved == list(untold.values())
+        assert not guest.liveness.running or (guest.liveness.heartbeating and row.LOSS not in self.pending)
+        pending = {kind: one.sequence for kind, one in self.pending.items()}
+        assert {kind: number for kind, number in pending.items() if "outcome" not in kind} == self.due
+        assert [number for kind, number in pending.items() if "outcome" in kind] == self.votes
+        assert self.out == {kind: one.sequence for kind, one in self.pending.items() if not one.held}
+        saved = [event.sequence for _, event in self.memory.pending] if self.memory is not None else []
+        assert saved == list(pending.values())
         state = self.cmds.get(self.due.get(row.STATE))
-        if (state is not None or self.belief is not None) and guest.state_due == row.NEVER:
+        if (state is not None or self.belief is not None) and guest.pending.state_due == row.NEVER:
             believed = state == datagram.RUNNING if state is not None else self.belief
-            assert believed == guest.heartbeating
+            assert believed == guest.liveness.heartbeating
 
     # --- steps -------------------------------------------------------------------------------------
 
@@ -230,7 +247,7 @@ class World(Bench):
         if self.child and not self.pid:
             if how == "started":
                 self.pid = True
-                self.table.connected(UUID, self.now)
+                self.table.child_started(UUID, self.now)
             elif not self.spoke:
                 self.child = False
                 self.table.connect_failed(UUID, how, self.now)
@@ -253,10 +270,10 @@ class World(Bench):
         self.set(reporting)
 
     def do_host(self, reporting):
-        self.table.command(datagram.SetHost("h", reporting), self.now)
+        self.table.handle_command(datagram.SetHost("h", reporting), self.now)
 
     def do_delete(self):
-        self.table.command(datagram.DeleteInstance(UUID), self.now)
+        self.table.handle_command(datagram.DeleteInstance(UUID), self.now)
 
     def do_ask(self, event, kind):
         self.asked[event, kind] += 1
@@ -267,18 +284,17 @@ class World(Bench):
             number = self.out.pop(kind)
             if kind == row.STATE:
                 self.belief = self.cmds[number] == datagram.RUNNING
-            if "vote" in kind:
+            if "outcome" in kind:
                 self.votes.remove(number)
             else:
                 del self.due[kind]
-            self.table.told((UUID, kind))
+            self.confirm(kind)
 
     def do_restart(self, age):
         """As after kill -9: what was saved is there, and nothing else."""
         self.child = self.pid = False
         self.given, self.out = set(), {}
-        self.table = g.Guests(SETTINGS)
-        self.table.outbox.number = self.numbers.__next__
+        self.table = self.make_table()
         self.table.recall_host(self.host)
         self.now += age
         self.votes = [number for number in self.votes if self.until[number] > self.now]
@@ -286,5 +302,5 @@ class World(Bench):
             if deadline + SETTINGS.outcome_valid <= self.now:
                 self.asked[event, kind] -= 1  # nobody waits for the outcome any more
         if self.memory is not None:
-            self.table.recall(self.memory, self.now - age, self.now)
+            self.table.recall_guest(self.memory, self.now - age, self.now)
             self.table.tick(self.now)

@@ -17,7 +17,8 @@ from guests_driver import INIT, PATH
 from guestmtce.peer import retransmit
 from guestmtce.server import agent_link
 from guestmtce.server.child import session_types
-from guestmtce.server.state import guest, guest_table
+from guestmtce.server.state import guest_table
+from guestmtce.server.state.effects import PutCommand, ReportEvent, WithdrawEvent
 from guestmtce.wire import datagram, datagram_ext
 
 STEPS = 40
@@ -94,39 +95,38 @@ class Life:
         self.seed, self.chance = seed, random.Random(seed)
         self.confirms = 1.0
         self.bench = Bench(agents="", old_agent_grace=2 * MOMENT, ready_repeat=60)
-        self.table = guest_table.Guests(self.bench.settings)
-        self.table.outbox.number = self.bench.numbers.__next__
-        self.bench.link._handlers = agent_link.Handlers(self.command, self.told, self.table.info_of)
-        self.bench.link._old_agent._info = self.table.info_of
+        self.table = guest_table.GuestTable(self.bench.settings, self.bench.numbers.__next__)
+        self.bench.link._handlers = agent_link.Handlers(self.command, self.told, self.table.instance_info)
+        self.bench.link._old_agent._info = self.table.instance_info
         self.agent, self.lost, self.alarmed, self.wrong = None, 0, [], []
         self.confirmed = set()  # losses
-        self.table.channel_found(UUID, PATH, 1, False, time.monotonic())
-        self.table.connected(UUID, time.monotonic())
+        self.table.socket_found(UUID, PATH, 1, False, time.monotonic())
+        self.table.child_started(UUID, time.monotonic())
         self.command(SET)
         self.report(session_types.Acknowledged(INIT), session_types.Running())
 
     def command(self, command):
         if not isinstance(command, datagram.Query):
-            self.table.command(command, time.monotonic())
+            self.table.handle_command(command, time.monotonic())
         self.carry_out()
 
     def told(self, key):
-        self.table.told(key)
+        self.table.confirm_event(key)
         self.bench.loop.after(0, self.carry_out)
 
     def report(self, *findings):
         for finding in findings:
-            self.table.reported(UUID, finding, time.monotonic())
+            self.table.handle_report(UUID, finding, time.monotonic())
         self.carry_out()
 
     def carry_out(self):
-        for effect in self.table.take_effects():
-            if isinstance(effect, guest.Tell):
-                self.bench.link.tell(effect)
-            elif isinstance(effect, guest.Untell):
-                self.bench.link.untell(effect.key)
-            elif isinstance(effect, guest.Put):  # the child takes note
-                self.table.reported(UUID, session_types.ReportingEnabled(), time.monotonic())
+        for effect in self.table.drain_effects():
+            if isinstance(effect, ReportEvent):
+                self.bench.link.report_event(effect)
+            elif isinstance(effect, WithdrawEvent):
+                self.bench.link.withdraw_event(effect.key)
+            elif isinstance(effect, PutCommand):  # the child takes note
+                self.table.handle_report(UUID, session_types.ReportingEnabled(), time.monotonic())
 
     def alarm(self, agent, action):
         """The VIM hears of a loss."""
@@ -140,7 +140,7 @@ class Life:
 
     @property
     def is_lost(self):
-        return not self.table.table[UUID].running
+        return not self.table.guests[UUID].liveness.running
 
     def turn(self, seconds=0.0):
         """Let the agent hear what there is."""

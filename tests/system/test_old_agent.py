@@ -71,7 +71,9 @@ def lost_to_ours(stage):
     ours = Process(5, host=stage.host.name)
     stage.say(ours.command(SetInstance(stage.uuid, True), datagram.ADD_INST))
     wait_for(lambda: "RUNNING" in stage.heard(), "it runs")
-    wait_for(lambda: stage.host.server.dump("guest")[stage.uuid]["judged"] == "yes", "it would be missed")
+    wait_for(
+        lambda: stage.host.server.dump("guest")[stage.uuid]["owes_answer"] == "yes", "it would be missed"
+    )
     stage.guest("hang")
     wait_for(lambda: "LOSS" in stage.heard(), "ours is told")
 

@@ -194,3 +194,11 @@ class Resume(NamedTuple):
 
 # What to write to the guest, and what to report. A plain tuple: there is one for everything that happens.
 Output = Tuple[bytes, Sequence[Report]]
+
+# --- why a child ended ---------------------------------------------------------------------------------
+
+# Here, because the room that supervises children and the one of the guests' table do not know each other.
+PEER_CLOSED = "the guest's side closed the channel"
+GAVE_UP = "the child asked for a new connection"
+DIED = "the child died"
+FORK_FAILED = "no child could be made"

@@ -1,407 +1,351 @@
 """The master's table: what is known of every guest of this host, and what follows from what happens.
 
-Pure: events and `now` (s, monotonic) go in, `Effect`s come out through `take_effects`, in order. The
-table decides when to connect and what guestAgent hears; the master carries it out.
+docs/protocol/1-guest-channel.md#misses-and-losses
+docs/protocol/2-datagrams.md#commands
 
-A guest's link is ABSENT (no socket), RETRYING (to be connected at `retry_at`), CONNECTING (a child is
-being forked) or CONNECTED. What guestAgent provisioned (that we know the instance, its reporting) outlives
-the link until DEL_INST; a guest that nobody provisioned is forgotten with its socket.
+Pure: events and `now` (s, monotonic) go in, effects come out through `drain_effects`, in order. The table
+decides when to connect and what guestAgent hears; the master carries it out.
 
-Two facts about a guest's life are easily confused. `heartbeating` is what the world is told. `owes_answer`
-is what we know: it did heartbeat, and nothing has explained its silence since. A broken link leaves both
-alone: if the guest resumes within `stopped_grace`, nobody hears of it. Only the session can find that a
-guest which owes an answer gives none, and that is a loss.
+What guestAgent provisioned (that we know the instance, its reporting) outlives the connection until DEL_INST;
+a guest that nobody provisioned is forgotten with its socket.
+
+Each part of a row has its class: `Connections` (sockets, children), `StateReports` (RUNNING, STOPPED),
+`Failures` (LOSS, ILLHEALTH), `Questions` (votes, notices), and below them `PendingEvents` (what is not
+confirmed) and `Agenda` (effects, times). What a child says is taken by `ChildReports`, and what a guest's
+silence means is in `liveness`. This class has guestAgent's commands and what is recalled after a restart.
 
 Whenever reporting becomes enabled the guest owes nothing until it has answered anew: it may be booting
 (docs/protocol/1-guest-channel.md#when-reporting-becomes-enabled). Its child is told
-(`pipe.EnableReporting`) and says when it has taken note; what it reported before that, on its way through
-the pipe, makes no loss (`enablings`).
+(`pipe_protocol.EnableReporting`) and says when it has taken note; what it reported before that, on its way
+through the pipe, makes no loss (`enablings`).
 
-A guest that comes and goes is told at once, and then as often as `state_changes` allows: its last state
-always.
-
-What guestAgent must hear (`outbox`) is dropped when it stops being true: a failure is over when the guest
-heartbeats again, or when nobody wants it reported. Failures that are remembered from before a restart are
-held back until a living guest would have shown itself.
+Failures that are remembered from before a restart are held back until a living guest would have shown itself.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
-from logging import INFO, WARNING
-from typing import Any, Callable, Dict, Optional
+import itertools
+from typing import Callable, Dict, List, Optional
 
-from guestmtce.daemon.log import printable
+from guestmtce.common.log_line import INFO, WARNING, printable
 from guestmtce.server.child import pipe_protocol, session_types
-from guestmtce.server.state.connections import Links
+from guestmtce.server.state import liveness
+from guestmtce.server.state.agenda import Agenda
+from guestmtce.server.state.child_reports import ChildReports
+from guestmtce.server.state.connections import Connections
+from guestmtce.server.state.effects import DropChild, Effect, LookForSocket, PutCommand, SaveHost
+from guestmtce.server.state.failures import Failures
 from guestmtce.server.state.guest import (
     ABSENT,
     CONNECTED,
     CONNECTING,
-    FAILURE,
-    ILL,
-    ILLNESS,
-    LOST,
+    FAILURES,
     NEVER,
     RETRYING,
     STATE,
     Guest,
-    Key,
-    Look,
-    Put,
-    SaveHost,
-    Untold,
+    GuestMemory,
+    PendingEvent,
+    PendingKey,
+    SocketIdentity,
+    answer_patience,
+    instance_info,
 )
-from guestmtce.server.state_store import Memory
+from guestmtce.server.state.pending_events import PendingEvents
+from guestmtce.server.state.questions import Questions
+from guestmtce.server.state.state_reports import StateReports
+from guestmtce.server.state.table_settings import TableSettings
 from guestmtce.wire import datagram, guest_channel
 
-log = logging.getLogger(__name__)
 
+class GuestTable:
+    """See the module's text. `guests`: the rows, by uuid. `next_sequence` gives numbers that no event of this
+    host, also of before a restart, has had.
+    """
 
-class Guests(Links):
-    """The table. See the module's text."""
+    def __init__(self, settings: TableSettings, next_sequence: Optional[Callable[[], int]] = None) -> None:
+        self.guests: Dict[str, Guest] = {}
+        self._settings = settings
+        self._agenda = Agenda()
+        self._pending = PendingEvents(self._agenda, next_sequence or itertools.count(1).__next__)
+        self._state_reports = StateReports(settings, self._agenda, self._pending)
+        self._failures = Failures(settings, self._agenda, self._pending)
+        self._questions = Questions(settings, self._agenda, self._pending)
+        self._connections = Connections(
+            settings, self._agenda, self._state_reports, self._failures, self._questions
+        )
+        self._child_reports = ChildReports(
+            self._agenda, self._state_reports, self._failures, self._questions, self._connections
+        )
 
-    def recall(self, memory: Memory, alive_at: float, now: float) -> None:
-        """Take up what a former guestServer of this boot remembered; it last lived at `alive_at`."""
-        guest = self._guest(memory.uuid)
-        guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
-        guest.ident = memory.ident
-        guest.ill_told_at = min(memory.ill_told_at, now)
-        guest.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
-        guest.answered_since_notice = memory.answered_since_notice
-        self._schedule(guest, now + self._settings.stopped_grace)  # to be forgotten, if nothing is found
-        if 0 <= now - alive_at <= self._settings.memory_valid:
-            guest.heartbeating, guest.owes_answer = memory.heartbeating, memory.owes_answer
-            self._recall_patience(guest, memory.patience_until, now - alive_at, now)
-        for kind, number, cmd, body in memory.untold:
-            until = memory.outcomes_until.get(kind, NEVER)
-            event = datagram.event_of(cmd, body)
-            one = Untold(number, cmd, event, until=until)
-            if kind in (FAILURE, ILLNESS):
-                self._recall_failure(guest, kind, one, now - alive_at, now)
-            else:
-                self._recall_untold(guest, kind, one, now)
-        self._unreport(guest)
-        self._schedule_stopped(guest, now)
-        self._questions.recall(guest, memory.questions, now)
-        for question in guest.questions.values():
-            self._schedule(guest, self._questions.due(question))
-        if guest.memory() != memory:
-            self.outbox.save(guest)  # what is not believed now is not to be believed after the next restart
+    def drain_effects(self) -> List[Effect]:
+        """What is to be done now, in order."""
+        return self._agenda.drain_effects()
 
-    def _recall_patience(self, guest: Guest, patience_until: float, absence: float, now: float) -> None:
-        """A guest may have restarted in our absence, and its socket does not show that: it gets the time."""
-        restart = now + (guest.init or guest_channel.DEFAULT_INIT).restart_secs
-        guest.patience_until = min(patience_until, restart)
-        if guest.owes_answer and absence > self._settings.short_absence:
-            guest.patience_until = restart
+    @property
+    def next_due(self) -> float:
+        """When `tick` is to be called next."""
+        return self._agenda.next_due
 
-    def _recall_untold(self, guest: Guest, kind: str, one: Untold, now: float) -> None:
-        if kind == STATE:
-            if one.cmd == datagram.STOPPED:
-                guest.heartbeating = False
-            elif not guest.heartbeating:
-                return  # it did heartbeat, and we do not know that it still does
-            elif isinstance(one.event, datagram.InstanceInfo):
-                guest.told = one.event._replace(reporting=False)
-        else:
-            kind = "vote %d" % self._questions.next_number()  # they are counted anew
-            one = one._replace(until=min(one.until, now + self._settings.outcome_valid))
-            if one.until <= now:
-                return
-        guest.untold[kind] = one
-        self.outbox.tell_again(guest, kind)
+    @property
+    def host_reporting(self) -> bool:
+        """Whether failures of this host's guests are to be reported at all."""
+        return self._failures.host_reporting
 
-    def _recall_failure(self, guest: Guest, kind: str, one: Untold, absence: float, now: float) -> None:
-        """It is told when the guest has had the time to show that it lives; after an absence, to restart."""
-        if not 0 <= absence <= self._settings.memory_valid:
-            return
-        patience = self._patience(guest)
-        if absence > self._settings.short_absence:
-            patience = max(patience, (guest.init or guest_channel.DEFAULT_INIT).restart_secs)
-        guest.untold[kind] = one._replace(held=True)
-        guest.hold_until = now + patience + self._settings.stopped_grace
-        self._schedule(guest, guest.hold_until)
+    def tick(self, now: float) -> None:
+        """Do what has fallen due."""
+        uuid = self._agenda.pop_due(now)
+        while uuid is not None:
+            guest = self.guests.get(uuid)
+            if guest is not None:
+                self._do_due(guest, now)
+            uuid = self._agenda.pop_due(now)
+
+    def instance_info(self, uuid: str) -> Optional[datagram.InstanceInfo]:
+        """The answer to a query about this instance, if it is known."""
+        guest = self.guests.get(uuid)
+        return instance_info(guest, self._settings.hostname) if guest is not None else None
+
+    def child_patience(self, uuid: str) -> float:
+        """Within how many seconds the guest's child must have woken up and gone to sleep again."""
+        return self._connections.child_patience(self.guests.get(uuid))
+
+    def confirm_event(self, key: PendingKey) -> None:
+        """guestAgent has confirmed what was reported under this key, or nobody waits for it any more."""
+        guest = self.guests.get(key.uuid)
+        if guest is not None and self._pending.confirm_event(guest, key):
+            self._forget_if_over(guest)
+
+    def _do_due(self, guest: Guest, now: float) -> None:
+        """Whatever of this guest has fallen due."""
+        self._questions.agree_to_overdue(guest, now)
+        self._connections.connect_if_due(guest, now)
+        if guest.pending.stopped_due <= now:
+            self._state_reports.report_stopped(guest, now, liveness.GRACE_OVER)
+        if guest.pending.state_due <= now:
+            self._state_reports.report_if_changed(guest, now)
+        self._failures.report_late_illness(guest, now)
+        if guest.pending.report_failures_after <= now:
+            self._pending.release_held(guest)
+        self._forget_if_over(guest)
+
+    def _add_guest(self, uuid: str) -> Guest:
+        guest = self.guests.get(uuid)
+        if guest is None:
+            guest = self.guests[uuid] = Guest(uuid, self._settings)
+        return guest
+
+    def _forget_if_over(self, guest: Guest) -> None:
+        """Nobody provisioned it, it is gone, and there is nothing left to tell of it."""
+        known = guest.provisioned or guest.liveness.heartbeating or guest.pending.events
+        if guest.connection.state == ABSENT and not known:
+            self._forget(guest, "forgotten: it has no socket and is not provisioned")
+
+    def _forget(self, guest: Guest, why: str) -> None:
+        del self.guests[guest.uuid]
+        self._agenda.log_line(INFO, "%s: " + why, guest.uuid)
+        self._pending.withdraw_all(guest)
+        self._agenda.forget_guest(guest.uuid)
+        self._agenda.add_effect(DropChild(guest.uuid))
+
+    # --- after a restart ---------------------------------------------------------------------------
 
     def recall_host(self, reporting: bool) -> None:
         """Take up what was remembered of the host."""
-        self.host_reporting = reporting
+        self._failures.host_reporting = reporting
 
-    # --- what guestAgent hears ---------------------------------------------------------------------
+    def recall_guest(self, memory: GuestMemory, alive_at: float, now: float) -> None:
+        """Take up what a former guestServer of this boot remembered; it last lived at `alive_at`."""
+        guest, absence = self._add_guest(memory.uuid), now - alive_at
+        guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
+        guest.connection.socket_identity = memory.socket_identity
+        guest.pending.ill_reported_at = min(memory.ill_reported_at, now)
+        guest.liveness.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
+        guest.liveness.answered_since_notice = memory.answered_since_notice
+        # To be forgotten then, if nothing is found.
+        self._agenda.wake_guest(guest, now + self._settings.stopped_grace)
+        if 0 <= absence <= self._settings.memory_valid:
+            guest.liveness.state = liveness.recalled_state(memory.heartbeating, memory.owes_answer)
+            self._recall_patience(guest, memory.patience_until, absence, now)
+        for key, event in memory.pending:
+            self._recall_event(guest, key, event, absence, now)
+        self._failures.withdraw_unwanted(guest)
+        self._state_reports.schedule_stopped(guest, now)
+        self._questions.recall_questions(guest, memory.questions, now)
+        if guest.memory() != memory:
+            self._agenda.save_guest(guest)  # what is not believed now is not to be believed after the next
 
-    def told(self, key: Key) -> None:
-        """guestAgent has confirmed what was told under this key."""
-        guest = self.table.get(key[0])
-        if guest is not None and guest.untold.pop(key[1], None) is not None:
-            self.outbox.note_delivered(key)
-            self.outbox.save(guest)
-            self._forget_if_over(guest)
+    def _recall_patience(self, guest: Guest, patience_until: float, absence: float, now: float) -> None:
+        """A guest may have restarted in our absence, and its socket does not show that: it gets the time."""
+        restart = now + guest.known_init.restart_secs
+        guest.liveness.patience_until = min(patience_until, restart)
+        if guest.liveness.owes_answer and absence > self._settings.short_absence:
+            guest.liveness.patience_until = restart
 
-    # --- reports of children -----------------------------------------------------------------------
+    def _recall_event(
+        self, guest: Guest, key: PendingKey, event: PendingEvent, absence: float, now: float
+    ) -> None:
+        if key.kind in FAILURES:
+            self._recall_failure(guest, key, event, absence, now)
+        elif key.kind != STATE:
+            self._questions.recall_outcome(guest, event, now)
+        elif event.cmd == datagram.STOPPED or guest.liveness.heartbeating:
+            # If it did heartbeat, and we do not know that it still does, nobody is told that it does.
+            self._state_reports.recall_state(guest, key, event)
 
-    def reported(self, uuid: str, report: session_types.Report, now: float) -> None:
-        """The guest's child says this."""
-        guest = self.table[uuid]
-        _REPORTED[type(report)](self, guest, report, now)
-
-    def _acknowledged(self, guest: Guest, report: session_types.Acknowledged, now: float) -> None:
-        guest.init = report.init
-        if self._questions.expected_silence(guest, now) > 0:
-            guest.owes_answer = False  # it was told to restart
-        guest.late_illness = None
-        guest.failure = "" if guest.failure == ILL else guest.failure
-        guest.silence_until = guest.patience_until = guest.ill_told_at = -NEVER
-        self.outbox.untell(guest, ILLNESS, "the guest has restarted")
-        self._say(guest, now, INFO, "init of %s, every %d ms, %s", printable(report.init.name),
-                  report.init.heartbeat_interval_ms, report.init.corrective_action)  # fmt: skip
-        self.outbox.save(guest)
-
-    def _running(self, guest: Guest, report: session_types.Running, now: float) -> None:
-        guest.running = guest.heartbeating = guest.answered_since_notice = True
-        guest.owes_answer = guest.enablings == 0
-        guest.resting = False
-        guest.failure = "" if guest.failure == LOST else guest.failure
-        guest.stopped_due = NEVER
-        guest.patience_until = -NEVER
-        self.outbox.untell(guest, FAILURE, "the guest heartbeats again")
-        guest.state_due = NEVER
-        if guest.told != self._shown(guest):
-            self._tell_state(guest, now)
-        self._questions.put_all(guest, now)
-        self.outbox.save(guest)
-
-    def _stopped(self, guest: Guest, report: session_types.Stopped, now: float) -> None:
-        guest.running, guest.failure = False, ""
-        guest.late_illness = None
-        guest.owes_answer = guest.owes_answer and guest.answered_since_notice and not report.gone
-        if report.gone:
-            guest.silence_until = -NEVER
-        self.outbox.untell(guest, ILLNESS, "the guest has stopped")
-        self._stop(guest, now)
-
-    def _reporting_enabled(self, guest: Guest, report: session_types.ReportingEnabled, now: float) -> None:
-        guest.enablings = max(0, guest.enablings - 1)
-
-    def _lost(self, guest: Guest, report: session_types.Lost, now: float) -> None:
-        if guest.enablings or self._questions.expected_silence(guest, now) > 0:
-            # Reporting has become enabled, or a notice was agreed to, and the child has not heard of it yet.
-            self._stopped(guest, session_types.Stopped(), now)
-            if guest.owes_answer:
-                self._replace_child(guest, now)  # one that knows of the silence, and judges at its end
+    def _recall_failure(
+        self, guest: Guest, key: PendingKey, event: PendingEvent, absence: float, now: float
+    ) -> None:
+        """It is told when the guest has had the time to show that it lives; after an absence, to restart."""
+        if not 0 <= absence <= self._settings.memory_valid:
             return
-        if now - guest.missed_before < self._interval(guest) / 2:
-            self._ask_again(guest, now)
-            return
-        guest.losses += 1
-        guest.failure = LOST
-        guest.running = guest.owes_answer = False
-        guest.late_illness = None
-        # The stop is named before the loss, though told after it: whoever hears of a stop that was named
-        # after a loss knows that the guest ran again in between.
-        stopped = self.outbox.number()
-        wanted = self._wants_failures(guest)
-        self._say(guest, now, WARNING, "heartbeat lost" + ("" if wanted else " (reporting is disabled)"))
-        if wanted:
-            info = self.info(guest)._replace(heartbeating=False)
-            self.outbox.tell(guest, FAILURE, datagram.LOSS, info)
-        self.outbox.untell(guest, ILLNESS, "the guest is lost")
-        self._stop(guest, now, stopped)
+        patience = answer_patience(guest, self._settings.guest_patience)
+        if absence > self._settings.short_absence:
+            patience = max(patience, guest.known_init.restart_secs)
+        self._pending.hold_failure(guest, key, event, now + patience + self._settings.stopped_grace)
 
-    def _ask_again(self, guest: Guest, now: float) -> None:
-        """We heard of two misses at once, an interval apart: this host had no time for us.
+    # --- sockets and children ----------------------------------------------------------------------
 
-        Then it may have had none for the guest either. It gets a new connection, and its patience to answer.
-        """
-        self._say(guest, now, WARNING, "heartbeat lost on a host that is overloaded: asking once more")
-        self._replace_child(guest, now)
+    def socket_found(self, uuid: str, path: str, identity: SocketIdentity, fresh: bool, now: float) -> None:
+        """The guest's socket exists; `fresh`: it was just made. One that we have already is left alone."""
+        self._connections.take_socket(self._add_guest(uuid), path, identity, fresh, now)
 
-    def _ill(self, guest: Guest, report: session_types.Ill, now: float) -> None:
-        guest.failure = ILL
-        if now - guest.ill_told_at < self._settings.ill_repeat * 0.99:
-            return  # a new child found out what the one before had told
-        self._say(guest, now, WARNING, "ill, wants %s: %s", report.action, printable(report.log_msg))
-        if not self._wants_failures(guest):
-            return
-        untold = guest.untold.get(ILLNESS)
-        if untold is not None and untold.event == self.info(guest)._replace(repair_action=report.action):
-            return  # the VIM is being told, or is still to be: twice would restart its repair
-        if guest.illnesses.spend(now):
-            self._tell_illness(guest, report, now)
-        else:
-            guest.late_illness, guest.late_illness_due = report, now + guest.illnesses.wait(now)
-            self._schedule(guest, guest.late_illness_due)
+    def socket_gone(self, uuid: str, path: str, now: float) -> None:
+        """The guest's socket is no more."""
+        guest = self.guests.get(uuid)
+        if guest is not None:
+            self._connections.lose_socket(guest, path, now)
 
-    def _well(self, guest: Guest, report: session_types.Well, now: float) -> None:
-        self._say(guest, now, INFO, "healthy again")
-        guest.late_illness, guest.failure = None, ""
-        self.outbox.untell(guest, ILLNESS, "the guest is healthy again")
-        if guest.ill_told_at != -NEVER:
-            guest.ill_told_at = -NEVER
-            self.outbox.save(guest)
+    def child_started(self, uuid: str, now: float) -> None:
+        """A child serves the guest."""
+        self._connections.note_child_started(self.guests[uuid], now)
 
-    def _missed(self, guest: Guest, report: session_types.Missed, now: float) -> None:
-        guest.misses += 1
-        guest.missed_before, guest.missed_at = guest.missed_at, now
-        self._say(guest, now, INFO, "missed %d in a row", report.in_a_row)
-
-    def _answered(self, guest: Guest, report: session_types.Answered, now: float) -> None:
-        self._questions.settle(guest, report.number, report.vote, report.reason, now)
-
-    def _late(self, guest: Guest, report: session_types.Late, now: float) -> None:
-        guest.late += 1
-        self._throttle.warning("late", "%s: this host was %d ms late; not the guest's fault", guest.uuid,
-                               report.seconds * 1000)  # fmt: skip
-
-    def _reconnect(self, guest: Guest, report: session_types.Reconnect, now: float) -> None:
-        self._say(guest, now, INFO, "reconnecting: %s", printable(report.why))
-
-    def _note(self, guest: Guest, report: session_types.Note, now: float) -> None:
-        more = " (and %d more like it)" % report.more if report.more else ""
-        self._say(guest, now, WARNING, "%s%s", printable(report.text), more)
+    def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
+        """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or FORK_FAILED."""
+        self._connections.note_child_ended(self.guests[uuid], why, detail, now)
 
     def connect_failed(self, uuid: str, error: OSError, now: float) -> None:
-        """No connection could be made."""
-        guest = self.table.get(uuid)
-        if guest is None or guest.link != CONNECTING:
+        """The guest's socket let nobody connect."""
+        guest = self.guests.get(uuid)
+        if guest is None or guest.connection.state != CONNECTING:
             return
         if error.errno == errno.ENOENT:
-            self._unlink(guest, now)
-        else:
-            self._throttle.warning("connect", "%s: cannot connect: %s", uuid, error.strerror or error)
-            if error.errno == errno.EAGAIN and guest.owes_answer:
-                self._turned_away(guest, now)
-            self._back_off(guest, now)
+            self._connections.disconnect_guest(guest, now)
+            return
+        text = "%s: cannot connect: %s"
+        self._agenda.log_line(WARNING, text, uuid, error.strerror or error, subject="connect")
+        if error.errno == errno.EAGAIN and guest.liveness.owes_answer:
+            self._treat_refused_connect_as_loss(guest, now)
+        self._connections.retry_later(guest, now)
 
-    def _turned_away(self, guest: Guest, now: float) -> None:
-        """A guest that heartbeated, and whose machine does not even accept us any more, is as lost as a mute.
+    def _treat_refused_connect_as_loss(self, guest: Guest, now: float) -> None:
+        """A guest that was heartbeating and whose QEMU refuses our connections for its patience is lost.
 
         Only the waits that we planned count: if this host stood still, the guest's may have, too.
         """
-        if guest.turned_away > self._patience(guest):
-            self._lost(guest, session_types.Lost(0), now)
-        guest.turned_away += guest.backoff
+        connection = guest.connection
+        if connection.refused_for > answer_patience(guest, self._settings.guest_patience):
+            self._child_reports.judge_loss(guest, now)  # there is no child that could be replaced
+        connection.refused_for += connection.back_off.delay
+
+    def handle_report(self, uuid: str, report: session_types.Report, now: float) -> None:
+        """The guest's child says this."""
+        self._child_reports.handle_report(self.guests[uuid], report, now)
 
     # --- commands of guestAgent --------------------------------------------------------------------
 
-    def command(self, command: datagram.Command, now: float) -> None:
+    def handle_command(self, command: datagram.Command, now: float) -> None:
         """guestAgent wants this (docs/protocol/2-datagrams.md#commands); not for `Query` and `Loopback`."""
         if isinstance(command, datagram.SetInstance):
-            self._set(command, now)
+            self._set_instance(command, now)
         elif isinstance(command, datagram.DeleteInstance):
-            self._part_with(command.uuid)
+            self._delete_instance(command.uuid)
         elif isinstance(command, datagram.SetHost):
-            self._set_host(command.reporting, now)
+            self._set_host(command.reporting)
         elif isinstance(command, datagram.Ask):
-            self._ask(command, now)
+            self._ask_guest(command, now)
 
-    def info_of(self, uuid: str) -> Optional[datagram.InstanceInfo]:
-        """The answer to a query about this instance, if it is known."""
-        guest = self.table.get(uuid)
-        return self.info(guest) if guest is not None else None
-
-    def _set(self, command: datagram.SetInstance, now: float) -> None:
-        if command.uuid not in self.table and len(self.table) >= self._settings.max_guests:
+    def _set_instance(self, command: datagram.SetInstance, now: float) -> None:
+        if command.uuid not in self.guests and len(self.guests) >= self._settings.max_guests:
             text = "%s: not taken: %d guests are known already, [supervision] max_guests"
-            self._throttle.warning("max_guests", text, command.uuid, self._settings.max_guests)
+            values = (command.uuid, self._settings.max_guests)
+            self._agenda.log_line(WARNING, text, *values, subject="max_guests")
             return
-        guest = self._guest(command.uuid)
+        guest = self._add_guest(command.uuid)
         if (guest.provisioned, guest.reporting) != (True, command.reporting):
-            log.info("%s: reporting %s", guest.uuid, datagram.state_word(command.reporting))
-            wanted = self._wants_failures(guest)
+            self._agenda.log_line(
+                INFO, "%s: reporting %s", guest.uuid, datagram.state_word(command.reporting)
+            )
+            wanted = self._failures.are_wanted(guest)
             guest.provisioned, guest.reporting = True, command.reporting
-            self._change_reporting(guest, wanted, now)
-            self.outbox.save(guest)
-        if guest.link == ABSENT:
-            self.outbox.add(Look(guest.uuid))
-        elif guest.link == RETRYING and not guest.resting:
-            self._retry(guest, now, now)
+            self._change_reporting(guest, wanted)
+            self._agenda.save_guest(guest)
+        if guest.connection.state == ABSENT:
+            self._agenda.add_effect(LookForSocket(guest.uuid))
+        elif guest.connection.state == RETRYING and not guest.crashes.crash_looping:
+            self._connections.retry_at(guest, now, now)
 
-    def _set_host(self, reporting: bool, now: float) -> None:
-        if self.host_reporting == reporting:
+    def _delete_instance(self, uuid: str) -> None:
+        guest = self.guests.get(uuid)
+        if guest is not None:
+            self._connections.keep_init(guest)
+            self._forget(guest, "deleted")
+
+    def _set_host(self, reporting: bool) -> None:
+        if self._failures.host_reporting == reporting:
             return
-        log.info("reporting of this host: %s", datagram.state_word(reporting))
-        wanted = {uuid: self._wants_failures(guest) for uuid, guest in self.table.items()}
-        self.host_reporting = reporting
-        self.outbox.add(SaveHost(reporting))
-        for guest in self.table.values():
-            self._change_reporting(guest, wanted[guest.uuid], now)
+        self._agenda.log_line(INFO, "reporting of this host: %s", datagram.state_word(reporting))
+        wanted = {uuid: self._failures.are_wanted(guest) for uuid, guest in self.guests.items()}
+        self._failures.host_reporting = reporting
+        self._agenda.add_effect(SaveHost(reporting))
+        for guest in self.guests.values():
+            self._change_reporting(guest, wanted[guest.uuid])
 
-    def _wants_failures(self, guest: Guest) -> bool:
-        """Whether guestAgent is to hear of this guest's failures."""
-        return guest.reporting and self.host_reporting
-
-    def _change_reporting(self, guest: Guest, wanted: bool, now: float) -> None:
+    def _change_reporting(self, guest: Guest, wanted: bool) -> None:
         """Failures were `wanted` until now."""
-        if self._wants_failures(guest):
+        if self._failures.are_wanted(guest):
             if not wanted:
                 self._enable_reporting(guest)
         elif wanted:
-            guest.silence_until = -NEVER
-            guest.answered_since_notice = False
-            if guest.link == CONNECTING:
-                guest.enablings = 0  # the child that is being made need not hear of one that is over
-            self._unreport(guest)
+            guest.liveness.silence_until = -NEVER
+            guest.liveness.answered_since_notice = False
+            if guest.connection.state == CONNECTING:
+                guest.liveness.enablings = 0  # the child that is being made need not hear of one that is over
+            self._failures.withdraw_unwanted(guest)
 
     def _enable_reporting(self, guest: Guest) -> None:
         """The guest owes nothing until it has answered anew. A child that is being made hears it later."""
-        guest.owes_answer = guest.answered_since_notice = False
-        guest.silence_until = guest.patience_until = -NEVER
-        guest.ill_told_at = -NEVER  # who is ill now is to be told
-        if guest.link in (CONNECTING, CONNECTED):
-            guest.enablings += 1
-        if guest.link == CONNECTED:
-            self.outbox.add(Put(guest.uuid, pipe_protocol.EnableReporting()))
-        self.outbox.save(guest)
+        guest.liveness.note(liveness.EXCUSED)
+        guest.liveness.answered_since_notice = False
+        guest.liveness.silence_until = guest.liveness.patience_until = -NEVER
+        guest.pending.ill_reported_at = -NEVER  # who is ill now is to be told
+        if guest.connection.state in (CONNECTING, CONNECTED):
+            guest.liveness.enablings += 1
+        if guest.connection.state == CONNECTED:
+            self._agenda.add_effect(PutCommand(guest.uuid, pipe_protocol.EnableReporting()))
+        self._agenda.save_guest(guest)
 
-    def _unreport(self, guest: Guest) -> None:
-        """Where reporting is disabled nobody wants to hear of failures, those of before either."""
-        if not self._wants_failures(guest):
-            guest.late_illness = None
-            for kind in (FAILURE, ILLNESS):
-                self.outbox.untell(guest, kind, "reporting was disabled")
-
-    def _ask(self, command: datagram.Ask, now: float) -> None:
-        guest = self.table.get(command.uuid)
+    def _ask_guest(self, command: datagram.Ask, now: float) -> None:
+        guest = self.guests.get(command.uuid)
         if guest is None:
-            self._questions.refuse(None, command, "unknown instance", now)
+            self._questions.refuse_question(None, command, "unknown instance", now)
         elif command.event not in guest_channel.EVENT_TYPES:
             why = "unknown event type %s" % printable(command.event)
-            self._questions.refuse(guest, command, why, now)
+            self._questions.refuse_question(guest, command, why, now)
         else:
-            number = self._questions.open(guest, command, now)
-            self._schedule(guest, self._questions.due(guest.questions[number]))
-            self._put_or_agree(guest, number, now)
-            self.outbox.save(guest)
+            question_id = self._questions.open_question(guest, command, now)
+            self._put_or_agree(guest, question_id, now)
+            self._agenda.save_guest(guest)
 
-    def _put_or_agree(self, guest: Guest, number: int, now: float) -> None:
-        question = guest.questions[number]
-        if guest.running:
-            self._questions.put(guest, number, now)
-        elif (question.notification_type, question.event_type) == (
-            guest_channel.NOTICE,
-            "resume",
-        ) and guest.path:
-            guest.resting = False
-            for older in sorted(guest.questions):
-                if older != number:  # its child, which had it, goes
-                    self._questions.agree(guest, older, "overtaken by a new question", now)
-            self._replace_child(guest, now)
-        elif not guest.heartbeating:
-            self._questions.agree(guest, number, "the guest is not heartbeating", now)
-
-
-_REPORTED: Dict[Any, Callable[[Guests, Guest, Any, float], None]] = {
-    session_types.Acknowledged: Guests._acknowledged,
-    session_types.Running: Guests._running,
-    session_types.Stopped: Guests._stopped,
-    session_types.Lost: Guests._lost,
-    session_types.Missed: Guests._missed,
-    session_types.Ill: Guests._ill,
-    session_types.Well: Guests._well,
-    session_types.ReportingEnabled: Guests._reporting_enabled,
-    session_types.Answered: Guests._answered,
-    session_types.Late: Guests._late,
-    session_types.Reconnect: Guests._reconnect,
-    session_types.Note: Guests._note,
-}
+    def _put_or_agree(self, guest: Guest, question_id: int, now: float) -> None:
+        question = guest.questions[question_id]
+        asked = (question.notification_type, question.event_type)
+        if guest.liveness.running:
+            self._questions.put_question(guest, question_id, now)
+        elif asked == (guest_channel.NOTICE, "resume") and guest.connection.path:
+            guest.crashes.crash_looping = False
+            self._questions.agree_to_others(guest, question_id, now)
+            self._connections.replace_child(guest, now)
+        elif not guest.liveness.heartbeating:
+            self._questions.agree_silently(guest, question_id, "the guest is not heartbeating", now)

@@ -1,116 +1,110 @@
-"""What the guests' table wants done: its effects in order, and the rows that have changed.
+"""What guestAgent must hear: kept in the row until it is confirmed, and withdrawn when no longer true.
 
 docs/protocol/2-datagrams.md#confirmed-and-repeated
-
-What guestAgent must hear is kept in the guest's row (`untold`) until it has been confirmed, and dropped when
-it stops being true. Rows are remembered before anything of them is told: a daemon that dies in between tells
-again what it remembers under the number that it had, and guestAgent knows it by that.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-from typing import Callable, Dict, List, Optional, Set
+from typing import Callable, Optional, Set
 
-from guestmtce.server.state.guest import (
-    FAILURE,
-    ILLNESS,
-    NEVER,
-    Effect,
-    Forget,
-    Guest,
-    Key,
-    Save,
-    Tell,
-    Untell,
-    Untold,
-)
+from guestmtce.common.log_line import WARNING
+from guestmtce.server.state.agenda import Agenda
+from guestmtce.server.state.effects import ReportEvent, WithdrawEvent
+from guestmtce.server.state.guest import FAILURES, ILLNESS, NEVER, Guest, PendingEvent, PendingKey
 from guestmtce.wire import datagram
 
-log = logging.getLogger(__name__)
 
+class PendingEvents:
+    """See the module's text. `next_sequence` gives 1 … 2³²−1; it names an event for ever."""
 
-class Outbox:
-    """See the module's text. `number` names what is told."""
+    def __init__(self, agenda: Agenda, next_sequence: Callable[[], int]) -> None:
+        self.next_sequence = next_sequence
+        self._agenda = agenda
+        self._delivered: Set[PendingKey] = set()  # failures that were confirmed and are still true
 
-    def __init__(self) -> None:
-        self.number: Callable[[], int] = itertools.count(1).__next__
-        self._effects: List[Effect] = []
-        self._changed: Dict[str, Optional[Guest]] = {}  # None: to be forgotten
-        self._delivered: Set[Key] = set()  # failures that are told and still true
-
-    def take(self) -> List[Effect]:
-        """What is to be done now, in order."""
-        remember: List[Effect] = [
-            Forget(uuid) if guest is None else Save(guest.memory()) for uuid, guest in self._changed.items()
-        ]
-        effects, self._effects, self._changed = self._effects, [], {}
-        return remember + effects
-
-    def add(self, effect: Effect) -> None:
-        """This is to be done."""
-        self._effects.append(effect)
-
-    def save(self, guest: Guest) -> None:
-        """The row is to be remembered as it will be when the effects are taken."""
-        self._changed[guest.uuid] = guest
-
-    def forget(self, guest: Guest) -> None:
-        """Nothing of the row is to be remembered or told."""
-        for kind in guest.untold:
-            self._effects.append(Untell((guest.uuid, kind)))
-        for kind in (FAILURE, ILLNESS):
-            self._withdraw_delivered((guest.uuid, kind))
-        self._changed[guest.uuid] = None
-
-    def tell(
+    def report_event(
         self,
         guest: Guest,
-        kind: str,
+        key: PendingKey,
         cmd: int,
         event: datagram.Event,
-        number: Optional[int] = None,
+        sequence: Optional[int] = None,
         until: float = NEVER,
     ) -> None:
         """guestAgent is to hear this, until it has it or nobody wants it any more, at `until` (s, monotonic).
 
-        A newer one of the same kind takes its place.
+        A newer one of the same key takes its place. `sequence`: it was named before.
         """
-        guest.untold[kind] = Untold(number or self.number(), cmd, event, until=until)
-        self._delivered.discard((guest.uuid, kind))
-        self.tell_again(guest, kind)
-        self.save(guest)
+        guest.pending.events[key] = PendingEvent(sequence or self.next_sequence(), cmd, event, until=until)
+        self._delivered.discard(key)
+        self.resend_event(guest, key)
+        self._agenda.save_guest(guest)
 
-    def tell_again(self, guest: Guest, kind: str) -> None:
-        """guestAgent is to hear this of the row, under the number that it has."""
-        one = guest.untold[kind]
-        still_ill = one.cmd == datagram.RUNNING and ILLNESS in guest.untold
-        self._effects.append(Tell(one.cmd, one.event, one.number, (guest.uuid, kind), one.until, still_ill))
+    def resend_event(self, guest: Guest, key: PendingKey) -> None:
+        """guestAgent is to hear this of the row, under the sequence number that it has."""
+        one = guest.pending.events[key]
+        still_ill = one.cmd == datagram.RUNNING and PendingKey(guest.uuid, ILLNESS) in guest.pending.events
+        self._agenda.add_effect(ReportEvent(one.cmd, one.event, one.sequence, key, one.until, still_ill))
 
-    def tell_once(self, cmd: int, event: datagram.Event, key: Key, until: float) -> None:
+    def report_once(self, key: PendingKey, cmd: int, event: datagram.Event, until: float) -> None:
         """guestAgent is to hear this of an instance that we do not know."""
-        self._effects.append(Tell(cmd, event, self.number(), key, until))
+        self._agenda.add_effect(ReportEvent(cmd, event, self.next_sequence(), key, until))
 
-    def untell(self, guest: Guest, kind: str, why: str) -> None:
+    def withdraw_event(self, guest: Guest, key: PendingKey, why: str) -> None:
         """This is no longer true."""
-        if guest.untold.pop(kind, None) is None:
-            self._withdraw_delivered((guest.uuid, kind))
+        if not self._remove_event(guest, key):
+            self._withdraw_delivered(key)
             return
-        self._effects.append(Untell((guest.uuid, kind)))
-        if kind == ILLNESS:
-            guest.ill_told_at = -NEVER  # nobody knows of it: whoever finds it ill anew tells that
-        if kind in (FAILURE, ILLNESS):
-            guest.withdrawn += 1
-            log.warning("%s: an untold %s is over: %s", guest.uuid, kind, why)
-        self.save(guest)
+        self._agenda.add_effect(WithdrawEvent(key))
+        if key.kind == ILLNESS:
+            guest.pending.ill_reported_at = -NEVER  # nobody knows of it: whoever finds it ill anew tells that
+        if key.kind in FAILURES:
+            guest.pending.withdrawn += 1
+            text = "%s: %s withdrawn, over before the VIM was told: %s"
+            self._agenda.log_line(WARNING, text, guest.uuid, key.kind, why)
+        self._agenda.save_guest(guest)
 
-    def note_delivered(self, key: Key) -> None:
-        """guestAgent has it. If it is an old one, the next one is to hear of it while it is true."""
-        if key[1] in (FAILURE, ILLNESS):
+    def withdraw_all(self, guest: Guest) -> None:
+        """The guest is forgotten."""
+        for key in guest.pending.events:
+            self._agenda.add_effect(WithdrawEvent(key))
+        for kind in FAILURES:
+            self._withdraw_delivered(PendingKey(guest.uuid, kind))
+
+    def hold_failure(self, guest: Guest, key: PendingKey, event: PendingEvent, until: float) -> None:
+        """A failure of before a restart is not told before `until` (s, monotonic)."""
+        guest.pending.events[key] = event._replace(held=True)
+        guest.pending.report_failures_after = until
+        self._agenda.wake_guest(guest, until)
+
+    def release_held(self, guest: Guest) -> None:
+        """Failures of before a restart are told now: a guest that lives would have shown it."""
+        guest.pending.report_failures_after = NEVER
+        for key, one in guest.pending.events.items():
+            if one.held:
+                guest.pending.events[key] = one._replace(held=False)
+                self.resend_event(guest, key)
+
+    def confirm_event(self, guest: Guest, key: PendingKey) -> bool:
+        """guestAgent has it; whether it was pending.
+
+        If that is an old agent, the next one is to hear of a failure while it is true: it may be withdrawn.
+        """
+        if not self._remove_event(guest, key):
+            return False
+        if key.kind in FAILURES:
             self._delivered.add(key)
+        self._agenda.save_guest(guest)
+        return True
 
-    def _withdraw_delivered(self, key: Key) -> None:
+    def _remove_event(self, guest: Guest, key: PendingKey) -> bool:
+        """Whether it was pending."""
+        removed = guest.pending.events.pop(key, None) is not None
+        if not guest.pending.events:
+            guest.pending.events = {}  # a dictionary that had something in it keeps 168 bytes for more
+        return removed
+
+    def _withdraw_delivered(self, key: PendingKey) -> None:
         if key in self._delivered:
             self._delivered.discard(key)
-            self._effects.append(Untell(key))
+            self._agenda.add_effect(WithdrawEvent(key))

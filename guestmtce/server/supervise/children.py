@@ -17,7 +17,6 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 from guestmtce.common.rate_limit import Bucket
 from guestmtce.daemon.loop import Loop
 from guestmtce.server.child import confine, fork_sibling, pipe_protocol, process, session_types, spawner
-from guestmtce.server.state import guest
 from guestmtce.server.supervise import confinement_trial, spawner_client
 from guestmtce.server.supervise.uid_pool import Uids
 
@@ -68,6 +67,13 @@ class Handlers(NamedTuple):
     report: Callable[[str, session_types.Report], None]
     end: Callable[[str, str, str], None]
     room: Callable[[], None]
+
+
+# What an exit code of an honest child means.
+_ENDS = {
+    process.END_PEER_CLOSED: session_types.PEER_CLOSED,
+    process.END_RECONNECT: session_types.GAVE_UP,
+}
 
 
 class Children:
@@ -209,7 +215,7 @@ class Children:
         self._abandoned.clear()
         for waiting in list(self._awaited.values()):
             if waiting.serial in self._awaited:  # an end may have dropped another
-                self._end(waiting, guest.UNBORN, ": the spawner failed")
+                self._end(waiting, session_types.FORK_FAILED, ": the spawner failed")
 
     def _reported_birth(self, serial: int, pid: int) -> None:
         born = self._awaited.pop(serial, None)
@@ -224,7 +230,7 @@ class Children:
         waiting = self._awaited.pop(serial, None)
         self._free(waiting.uid if waiting is not None else self._abandoned.pop(serial, None))
         if waiting is not None:
-            self._end(waiting, guest.UNBORN, ": it could not be forked: " + why)
+            self._end(waiting, session_types.FORK_FAILED, ": it could not be forked: " + why)
 
     def _born_in_vain(self, pid: int, uid: Optional[int]) -> None:
         if self._reaped_early.pop(pid, None) is None:
@@ -333,8 +339,8 @@ class Children:
             code = os.waitstatus_to_exitcode(status)
             if code == -signal.SIGSYS:
                 self.rule_breakers += 1
-            why = {process.END_PEER_CLOSED: guest.PEER_CLOSED, process.END_RECONNECT: guest.GAVE_UP}.get(code)
-            self._end(dead, why or guest.DIED, "" if why else _how(code))
+            why = _ENDS.get(code)
+            self._end(dead, why or session_types.DIED, "" if why else _how(code))
 
     def _end(self, dead: Child, why: str, detail: str) -> None:
         del self._by_uuid[dead.uuid]

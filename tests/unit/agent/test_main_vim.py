@@ -37,8 +37,8 @@ def note(cluster):
         return file.read()
 
 
-def untold(cluster):
-    return {row["untold"] for row in cluster.hosts[0].server.dump("guest").values()}
+def pending(cluster):
+    return {row["pending"] for row in cluster.hosts[0].server.dump("guest").values()}
 
 
 def _alarm_arrived(cluster):
@@ -67,7 +67,7 @@ def test_an_alarm_under_way_when_the_agent_is_killed_reaches_the_vim_once(alarm_
         cluster.start_agent()
         wait_for(lambda: int(_waiting(cluster)) > 0, "the next agent has it, too")
         cluster.vim.hang = False
-        wait_for(lambda: untold(cluster) == {"nothing"}, "it is confirmed", 20)
+        wait_for(lambda: pending(cluster) == {"nothing"}, "it is confirmed", 20)
         assert len(cluster.vim.events("alarm")) == 1
 
 
@@ -92,7 +92,7 @@ def test_an_alarm_under_way_when_the_agent_and_the_vim_are_killed_is_told(where)
         cluster.vim.hang = False
         cluster.vim.start()
         cluster.start_agent()
-        wait_for(lambda: untold(cluster) == {"nothing"}, "it is confirmed", 20)
+        wait_for(lambda: pending(cluster) == {"nothing"}, "it is confirmed", 20)
         assert len(cluster.vim.events("alarm")) == 1
 
 

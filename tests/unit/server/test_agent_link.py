@@ -10,7 +10,8 @@ from agentlink_driver import HOST, INFO, SET, UUID, Agent, Bench, Process, loss,
 
 from guestmtce.lab.pace import within
 from guestmtce.server import answers
-from guestmtce.server.state.guest import Tell
+from guestmtce.server.state.effects import ReportEvent
+from guestmtce.server.state.guest import OUTCOME, PendingKey
 from guestmtce.wire import datagram, datagram_ext
 
 PROMPT = 2.0  # s; far less than a name service takes that does not answer
@@ -46,7 +47,7 @@ def test_a_controller_without_an_address_is_told_when_it_has_one():
     bench = Bench(controller="the.controller", agents="127.0.0.1", resolve_first=0.01, ready_repeat=60)
     try:
         bench.link.start()
-        bench.link.tell(loss())
+        bench.link.report_event(loss())
         bench.until(lambda: len(bench.asked) > 1)
         bench.names["the.controller"] = ["fd00::1", "127.0.0.1"]  # the socket reaches the second
         bench.until(lambda: bench.first.hear())
@@ -152,7 +153,7 @@ def follow_to_the_agents_port(bench):
     assert bench.link.agent == "127.0.0.1"
     bench.send(old_command(), agent=bench.second)
     bench.until(lambda: bench.commands)
-    bench.link.tell(running())
+    bench.link.report_event(running())
     bench.until(lambda: bench.second.hear())
     assert bench.second.events() == [INFO]
     # From another port of the first address: the answer goes to the agent's port all the same.
@@ -160,7 +161,7 @@ def follow_to_the_agents_port(bench):
     bench.send(old_command(), agent=stranger)
     stranger.socket.close()
     bench.until(lambda: len(bench.commands) == 2)
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.until(lambda: datagram.Loss(HOST, UUID) in bench.first.events())
     assert bench.second.events() == [INFO]
 
@@ -169,7 +170,7 @@ def test_events_have_the_full_size_for_an_old_agent(bench):
     bench.send(old_command())
     bench.until(lambda: bench.commands)
     result = datagram.VoteResult(HOST, UUID, "r", "stop", "reject", '"é\n' * 99)
-    bench.link.tell(Tell(datagram.VOTE_NOTIFY, result, 5, (UUID, "vote 1")))
+    bench.link.report_event(ReportEvent(datagram.VOTE_NOTIFY, result, 5, PendingKey(UUID, OUTCOME, 1)))
     bench.until(lambda: bench.first.hear())
     assert len(bench.first.heard[0]) == datagram.FULL_SIZE
 
@@ -182,7 +183,7 @@ def known(bench, count):
 
 
 def answer(bench, infos):
-    bench.link.answer([info.uuid for info in infos])
+    bench.link.answer_query([info.uuid for info in infos])
 
 
 def test_answers_are_paced_complete_and_in_order(bench):
@@ -246,8 +247,8 @@ def lines(caplog, text):
 def test_ten_thousand_strangers_are_one_line_in_the_log(bench, caplog):
     for number in range(300):
         address = "127.1.%d.%d" % divmod(number, 250)
-        bench.link._serve(old_command(), address)
-        bench.link._serve(b"junk", address)
+        bench.link._serve_datagram(old_command(), address)
+        bench.link._serve_datagram(b"junk", address)
     assert (bench.link.refused, len(lines(caplog, "was dropped"))) == (600, 1)
 
 
@@ -267,7 +268,7 @@ def test_a_controller_that_cannot_be_told_is_one_line_however_much_there_is_to_t
         resolver = bench.link._resolver
         bench.until(lambda: resolver.addresses("the.controller") or lines(caplog, "cannot resolve"))
         for number in range(10):
-            bench.link.tell(running(number))
+            bench.link.report_event(running(number))
         (line,) = lines(caplog, "the.controller")
         assert said in line
     finally:
@@ -280,16 +281,16 @@ def test_an_agent_that_takes_nothing_is_complained_of(caplog):
         bench.link.start()
         bench.send(Process(5).query())
         assert bench.link.complaint() == ""
-        bench.link.tell(running())
-        bench.link.tell(loss())
+        bench.link.report_event(running())
+        bench.link.report_event(loss())
         bench.until(lambda: lines(caplog, "does not take our events"))
         (line,) = lines(caplog, "does not take our events")
         assert "(2 unconfirmed since 0 s ago)" in line and HOST in line
         assert bench.link.complaint() == line
         bench.quiet(0.3)
         assert len(lines(caplog, "does not take our events")) == 1
-        bench.link.untell(running().key)
-        bench.link.untell(loss().key)
+        bench.link.withdraw_event(running().key)
+        bench.link.withdraw_event(loss().key)
         assert bench.link.complaint() == ""
     finally:
         bench.close()
@@ -299,7 +300,7 @@ def test_where_no_agent_speaks_the_complaint_names_the_setting(caplog):
     bench = Bench(unconfirmed_warn=0.1)
     try:
         bench.link.start()
-        bench.link.tell(loss())
+        bench.link.report_event(loss())
         bench.until(lambda: lines(caplog, "no guestAgent has spoken to us (1 unconfirmed since"))
         assert lines(caplog, "--controller 127.0.0.1")
     finally:

@@ -22,7 +22,8 @@ from agentlink_driver import (
 
 from guestmtce.peer import retransmit
 from guestmtce.server.following import PREDECESSORS_MAX, Following, Identity
-from guestmtce.server.state.guest import ILLNESS, Tell
+from guestmtce.server.state.effects import ReportEvent
+from guestmtce.server.state.guest import ILLNESS, OUTCOME, PendingKey
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import GOODBYE, Tag
 
@@ -72,7 +73,7 @@ def events(agent):
 def lost_to_ours(bench):
     """An agent of ours was told of a loss, did not confirm, and is gone."""
     bench.send(Process(5).query())
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.until(lambda: bench.first.count(loss()))
     bench.first.heard.clear()
 
@@ -81,7 +82,7 @@ def lost_to_old(bench):
     """An old agent was told of a loss."""
     bench.send(old_command())
     settle(bench)
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.until(lambda: LOST in bench.first.events())
     bench.first.heard.clear()
 
@@ -122,9 +123,9 @@ def test_an_old_agent_that_names_no_instance_hears_of_the_loss_after_a_while(ben
 
 def test_a_loss_in_the_while_waits_and_is_withdrawn_like_others(bench):
     bench.send(old_command(datagram.Query(), datagram.QRY_INST))
-    bench.link.tell(loss())
-    bench.link.tell(running(9))
-    bench.link.untell(loss().key)
+    bench.link.report_event(loss())
+    bench.link.report_event(running(9))
+    bench.link.withdraw_event(loss().key)
     settle(bench)
     bench.quiet(NONE)
     assert (events(bench.first), bench.told) == ([INFO], [running().key])
@@ -136,7 +137,7 @@ def test_a_loss_in_the_while_waits_and_is_withdrawn_like_others(bench):
 @pytest.mark.parametrize("speaks_from", ["127.0.0.1", "127.0.0.2"])
 def test_an_old_agent_has_heard_what_was_said_to_the_controller_wherever_it_speaks_from(bench, speaks_from):
     bench.link.start()
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.send(old_command(), agent=bench.first if speaks_from == "127.0.0.1" else bench.second)
     bench.quiet(NONE)
     assert (bench.told, bench.second.events()) == ([loss().key], [])
@@ -148,7 +149,7 @@ def test_of_two_addresses_of_the_controller_the_old_agent_may_have_heard_the_oth
     bench = make(controller="the.controller", names=names, ready_repeat=60)
     bench.link.start()
     bench.until(bench.first.events)
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.send(old_command(), agent=bench.second)
     bench.until(lambda: LOST in bench.second.events())
     assert (bench.told, bench.link.waiting) == ([loss().key], 0)
@@ -171,7 +172,7 @@ def test_ours_hears_of_what_an_old_one_was_told_and_is_still_true(bench):
 
 def test_ours_hears_nothing_of_what_is_over(bench):
     lost_to_old(bench)
-    bench.link.untell(loss().key)
+    bench.link.withdraw_event(loss().key)
     bench.send(Process(5).query())
     bench.quiet(NONE)
     assert (events(bench.first), bench.link.waiting) == ([], 0)
@@ -179,7 +180,7 @@ def test_ours_hears_nothing_of_what_is_over(bench):
 
 def test_a_newer_loss_takes_the_place_of_the_one_that_was_said(bench):
     lost_to_old(bench)
-    bench.link.tell(loss(33))
+    bench.link.report_event(loss(33))
     bench.send(Process(5).query())
     bench.until(lambda: bench.first.count(loss(33)) == 2)
     assert (bench.first.count(loss()), bench.link.waiting) == (0, 1)
@@ -211,7 +212,7 @@ def test_one_at_another_address_too(make):
 def test_the_action_on_a_loss_ends_it(bench):
     """The VIM disables reporting when it acts; what is told after that would be a second reboot."""
     lost_to_old(bench)
-    bench.serve = lambda command: bench.link.untell(loss().key)  # as the table does
+    bench.serve = lambda command: bench.link.withdraw_event(loss().key)  # as the table does
     bench.send(old_command(UNSET, datagram.MOD_INST), old_command(cmd=ADD))
     bench.until(bench.first.events)
     bench.quiet(NONE)
@@ -236,10 +237,10 @@ def test_of_an_unknown_instance_there_is_nothing_to_say(bench):
 
 
 def test_an_illness_is_kept_like_a_loss(bench):
-    ill = Tell(datagram.ILLHEALTH, INFO, 4, (UUID, ILLNESS))
+    ill = ReportEvent(datagram.ILLHEALTH, INFO, 4, PendingKey(UUID, ILLNESS))
     bench.send(old_command())
     settle(bench)
-    bench.link.tell(ill)
+    bench.link.report_event(ill)
     bench.send(Process(5).query())
     bench.until(lambda: bench.first.count(ill) == 2)
 
@@ -250,7 +251,7 @@ def test_an_illness_is_kept_like_a_loss(bench):
 def outcome(seconds, number=7):
     result = datagram.VoteResult(HOST, UUID, "revocable", "stop", "reject", "")
     until = time.monotonic() + seconds
-    return Tell(datagram.VOTE_NOTIFY, result, number, (UUID, "vote %d" % number), until)
+    return ReportEvent(datagram.VOTE_NOTIFY, result, number, PendingKey(UUID, OUTCOME, number), until)
 
 
 @pytest.mark.parametrize("agent", ["ours", "ours that is gone", "nobody", "old"])
@@ -264,7 +265,7 @@ def test_an_outcome_ends_with_its_question(make, agent):
     elif agent == "old":
         bench.send(old_command())
     tell = outcome(0.05 if agent != "old" else -1)
-    bench.link.tell(tell)
+    bench.link.report_event(tell)
     bench.until(lambda: bench.told)
     assert (bench.told, bench.link.waiting) == ([tell.key], 0)
     bench.first.hear()
@@ -301,11 +302,11 @@ def test_one_of_two_agents_is_followed_and_the_other_changes_nothing(bench, kind
 
 def test_the_other_one_s_confirmations_count_nothing_and_its_queries_are_answered(bench):
     bench.infos[UUID] = INFO
-    bench.serve = lambda command: bench.link.answer([UUID])
+    bench.serve = lambda command: bench.link.answer_query([UUID])
     first, second = Process(5), Process(6)
     bench.send(first.query())
     bench.until(bench.first.events)
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.send(*second.ack(loss()), second.query(), agent=bench.second)
     bench.until(bench.second.events)
     assert (bench.told, bench.link.waiting, bench.second.events()) == ([], 1, [INFO])
@@ -316,7 +317,7 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
     (tmp_path / "key").write_bytes(KEY)
     (tmp_path / "key").chmod(0o600)
     bench = make(key_file=str(tmp_path / "key"), agents="")
-    bench.serve = lambda command: (bench.commands.append(command), bench.link.answer([UUID]))
+    bench.serve = lambda command: (bench.commands.append(command), bench.link.answer_query([UUID]))
     first, second = Process(5, key=KEY), Process(6, key=KEY)
     for process, agent in ((first, bench.first), (second, bench.second)):
         bench.send(process.query(), agent=agent)
@@ -331,7 +332,7 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
             assert datagram_ext.read_tag(datagram.unpack(data)).echo == process.speaker.nonce
         agent.heard.clear()
     assert bench.commands.count(SET) == 1 and bench.link.agent == "127.0.0.1"
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.until(lambda: bench.first.count(loss()))
     assert datagram_ext.read_tag(bench.first.frames()[-1]).echo == first.speaker.nonce
     bench.send(*first.ack(loss()))
@@ -341,7 +342,7 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
 def test_after_a_goodbye_the_next_one_is_followed_at_once_and_hears_all(bench):
     first, second = Process(5), Process(6)
     bench.send(first.query())
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.send(goodbye(first))
     bench.send(first.command(UNSET))  # late
     assert bench.commands == [datagram.Query()]
@@ -355,7 +356,7 @@ def test_nothing_is_repeated_to_one_that_has_said_goodbye(monkeypatch, make):
     bench, agent = make(), Process(5)
     bench.send(agent.query())
     bench.send(goodbye(agent))
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.until(lambda: bench.first.count(loss()))
     bench.quiet(NONE)
     assert bench.first.count(loss()) == 1  # an old one may listen there soon, who bears no repetition
@@ -397,11 +398,11 @@ def test_our_own_stall_is_not_the_silence_of_the_agent(make):
 
 def test_a_dead_agent_is_left_by_a_host_that_stands_still_again_and_again():
     following = Following(20.0)
-    following.admit(Identity("192.0.2.1", 5), 0.0)
+    following.admit_speaker(Identity("192.0.2.1", 5), 0.0)
     taken = []
     for now in range(10, 60, 10):
-        following.excuse(1.1)
-        taken.append(following.admit(Identity("192.0.2.2", 6), float(now)))
+        following.excuse_silence(1.1)
+        taken.append(following.admit_speaker(Identity("192.0.2.2", 6), float(now)))
     assert taken == [False, False, True, True, True]
 
 
@@ -452,21 +453,21 @@ A, B, OLD = Identity("a", 1), Identity("b", 2), Identity("a", 0)
 def test_who_is_followed(heard):
     following = Following(20.0)
     for who, now, followed in heard:
-        assert following.admit(who, now) is followed
+        assert following.admit_speaker(who, now) is followed
 
 
 def test_predecessors_are_forgotten_in_the_end():
     following = Following(20.0)
     for nonce in range(1, 1000):
-        assert following.admit(Identity("a", nonce), 0.0)
+        assert following.admit_speaker(Identity("a", nonce), 0.0)
     assert len(following._predecessors) == PREDECESSORS_MAX
 
 
 def test_the_stopped_of_the_table_is_not_said_a_second_time(bench):
     lost_to_old(bench)
-    bench.link.tell(stopped())
-    bench.link.tell(running(9))
-    bench.link.tell(stopped(10))
+    bench.link.report_event(stopped())
+    bench.link.report_event(running(9))
+    bench.link.report_event(stopped(10))
     bench.until(lambda: len(bench.first.hear()) == 2)
     assert events(bench.first) == [INFO, STOP_INFO]
     assert bench.told == [loss().key, *[running().key] * 3]
@@ -475,11 +476,11 @@ def test_the_stopped_of_the_table_is_not_said_a_second_time(bench):
 def test_who_was_followed_before_our_restart_is_waited_for():
     before, other = Identity("10.0.0.1", 5), Identity("10.0.0.2", 6)
     following = Following(20.0, before.address, 1000.0)
-    assert not following.admit(other, 1001.0)
-    assert following.admit(before._replace(nonce=7), 1002.0)
-    assert not following.admit(other, 1003.0)
+    assert not following.admit_speaker(other, 1001.0)
+    assert following.admit_speaker(before._replace(nonce=7), 1002.0)
+    assert not following.admit_speaker(other, 1003.0)
     following = Following(20.0, before.address, 1000.0)
-    assert following.admit(other, 1020.0), "it is gone"
+    assert following.admit_speaker(other, 1020.0), "it is gone"
 
 
 def test_the_followed_address_is_told_once_and_a_goodbye_takes_it_back(make):

@@ -12,7 +12,7 @@ import pytest
 from master_bench import ONE, Bench
 
 from guestmtce.server import master as master_module
-from guestmtce.server.state import guest
+from guestmtce.server.state.effects import ReportEvent
 from guestmtce.wire import datagram, guest_channel
 
 
@@ -24,7 +24,7 @@ def make(monkeypatch):
     def make_bench(**values):
         one = Bench(pathlib.Path(folder), **values)
         monkeypatch.setitem(
-            master_module._CARRY_OUT, guest.Tell, lambda _, tell: one.told.append((tell.cmd, tell.event))
+            master_module._CARRY_OUT, ReportEvent, lambda _, tell: one.told.append((tell.cmd, tell.event))
         )
         made.append(one)
         return one
@@ -44,7 +44,7 @@ def test_a_vote_that_arrived_while_the_master_stood_still_counts(make, vote):
     bench.master.open()
     bench.start_guest()
     bench.guests.say(1, "vote", vote, 0, "because")
-    secs = guest_channel.timeout_secs(bench.master._guests.table[ONE].init, guest_channel.VOTE, "stop")
+    secs = guest_channel.timeout_secs(bench.master._guests.guests[ONE].init, guest_channel.VOTE, "stop")
 
     def stand_still():
         bench.master._command(datagram.Ask(ONE, guest_channel.VOTE, "stop"))
@@ -134,5 +134,5 @@ def test_what_cannot_be_saved_is_saved_when_there_is_room_again(make, monkeypatc
     bench.turn(lambda: any("memory unsaved 2" in line for line in bench.master.health()), "nothing is saved")
     full.clear()
     bench.turn(lambda: "memory unsaved 0" in bench.master.health(), "all is saved")
-    (memory,) = bench.master._store.load()
+    (memory,) = bench.master._store.load_guests()
     assert not memory.reporting

@@ -9,10 +9,11 @@ import types
 import pytest
 
 from guestmtce.lab.guest import uuid_of
+from guestmtce.server.child import session_types
 from guestmtce.server.master import Master
 from guestmtce.server.settings import ServerSettings
-from guestmtce.server.state import guest
-from guestmtce.server.state.guest_table import Guests
+from guestmtce.server.state.effects import Connect
+from guestmtce.server.state.guest_table import GuestTable
 
 ONE = uuid_of(1)
 
@@ -33,7 +34,7 @@ def master(monkeypatch):
     """A master of whom only the table is real, and what it was told of the guest."""
     one = Master.__new__(Master)
     one._loop = types.SimpleNamespace(now=0.0)
-    one._guests = Guests(ServerSettings())
+    one._guests = GuestTable(ServerSettings())
     one.said = []
     monkeypatch.setattr(one._guests, "connect_failed", lambda *words: one.said.append(("refused", words[1])))
     monkeypatch.setattr(one._guests, "child_ended", lambda *words: one.said.append(words[1:3]))
@@ -55,8 +56,8 @@ def test_what_fails_on_our_side_is_no_refusal_of_the_guest(master, tmp_path, nam
         listener.bind(path)
         listener.listen(1)
         master._children = Children(OURS[name])
-        master._connect_now(guest.Connect(ONE, path, None))
-    assert master.said == [(guest.UNBORN, ": it could not be asked for: %s" % OURS[name])]
+        master._connect_now(Connect(ONE, path, None))
+    assert master.said == [(session_types.FORK_FAILED, ": it could not be asked for: %s" % OURS[name])]
 
 
 def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
@@ -64,8 +65,8 @@ def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket, "socket", none_left)
-    master._connect_now(guest.Connect(ONE, "/nowhere", None))
-    assert [why for why, _ in master.said] == [guest.UNBORN]
+    master._connect_now(Connect(ONE, "/nowhere", None))
+    assert [why for why, _ in master.said] == [session_types.FORK_FAILED]
 
 
 def test_a_full_backlog_of_the_guest_s_socket_is_its_refusal(master, tmp_path):
@@ -74,6 +75,6 @@ def test_a_full_backlog_of_the_guest_s_socket_is_its_refusal(master, tmp_path):
         listener.bind(path)
         listener.listen(0)
         first.connect(path)
-        master._connect_now(guest.Connect(ONE, path, None))
+        master._connect_now(Connect(ONE, path, None))
     ((word, error),) = master.said
     assert word == "refused" and error.errno == errno.EAGAIN

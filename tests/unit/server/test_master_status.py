@@ -53,7 +53,7 @@ def test_a_host_of_starlingx_is_waited_for_and_systemd_is_told_what_for(make, tm
 def shown(one, row):
     line = master._guest_line(row, 0)
     words = dict(word.split("=", 1) for word in line.split()[2:])
-    return words["failing"], words["failure"], words["resting"], one.status()
+    return words["failing"], words["failure"], words["crash_looping"], one.status()
 
 
 def test_a_guest_that_is_lost_or_ill_is_failing_in_the_dump_and_in_the_status(make):
@@ -61,21 +61,21 @@ def test_a_guest_that_is_lost_or_ill_is_failing_in_the_dump_and_in_the_status(ma
     one.open()
     table = one._guests
     now = one._loop.now
-    table.channel_found(ONE, "/nowhere", (1, 2), True, now)
-    row = table.table[ONE]
+    table.socket_found(ONE, "/nowhere", (1, 2), True, now)
+    row = table.guests[ONE]
     assert shown(one, row) == ("no", "none", "no", "1 guests: 1 not heartbeating")
-    table.reported(ONE, session_types.Running(), now)
+    table.handle_report(ONE, session_types.Running(), now)
     assert shown(one, row) == ("no", "none", "no", "1 guests: 1 ok")
-    table.reported(ONE, session_types.Ill("reboot", "no disk"), now)
+    table.handle_report(ONE, session_types.Ill("reboot", "no disk"), now)
     assert shown(one, row) == ("yes", "ill", "no", "1 guests: 1 ill")
-    table.reported(ONE, session_types.Well(), now)
+    table.handle_report(ONE, session_types.Well(), now)
     assert shown(one, row) == ("no", "none", "no", "1 guests: 1 ok")
-    table.reported(ONE, session_types.Lost(0), now)
+    table.handle_report(ONE, session_types.Lost(0), now)
     assert shown(one, row) == ("yes", "lost", "no", "1 guests: 1 lost")
-    assert "failing 1 resting 0" in one.health()
-    table.reported(ONE, session_types.Running(), now)
-    row.resting = True
+    assert "failing 1 crash-looping 0" in one.health()
+    table.handle_report(ONE, session_types.Running(), now)
+    row.crashes.crash_looping = True
     assert shown(one, row) == ("yes", "none", "yes", "1 guests: 1 without process")
-    table.channel_found(ONE, "/nowhere", (3, 4), True, now)
+    table.socket_found(ONE, "/nowhere", (3, 4), True, now)
     assert shown(one, row)[0] == "no"
     assert guest.LOST in master.STATES and guest.ILL in master.STATES

@@ -28,7 +28,7 @@ from places import SUPPORT
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.server.child import confine, pipe_protocol, sandbox, session_types, spawner
-from guestmtce.server.state.guest import DIED
+from guestmtce.server.child.session_types import DIED
 from guestmtce.wire import guest_channel
 
 __all__ = ["bench", "make_bench"]  # fixtures

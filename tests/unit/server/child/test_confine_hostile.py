@@ -178,7 +178,7 @@ def others(cluster):
 
 def lives(cluster):
     rows = cluster.hosts[0].server.dump("guest")
-    names = ("pid", "links", "deaths", "misses", "losses", "heartbeating")
+    names = ("pid", "connections", "crashes", "misses", "losses", "heartbeating")
     return {uuid: [rows[uuid][name] for name in names] for uuid in cluster.uuids}
 
 
@@ -227,11 +227,11 @@ def test_who_calls_what_no_honest_child_calls_is_counted(cluster, evil, others):
 
 
 def test_a_child_that_is_taken_over_again_and_again_is_no_storm(cluster, evil, others):
-    deaths = int(cluster.hosts[0].server.dump("guest")[EVIL]["deaths"])
+    deaths = int(cluster.hosts[0].server.dump("guest")[EVIL]["crashes"])
     until = time.monotonic() + 1
     while time.monotonic() < until:
         evil.call("os._exit(1)")
-    died = int(cluster.hosts[0].server.dump("guest")[EVIL]["deaths"]) - deaths
+    died = int(cluster.hosts[0].server.dump("guest")[EVIL]["crashes"]) - deaths
     assert 3 <= died <= 1 / BACK_OFF + 4  # the first few come faster
 
 

@@ -15,7 +15,7 @@ from children_driver import ROOT, bench, gone, make_bench
 
 from guestmtce.lab.guest import uuid_of
 from guestmtce.server.child import confine, fork_sibling, page_layout, session_types, spawner
-from guestmtce.server.state.guest import DIED
+from guestmtce.server.child.session_types import DIED
 from guestmtce.server.supervise import spawner_code
 
 __all__ = ["bench", "make_bench"]  # fixtures

@@ -21,7 +21,7 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.pace import within
 from guestmtce.server.child import session_types, spawner
-from guestmtce.server.state.guest import UNBORN
+from guestmtce.server.child.session_types import FORK_FAILED
 from guestmtce.server.supervise import spawner_client, spawner_code
 
 __all__ = ["bench", "make_bench"]  # fixtures
@@ -129,7 +129,7 @@ def test_a_fork_that_fails_costs_only_the_one_it_was_for(make_bench, monkeypatch
     bench.start(TWO)
     bench.until(lambda: bench.ends)
     why = ": it could not be forked: " + os.strerror(errno.EAGAIN)
-    assert bench.ends == [(TWO, UNBORN, why)]
+    assert bench.ends == [(TWO, FORK_FAILED, why)]
     bench.born(TWO)
     assert bench.children.pids()[ONE] == pid
     assert bench.children.spawner.started == 1
@@ -145,7 +145,7 @@ def test_a_spawner_that_hangs_is_replaced_and_who_waited_is_told(make_bench):
     bench.until(lambda: bench.ends)
     took = time.monotonic() - began
     assert took > bench.spawn_timeout - 0.05 and within(bench.spawn_timeout + 2, took)
-    assert bench.ends == [(TWO, UNBORN, ": the spawner failed")]
+    assert bench.ends == [(TWO, FORK_FAILED, ": the spawner failed")]
     bench.until(lambda: bench.children.spawner.pid not in (old, 0))
     assert not psutil.pid_exists(old)
     bench.born(TWO)
@@ -162,7 +162,7 @@ def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
         bench.children.drop(TWO)
     assert bench.children.spawner.started == 1
     bench.until(lambda: bench.children.spawner.started == 2)
-    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), UNBORN)]
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), FORK_FAILED)]
     os.kill(impostor.pid, signal.SIGKILL)
 
 

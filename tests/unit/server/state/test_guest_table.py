@@ -21,9 +21,10 @@ from guests_driver import (
 )
 
 from guestmtce.server.child import session_types
-from guestmtce.server.state import connections
+from guestmtce.server.state import connections, liveness
 from guestmtce.server.state import guest as row
-from guestmtce.server.state_store import Memory
+from guestmtce.server.state.effects import Connect, DropChild, ReportEvent
+from guestmtce.server.state.guest import GuestMemory
 from guestmtce.wire import datagram, guest_channel
 
 WRS = "/q/wrs.heartbeat.agent.0.%s.sock" % UUID
@@ -34,7 +35,7 @@ WRS = "/q/wrs.heartbeat.agent.0.%s.sock" % UUID
 def test_a_found_channel_is_connected_at_once_and_shown_disabled():
     bench = Bench()
     bench.found()
-    assert bench.take() == [row.Connect(UUID, PATH, None)]
+    assert bench.take() == [Connect(UUID, PATH, None)]
     (info,) = bench.infos()
     assert (info.uuid, info.reporting, info.heartbeating) == (UUID, False, False)
     assert (info.repair_action, info.restart_to, info.vote_to) == ("log", 120, 10)
@@ -55,20 +56,20 @@ def test_a_replaced_or_fresh_file_is_connected_anew(path, ident, fresh):
     bench = heartbeating()
     bench.found(path, ident, fresh)
     effects = bench.take()
-    assert type(effects[1]) is row.Drop
+    assert type(effects[1]) is DropChild
     # The new guest owes nothing: it never answered us.
-    assert effects[-1] == row.Connect(UUID, path, session_types.Resume(INIT, False, 0.0))
+    assert effects[-1] == Connect(UUID, path, session_types.Resume(INIT, False, 0.0))
 
 
 def test_a_deleted_channel_stops_the_guest_after_the_grace_without_a_loss():
     bench = heartbeating(reporting=True)
     bench.gone()
-    assert bench.take_kinds()[:2] == ["Save", "Drop"]
+    assert bench.take_kinds()[:2] == ["SaveGuest", "DropChild"]
     bench.run(1.99)
     assert bench.told() == []
     bench.run(0.02)
     assert bench.told() == [datagram.STOPPED]
-    assert bench.guest.link == row.ABSENT
+    assert bench.guest.connection.state == row.ABSENT
 
 
 def test_a_guest_created_again_within_the_grace_makes_no_noise():
@@ -87,9 +88,9 @@ def test_the_other_name_does_not_drop_the_channel_but_replaces_it_when_it_goes()
     bench.gone(WRS)
     assert bench.take() == []
     bench.gone(PATH)
-    assert bench.take_kinds()[-1] == "Look"
+    assert bench.take_kinds()[-1] == "LookForSocket"
     bench.found(WRS, 2)
-    assert [e.path for e in bench.take() if isinstance(e, row.Connect)] == [WRS]
+    assert [e.path for e in bench.take() if isinstance(e, Connect)] == [WRS]
 
 
 @pytest.mark.parametrize("how", ["gone", "missing"])
@@ -104,8 +105,8 @@ def test_only_the_provisioned_outlive_their_channel(how, provisioned):
     else:
         bench.table.connect_failed(UUID, MISSING, bench.now)
     bench.run(0.01)
-    assert (UUID in bench.table.table) is provisioned
-    assert ("Forget" in bench.take_kinds()) is not provisioned
+    assert (UUID in bench.table.guests) is provisioned
+    assert ("ForgetGuest" in bench.take_kinds()) is not provisioned
     if provisioned:
         bench.found(ident=2, fresh=True)
         bench.connect()
@@ -120,7 +121,7 @@ def test_an_unprovisioned_guest_is_forgotten_when_its_stopped_is_confirmed():
     assert bench.told() == [datagram.STOPPED]
     assert [info.heartbeating for info in bench.infos()] == [False]
     bench.confirm()
-    assert bench.take_kinds() == ["Forget", "Drop"]
+    assert bench.take_kinds() == ["ForgetGuest", "DropChild"]
     assert bench.infos() == []
 
 
@@ -128,11 +129,11 @@ def test_gone_and_failures_of_strangers_are_nothing():
     bench = Bench()
     bench.gone()
     bench.table.connect_failed(UUID, REFUSED, NOW)
-    bench.table.command(datagram.DeleteInstance(UUID), NOW)
+    bench.table.handle_command(datagram.DeleteInstance(UUID), NOW)
     assert bench.take() == []
     bench = heartbeating()
     bench.table.connect_failed(UUID, MISSING, NOW)
-    assert (bench.guest.link, bench.take()) == (row.CONNECTED, [])
+    assert (bench.guest.connection.state, bench.take()) == (row.CONNECTED, [])
 
 
 # --- back-off --------------------------------------------------------------------------------------
@@ -144,8 +145,8 @@ def delays(bench, end, count):
     for _ in range(count):
         end()
         began = bench.now
-        assert bench.guest.link == row.RETRYING
-        while bench.guest.link == row.RETRYING:
+        assert bench.guest.connection.state == row.RETRYING
+        while bench.guest.connection.state == row.RETRYING:
             bench.now = bench.table.next_due
             bench.table.tick(bench.now)
         found.append(round(bench.now - began, 4))
@@ -163,7 +164,7 @@ def test_failing_connections_back_off_from_10_ms_to_60_s():
     assert delays(bench, refuse(bench), 15) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("why", [row.PEER_CLOSED, row.GAVE_UP, row.DIED])
+@pytest.mark.parametrize("why", [session_types.PEER_CLOSED, session_types.GAVE_UP, session_types.DIED])
 def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
     bench = Bench()
     bench.found()
@@ -185,7 +186,7 @@ def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
 def test_a_child_that_never_started_backs_off():
     bench = Bench()
     bench.found()
-    assert delays(bench, lambda: bench.end(row.DIED), 3) == pytest.approx([0.01, 0.02, 0.04])
+    assert delays(bench, lambda: bench.end(session_types.DIED), 3) == pytest.approx([0.01, 0.02, 0.04])
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -201,25 +202,25 @@ def test_what_resets_the_back_off(how, next_delay, running):
         bench.found(fresh=True)
     else:
         bench.now += SETTINGS.settled if how == "settled" else 0.0
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.32)
-    assert bench.guest.link == row.CONNECTING
+    assert bench.guest.connection.state == row.CONNECTING
     assert delays(bench, refuse(bench), 1) == pytest.approx([next_delay])
 
 
 # --- the end of a connection -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("why", "owes"), [(row.PEER_CLOSED, False), (row.DIED, True)])
+@pytest.mark.parametrize(("why", "owes"), [(session_types.PEER_CLOSED, False), (session_types.DIED, True)])
 def test_a_broken_link_is_resumed_at_once_and_only_a_dead_child_leaves_a_debt(why, owes):
     bench = heartbeating()
     bench.run(5)
     bench.end(why)
-    connects = [effect for effect in bench.take() if isinstance(effect, row.Connect)]
-    assert connects == [row.Connect(UUID, PATH, session_types.Resume(INIT, owes, 0.0))]
+    connects = [effect for effect in bench.take() if isinstance(effect, Connect)]
+    assert connects == [Connect(UUID, PATH, session_types.Resume(INIT, owes, 0.0))]
 
 
-@pytest.mark.parametrize("why", [row.PEER_CLOSED, row.DIED])
+@pytest.mark.parametrize("why", [session_types.PEER_CLOSED, session_types.DIED])
 @pytest.mark.parametrize(("back", "told"), [(1.9, []), (2.5, [datagram.STOPPED, datagram.RUNNING])])
 def test_stopped_only_when_not_resumed_within_the_grace(why, back, told):
     bench = heartbeating(reporting=True)
@@ -234,17 +235,17 @@ def test_stopped_only_when_not_resumed_within_the_grace(why, back, told):
 
 def test_a_second_break_does_not_lengthen_the_grace():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(1.5)
     bench.connect()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.6)
     assert bench.told() == [datagram.STOPPED]
 
 
 def test_a_loss_is_told_though_the_child_died_before_it():
     bench = heartbeating(reporting=True)
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(6)
@@ -266,22 +267,26 @@ def test_a_loss_is_told_though_the_child_died_before_it():
 )
 def test_a_loss_needs_reporting_of_instance_and_host_and_comes_before_stopped(instance, host, told):
     bench = heartbeating(reporting=instance)
-    bench.table.command(datagram.SetHost("h", host), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", host), bench.now)
     bench.report(session_types.Lost(2))
     bench.run(10)
     assert bench.told() == told
-    assert (bench.guest.losses, bench.guest.heartbeating, bench.guest.owes_answer) == (1, False, False)
+    assert (
+        bench.guest.liveness.losses,
+        bench.guest.liveness.heartbeating,
+        bench.guest.liveness.owes_answer,
+    ) == (1, False, False)
 
 
 def test_reporting_does_not_touch_the_heartbeat():
     bench = heartbeating()
     bench.set(True)
     bench.set(False)
-    bench.table.command(datagram.SetHost("h", False), bench.now)
-    bench.table.command(datagram.SetHost("h", False), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", False), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", False), bench.now)
     bench.run(10)
-    assert bench.take_kinds() == ["Save", "Put", "SaveHost"]
-    assert bench.guest.heartbeating
+    assert bench.take_kinds() == ["SaveGuest", "PutCommand", "SaveHost"]
+    assert bench.guest.liveness.heartbeating
 
 
 def test_running_is_told_once_until_something_changed():
@@ -289,7 +294,7 @@ def test_running_is_told_once_until_something_changed():
     bench.report(session_types.Running())
     assert bench.told() == []
     bench.report(session_types.Acknowledged(INIT._replace(restart_secs=7)), session_types.Running())
-    (tell,) = [effect for effect in bench.take() if isinstance(effect, row.Tell)]
+    (tell,) = [effect for effect in bench.take() if isinstance(effect, ReportEvent)]
     assert (tell.cmd, tell.event.restart_to, tell.event.heartbeating) == (datagram.RUNNING, 7, True)
     bench.run(2)
     bench.report(session_types.Stopped(), session_types.Running())
@@ -298,14 +303,14 @@ def test_running_is_told_once_until_something_changed():
 
 def test_a_goodbye_after_the_grace_does_not_tell_stopped_twice():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(3)
     assert bench.told() == [datagram.STOPPED]
     bench.report(session_types.Stopped(1))
     assert bench.told() == []
-    assert not bench.guest.owes_answer
+    assert not bench.guest.liveness.owes_answer
 
 
 def test_a_guest_that_comes_and_goes_is_told_once_in_two_seconds_and_its_last_state_always():
@@ -332,7 +337,7 @@ def test_a_loss_is_told_at_once_however_often_the_guest_has_come_and_gone():
     bench.report(session_types.Lost(2))
     loss, stopped = bench.tells()
     assert (loss.cmd, stopped.cmd) == (datagram.LOSS, datagram.STOPPED)
-    assert stopped.number < loss.number
+    assert stopped.sequence < loss.sequence
     bench.run(10)
     assert bench.told() == []
 
@@ -343,9 +348,10 @@ def test_the_log_has_a_line_a_second_about_a_guest_that_comes_and_goes(caplog):
     caplog.clear()
     for _ in range(200):
         bench.report(session_types.Acknowledged(INIT), session_types.Running(), session_types.Stopped())
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.05)
-        bench.connect() if bench.guest.link == row.CONNECTING else None
+        bench.connect() if bench.guest.connection.state == row.CONNECTING else None
+    bench.take()
     mine = [record for record in caplog.records if UUID in record.getMessage()]
     assert len(mine) <= 30 + 10 + 1
 
@@ -365,7 +371,7 @@ def test_what_is_only_counted_or_logged(caplog):
     )
     bench.report(session_types.Note("a\nb", 3))
     assert bench.take() == []
-    assert (bench.guest.misses, bench.guest.late) == (1, 1)
+    assert (bench.guest.liveness.misses, bench.guest.liveness.late) == (1, 1)
     assert UUID + ": a\\nb (and 3 more like it)" in caplog.text
 
 
@@ -387,11 +393,13 @@ def test_an_unknown_instance_is_added_and_looked_for(reporting):
     bench = Bench()
     bench.set(reporting)
     effects = bench.take()
-    assert effects[0].memory == Memory(UUID, True, reporting, None, False, False, -row.NEVER, None, (), ())
-    assert [type(effect).__name__ for effect in effects] == ["Save", "Look"]
+    assert effects[0].memory == GuestMemory(
+        UUID, True, reporting, None, False, False, -row.NEVER, None, (), ()
+    )
+    assert [type(effect).__name__ for effect in effects] == ["SaveGuest", "LookForSocket"]
     assert bench.infos()[0].reporting is reporting
     bench.set(reporting)
-    assert bench.take_kinds() == ["Look"]
+    assert bench.take_kinds() == ["LookForSocket"]
 
 
 def test_a_set_instance_does_not_wait_for_the_back_off():
@@ -401,13 +409,13 @@ def test_a_set_instance_does_not_wait_for_the_back_off():
     refuse(bench)()
     bench.take()
     bench.set(True)
-    assert bench.take_kinds() == ["Save", "Connect"]
+    assert bench.take_kinds() == ["SaveGuest", "Connect"]
 
 
 def test_a_deleted_instance_is_forgotten_without_a_word_until_it_is_found_again():
     bench = heartbeating(reporting=True)
-    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
-    assert bench.take_kinds() == ["Forget", "Drop"]
+    bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
+    assert bench.take_kinds() == ["ForgetGuest", "DropChild"]
     bench.run(100)
     assert (bench.take(), bench.infos()) == ([], [])
     bench.found()
@@ -417,7 +425,7 @@ def test_a_deleted_instance_is_forgotten_without_a_word_until_it_is_found_again(
 
 def test_what_a_deleted_guest_said_of_itself_is_kept_for_the_same_socket_only():
     bench = heartbeating(reporting=True)
-    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
+    bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
     bench.take()
     bench.found(ident=2)
     assert resumes(bench.take()) == [None]
@@ -425,14 +433,14 @@ def test_what_a_deleted_guest_said_of_itself_is_kept_for_the_same_socket_only():
 
 def test_guests_do_not_touch_each_other():
     bench = heartbeating(reporting=True)
-    bench.table.channel_found(OTHER, "/q/other", 7, True, bench.now)
-    bench.table.connected(OTHER, bench.now)
-    bench.table.reported(OTHER, session_types.Running(), bench.now)
+    bench.table.socket_found(OTHER, "/q/other", 7, True, bench.now)
+    bench.table.child_started(OTHER, bench.now)
+    bench.table.handle_report(OTHER, session_types.Running(), bench.now)
     bench.take()
-    bench.table.child_ended(OTHER, row.DIED, " of signal 9", bench.now)
+    bench.table.child_ended(OTHER, session_types.DIED, " of signal 9", bench.now)
     bench.run(5)
-    assert [effect.event.uuid for effect in bench.take() if isinstance(effect, row.Tell)] == [OTHER]
-    assert bench.guest.heartbeating
+    assert [effect.event.uuid for effect in bench.take() if isinstance(effect, ReportEvent)] == [OTHER]
+    assert bench.guest.liveness.heartbeating
 
 
 def test_the_info_takes_the_guests_own_words():
@@ -454,7 +462,7 @@ def die(bench, times, apart=1.5):
         bench.connect()
         bench.report(session_types.Running())
         bench.run(apart)
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.02)
         told += bench.told()
     return told
@@ -463,52 +471,52 @@ def die(bench, times, apart=1.5):
 def retrying(reporting=True):
     bench = heartbeating(reporting=reporting)
     bench.run(2)
-    bench.end(row.GAVE_UP)
+    bench.end(session_types.GAVE_UP)
     return bench
 
 
 def test_children_that_die_too_often_rest_and_the_guest_shows_as_failing():
     bench = retrying()
-    bench.end(row.DIED)
-    bench.guest.owes_answer = False  # it does not heartbeat
+    bench.end(session_types.DIED)
+    bench.guest.liveness.note(liveness.EXCUSED)
     for _ in range(SETTINGS.child_deaths_max):
         bench.run(0.02)
-        assert not bench.guest.resting
+        assert not bench.guest.crashes.crash_looping
         bench.connect()
         bench.run(1.5)
-        bench.end(row.DIED)
-    assert bench.guest.resting
+        bench.end(session_types.DIED)
+    assert bench.guest.crashes.crash_looping
     bench.set(True)  # nobody wakes it
     bench.run(SETTINGS.child_rest - 1)
-    assert bench.told() == [datagram.STOPPED] and bench.guest.link == row.RETRYING
+    assert bench.told() == [datagram.STOPPED] and bench.guest.connection.state == row.RETRYING
     bench.run(2)
     bench.connect()
     bench.report(session_types.Running())
-    assert not bench.guest.resting and bench.told() == [datagram.RUNNING]
+    assert not bench.guest.crashes.crash_looping and bench.told() == [datagram.RUNNING]
 
 
 def test_a_guest_that_was_heartbeating_rests_1_2_4_and_at_most_8_s():
     """Whoever kills its children hides its hang no longer."""
     bench = retrying()
     assert die(bench, SETTINGS.child_deaths_max) == []
-    assert not bench.guest.resting and bench.guest.link == row.CONNECTING
+    assert not bench.guest.crashes.crash_looping and bench.guest.connection.state == row.CONNECTING
     for rest in (1, 2, 4, 8, 8):
         die(bench, 1)
-        assert bench.guest.resting and bench.guest.link == row.RETRYING
+        assert bench.guest.crashes.crash_looping and bench.guest.connection.state == row.RETRYING
         bench.run(rest - 0.1)
-        assert bench.guest.link == row.RETRYING
+        assert bench.guest.connection.state == row.RETRYING
         bench.run(0.2)
-        assert bench.guest.link == row.CONNECTING
+        assert bench.guest.connection.state == row.CONNECTING
 
 
 def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
     bench = retrying()
     bench.told()
     for _ in range(30):
-        bench.end(row.UNBORN)
+        bench.end(session_types.FORK_FAILED)
         bench.run(SETTINGS.child_rest_watched_max + 0.1)
-        assert bench.guest.link == row.CONNECTING
-    assert bench.guest.losses == 0 and bench.guest.owes_answer
+        assert bench.guest.connection.state == row.CONNECTING
+    assert bench.guest.liveness.losses == 0 and bench.guest.liveness.owes_answer
     assert datagram.LOSS not in bench.told()
 
 
@@ -517,43 +525,45 @@ def test_deaths_far_between_are_no_reason_to_rest():
     die(
         bench,
         3 * SETTINGS.child_deaths_max,
-        apart=connections.DEATHS_WINDOW / SETTINGS.child_deaths_max + 0.1,
+        apart=connections.CRASHES_WINDOW / SETTINGS.child_deaths_max + 0.1,
     )
-    assert not bench.guest.resting
+    assert not bench.guest.crashes.crash_looping
 
 
 @pytest.mark.parametrize(("seconds", "rests"), [(59.9, True), (60.0, False)])
 def test_deaths_within_a_minute_count(seconds, rests):
     bench = retrying()
-    bench.guest.deaths_at = [bench.now] * SETTINGS.child_deaths_max
+    bench.guest.crashes.recent = (bench.now,) * SETTINGS.child_deaths_max
     bench.now += seconds
-    assert bench.table._dies_too_often(bench.guest, bench.now) is rests
+    assert bench.table._connections._is_crash_looping(bench.guest, bench.now) is rests
 
 
 def test_only_so_many_deleted_guests_are_remembered():
     """What a guest behind the same socket would have to tell again is kept, and not for all who ever were."""
     table = Bench().table
-    for number in range(connections.PARTED_MAX + 3):
+    for number in range(connections.DEPARTED_MAX + 3):
         uuid = "%08x-2222-3333-4444-555555555555" % number
-        table.channel_found(uuid, PATH, 1, False, NOW)
-        table.connected(uuid, NOW)
-        table.reported(uuid, session_types.Acknowledged(INIT), NOW)
-        table.command(datagram.DeleteInstance(uuid), NOW)
-        table.take_effects()
-    assert len(table._parted) == connections.PARTED_MAX
+        table.socket_found(uuid, PATH, 1, False, NOW)
+        table.child_started(uuid, NOW)
+        table.handle_report(uuid, session_types.Acknowledged(INIT), NOW)
+        table.handle_command(datagram.DeleteInstance(uuid), NOW)
+        table.drain_effects()
+    assert len(table._connections._departed) == connections.DEPARTED_MAX
 
 
 def test_how_late_this_host_was_is_said_in_ms(caplog):
-    heartbeating().report(session_types.Late(0.25))
+    bench = heartbeating()
+    bench.report(session_types.Late(0.25))
+    bench.take()
     assert "this host was 250 ms late" in caplog.text
 
 
 def test_a_machine_that_is_made_anew_does_not_rest():
     bench = retrying()
     die(bench, SETTINGS.child_deaths_max + 1)
-    assert bench.guest.resting
+    assert bench.guest.crashes.crash_looping
     bench.found(ident=2, fresh=True)
-    assert not bench.guest.resting and bench.guest.link == row.CONNECTING
+    assert not bench.guest.crashes.crash_looping and bench.guest.connection.state == row.CONNECTING
 
 
 # --- a host without time -------------------------------------------------------------------------
@@ -570,7 +580,7 @@ def missed_and_lost(apart):
 
 def test_a_loss_that_comes_with_its_first_miss_is_asked_after_once_more():
     bench = missed_and_lost(0.49)
-    assert [type(effect).__name__ for effect in bench.take()] == ["Drop", "Connect"]
+    assert [type(effect).__name__ for effect in bench.take()] == ["DropChild", "Connect"]
     bench.connect()
     bench.run(5)
     bench.report(session_types.Lost(0))
@@ -583,7 +593,7 @@ def test_a_guest_that_answers_when_it_is_asked_once_more_is_not_lost():
     bench.connect()
     bench.report(session_types.Running())
     bench.run(100)
-    assert bench.told() == [] and bench.guest.losses == 0
+    assert bench.told() == [] and bench.guest.liveness.losses == 0
 
 
 def test_a_loss_an_interval_after_its_first_miss_is_one():
@@ -597,10 +607,12 @@ def test_what_a_child_says_does_not_fill_the_log(caplog):
     for number in range(1200):
         bench.now += 0.05
         bench.report(session_types.Note("note %d" % number, 0))
+    bench.take()
     assert 30 <= len(caplog.messages) <= 30 + 60 + 1
     assert "lines were left out" in caplog.messages[-1]
     bench.now += 60
     bench.report(session_types.Missed(1))
+    bench.take()
     assert "missed 1 in a row" in caplog.messages[-1]
 
 
@@ -608,7 +620,7 @@ def test_what_a_child_says_does_not_fill_the_log(caplog):
 
 
 def gets_a_new_child(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
 
@@ -645,25 +657,25 @@ SAYS = {
 def test_what_is_wrong_with_a_guest_is_over_when_it_shows_otherwise(says, after_lost, after_ill):
     for first, expected in (("lost", after_lost), ("ill", after_ill)):
         bench = heartbeating()
-        assert bench.guest.failure == ""
+        assert bench.guest.liveness.failure == ""
         SAYS[first](bench)
         SAYS[says](bench)
-        assert bench.guest.failure == expected
+        assert bench.guest.liveness.failure == expected
 
 
 def test_what_has_happened_is_counted():
     bench = heartbeating(reporting=True)
     for count in (2, 3):
         bench.report(session_types.Missed(1), session_types.Late(0.1))
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
         bench.run(0.1)
         bench.connect()
-        assert (bench.guest.links, bench.guest.deaths) == (count, count - 1)
-        assert (bench.guest.misses, bench.guest.late) == (count - 1, count - 1)
+        assert (bench.guest.connection.connections_made, bench.guest.crashes.count) == (count, count - 1)
+        assert (bench.guest.liveness.misses, bench.guest.liveness.late) == (count - 1, count - 1)
         bench.report(session_types.Acknowledged(INIT), session_types.Running())
         bench.run(2)
         bench.report(session_types.Lost(2), session_types.Acknowledged(INIT), session_types.Running())
-        assert bench.guest.losses == count - 1
+        assert bench.guest.liveness.losses == count - 1
 
 
 @pytest.mark.parametrize(("apart", "told"), [(0.25, False), (0.5, True), (1.0, True)])
@@ -679,14 +691,14 @@ def test_misses_that_are_heard_of_within_half_an_interval_are_asked_after(apart,
 
 def test_a_resume_notice_ends_the_rest_of_a_guest():
     bench = connected()
-    while not bench.guest.resting:
-        bench.end(row.DIED)
+    while not bench.guest.crashes.crash_looping:
+        bench.end(session_types.DIED)
         bench.run(0.1)
-        if bench.guest.link == row.CONNECTING:
+        if bench.guest.connection.state == row.CONNECTING:
             bench.connect()
     bench.take()
     bench.ask("resume", guest_channel.NOTICE)
-    assert (bench.guest.resting, bench.guest.link) == (False, row.CONNECTING)
+    assert (bench.guest.crashes.crash_looping, bench.guest.connection.state) == (False, row.CONNECTING)
 
 
 def test_the_log_says_how_many_lines_were_left_out(caplog):
@@ -694,10 +706,12 @@ def test_the_log_says_how_many_lines_were_left_out(caplog):
     bench = heartbeating()
     bench.run(100)
     bench.report(*[session_types.Well()] * 35)
+    bench.take()
     caplog.clear()
     for _ in range(2):
         bench.run(1.01)
         bench.report(session_types.Well())
+    bench.take()
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
         "healthy again (5 lines were left out)",
         "healthy again",

@@ -10,42 +10,43 @@ from guests_driver import ENDS, OTHER, SETTINGS, UUID, Bench, heartbeating, ill,
 from guestmtce.server.child import session_types
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table
+from guestmtce.server.state.effects import WithdrawEvent
 from guestmtce.wire import datagram
 
 
 def untells(bench):
-    return [effect.key for effect in bench.take() if isinstance(effect, row.Untell)]
+    return [effect.key for effect in bench.take() if isinstance(effect, WithdrawEvent)]
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
+@pytest.mark.parametrize(("make", "kind"), [(lost, row.LOSS), (ill, row.ILLNESS)])
 def test_what_was_delivered_is_withdrawn_once_when_it_is_over(make, kind, end):
     bench = make()
     bench.confirm()
     bench.take()
     end(bench)
-    assert untells(bench).count((UUID, kind)) == 1
-    assert bench.guest.withdrawn == 0  # it was told
+    assert untells(bench).count(row.PendingKey(UUID, kind)) == 1
+    assert bench.guest.pending.withdrawn == 0  # it was told
     end(bench)
-    assert (UUID, kind) not in untells(bench)
+    assert row.PendingKey(UUID, kind) not in untells(bench)
 
 
 def test_a_deleted_instance_takes_it_along():
     bench = lost()
     bench.confirm()
     bench.take()
-    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
-    assert (UUID, row.FAILURE) in untells(bench)
-    assert bench.table.outbox._delivered == set()
+    bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
+    assert row.PendingKey(UUID, row.LOSS) in untells(bench)
+    assert bench.table._pending._delivered == set()
 
 
 def test_a_newer_failure_is_one_of_its_own():
     bench = lost()
     bench.confirm()
     bench.report(session_types.Running(), session_types.Lost(2))
-    assert bench.table.outbox._delivered == set()
+    assert bench.table._pending._delivered == set()
     bench.confirm()
-    assert bench.table.outbox._delivered == {(UUID, row.FAILURE)}
+    assert bench.table._pending._delivered == {row.PendingKey(UUID, row.LOSS)}
 
 
 def test_states_and_outcomes_are_not_kept():
@@ -53,7 +54,7 @@ def test_states_and_outcomes_are_not_kept():
     bench.ask("dance")
     bench.report(session_types.Stopped())
     bench.confirm()
-    assert bench.table.outbox._delivered == set()
+    assert bench.table._pending._delivered == set()
 
 
 # --- how many guests a host has --------------------------------------------------------------------
@@ -61,14 +62,15 @@ def test_states_and_outcomes_are_not_kept():
 
 def test_no_more_guests_are_taken_than_the_setting_says(caplog):
     bench = Bench()
-    bench.table = guest_table.Guests(dataclasses.replace(SETTINGS, max_guests=2))
+    bench.table = guest_table.GuestTable(dataclasses.replace(SETTINGS, max_guests=2))
     uuids = ["%08d%s" % (number, UUID[8:]) for number in range(100)]
     for reporting in (True, False):
         for uuid in uuids:
-            bench.table.command(datagram.SetInstance(uuid, reporting), bench.now)
-    assert list(bench.table.table) == uuids[:2]
-    assert not any(one.reporting for one in bench.table.table.values())  # known ones are set all the same
+            bench.table.handle_command(datagram.SetInstance(uuid, reporting), bench.now)
+    bench.take()
+    assert list(bench.table.guests) == uuids[:2]
+    assert not any(one.reporting for one in bench.table.guests.values())  # known ones are set all the same
     lines = [record.getMessage() for record in caplog.records if "max_guests" in record.getMessage()]
     assert lines == ["%s: not taken: 2 guests are known already, [supervision] max_guests" % uuids[2]]
     bench.found()  # a guest that is there is served
-    assert UUID in bench.table.table and OTHER not in bench.table.table
+    assert UUID in bench.table.guests and OTHER not in bench.table.guests

@@ -20,6 +20,6 @@ def test_random_lives_keep_the_rules(steps):
     world.step("wait", 30)
     assert +world.asked == {}, "every question is settled in bounded time"
     world.step("confirm", "")
-    if UUID in world.table.table:
+    if UUID in world.table.guests:
         assert world.link() != row.ABSENT or world.guest.provisioned
-        assert world.child or not world.guest.heartbeating
+        assert world.child or not world.guest.liveness.heartbeating

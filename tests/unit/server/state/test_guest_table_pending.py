@@ -11,16 +11,17 @@ from tiers import examples
 
 from guestmtce.server.child import session_types
 from guestmtce.server.state import guest as row
-from guestmtce.server.state.questions import VOTES_MAX
+from guestmtce.server.state.effects import DropChild, ForgetGuest, ReportEvent, SaveGuest, WithdrawEvent
+from guestmtce.server.state.questions import OUTCOMES_MAX
 from guestmtce.wire import datagram
 
 
-def untold(bench):
-    return {kind: one.cmd for kind, one in bench.guest.untold.items()}
+def pending(bench):
+    return {kind: one.cmd for kind, one in bench.pending.items()}
 
 
 def untells(bench):
-    return [effect.key for effect in bench.take() if isinstance(effect, row.Untell)]
+    return [effect.key for effect in bench.take() if isinstance(effect, WithdrawEvent)]
 
 
 # --- levels ----------------------------------------------------------------------------------------
@@ -30,14 +31,14 @@ def test_what_is_told_stays_untold_until_it_is_confirmed():
     bench = lost()
     loss, stopped = bench.tells()
     assert (loss.cmd, loss.key, stopped.cmd, stopped.key) == (
-        datagram.LOSS, (UUID, row.FAILURE), datagram.STOPPED, (UUID, row.STATE),
+        datagram.LOSS, row.PendingKey(UUID, row.LOSS), datagram.STOPPED, row.PendingKey(UUID, row.STATE),
     )  # fmt: skip
-    assert stopped.number < loss.number  # one that ran in between has stopped after its loss
-    assert untold(bench) == {row.FAILURE: datagram.LOSS, row.STATE: datagram.STOPPED}
-    bench.confirm(row.FAILURE)
-    assert untold(bench) == {row.STATE: datagram.STOPPED}
+    assert stopped.sequence < loss.sequence  # one that ran in between has stopped after its loss
+    assert pending(bench) == {row.LOSS: datagram.LOSS, row.STATE: datagram.STOPPED}
+    bench.confirm(row.LOSS)
+    assert pending(bench) == {row.STATE: datagram.STOPPED}
     bench.confirm(row.STATE)
-    assert (untold(bench), bench.saved().untold) == ({}, ())
+    assert (pending(bench), bench.saved().pending) == ({}, ())
 
 
 def test_a_loss_carries_the_state_that_follows_from_it():
@@ -50,53 +51,53 @@ def test_a_newer_state_takes_the_place_of_the_older():
     for report in (session_types.Stopped(), session_types.Running(), session_types.Stopped()):
         bench.run(1)
         bench.report(report)
-    numbers = [tell.number for tell in bench.tells()]
+    numbers = [tell.sequence for tell in bench.tells()]
     assert numbers == sorted(set(numbers)) and len(numbers) == 3
-    assert bench.guest.untold == {row.STATE: bench.guest.untold[row.STATE]}
-    assert bench.guest.untold[row.STATE].number == numbers[-1]
+    assert bench.pending == {row.STATE: bench.pending[row.STATE]}
+    assert bench.pending[row.STATE].sequence == numbers[-1]
 
 
 def test_confirmations_of_what_is_not_untold_change_nothing():
     bench = lost()
     bench.take()
-    for key in [(UUID, row.ILLNESS), (UUID, "vote 1"), (OTHER, row.STATE)]:
-        bench.table.told(key)
-    assert (bench.take(), len(untold(bench))) == ([], 2)
+    for uuid, kind in [(UUID, row.ILLNESS), (UUID, row.OUTCOME), (OTHER, row.STATE)]:
+        bench.table.confirm_event(row.PendingKey(uuid, kind))
+    assert (bench.take(), len(pending(bench))) == ([], 2)
 
 
 def test_outcomes_are_kept_each_for_itself_but_not_without_end():
     bench = heartbeating()
-    for _ in range(VOTES_MAX + 2):
+    for _ in range(OUTCOMES_MAX + 2):
         bench.ask("dance")
     tells, dropped = [], []
     for effect in bench.take():
-        tells += [effect] if isinstance(effect, row.Tell) else []
-        dropped += [effect.key] if isinstance(effect, row.Untell) else []
+        tells += [effect] if isinstance(effect, ReportEvent) else []
+        dropped += [effect.key] if isinstance(effect, WithdrawEvent) else []
     assert dropped == [tell.key for tell in tells[:2]]
-    assert [(UUID, kind) for kind in bench.guest.untold] == [tell.key for tell in tells[2:]]
-    bench.table.told(tells[5].key)
-    assert len(bench.guest.untold) == VOTES_MAX - 1
+    assert list(bench.guest.pending.events) == [tell.key for tell in tells[2:]]
+    bench.table.confirm_event(tells[5].key)
+    assert len(bench.pending) == OUTCOMES_MAX - 1
 
 
 # --- what is over is withdrawn ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
+@pytest.mark.parametrize(("make", "kind"), [(lost, row.LOSS), (ill, row.ILLNESS)])
 def test_a_failure_that_is_over_is_withdrawn(make, kind, end):
     bench = make()
     bench.take()
     end(bench)
     effects = bench.take()
-    assert row.Untell((UUID, kind)) in effects
-    assert kind not in untold(bench)
-    assert bench.guest.withdrawn == 1
-    saved = [effect.memory for effect in effects if isinstance(effect, row.Save)][-1]
-    assert kind not in [entry[0] for entry in saved.untold]
+    assert WithdrawEvent(row.PendingKey(UUID, kind)) in effects
+    assert kind not in pending(bench)
+    assert bench.guest.pending.withdrawn == 1
+    saved = [effect.memory for effect in effects if isinstance(effect, SaveGuest)][-1]
+    assert kind not in [key.kind for key, _ in saved.pending]
 
 
 def dies(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(100)
 
 
@@ -113,7 +114,7 @@ def goes_for_a_moment(bench):
 
 def is_set_again(bench):
     bench.set(True)
-    bench.table.command(datagram.SetHost("h", True), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", True), bench.now)
 
 
 def introduces_itself(bench):
@@ -124,7 +125,7 @@ def introduces_itself(bench):
 def test_a_loss_is_not_forgotten(what):
     bench = lost()
     what(bench)
-    assert untold(bench)[row.FAILURE] == datagram.LOSS
+    assert pending(bench)[row.LOSS] == datagram.LOSS
     assert untells(bench) == []
 
 
@@ -135,30 +136,30 @@ def test_a_loss_is_not_forgotten(what):
 def test_the_illness_of_a_guest_that_is_well_or_gone_is_over(report):
     bench = ill()
     bench.report(report)
-    assert untells(bench) == [(UUID, row.ILLNESS)]
-    assert row.ILLNESS not in untold(bench)
+    assert untells(bench) == [row.PendingKey(UUID, row.ILLNESS)]
+    assert row.ILLNESS not in pending(bench)
 
 
-@pytest.mark.parametrize("what", [Bench.gone, lambda bench: bench.end(row.PEER_CLOSED)])
+@pytest.mark.parametrize("what", [Bench.gone, lambda bench: bench.end(session_types.PEER_CLOSED)])
 def test_the_illness_of_a_guest_without_a_channel_is_over(what):
     bench = ill()
     what(bench)
-    assert untells(bench) == [(UUID, row.ILLNESS)]
+    assert untells(bench) == [row.PendingKey(UUID, row.ILLNESS)]
 
 
 def test_the_illness_of_a_guest_whose_child_died_goes_on():
     bench = ill()
     assert replaced_child(bench, 5) is False
-    assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
+    assert pending(bench)[row.ILLNESS] == datagram.ILLHEALTH
 
 
 def test_a_deleted_instance_takes_all_of_it_along():
     bench = lost()
     bench.ask("dance")
-    keys = [(UUID, kind) for kind in bench.guest.untold]
+    keys = list(bench.guest.pending.events)
     bench.take()
-    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
-    assert bench.take() == [row.Forget(UUID), *map(row.Untell, keys), row.Drop(UUID)]
+    bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
+    assert bench.take() == [ForgetGuest(UUID), *map(WithdrawEvent, keys), DropChild(UUID)]
     assert len(keys) == 3
 
 
@@ -166,7 +167,7 @@ def test_a_deleted_instance_takes_all_of_it_along():
 
 
 def replaced_child(bench, seconds):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.connect()
     bench.run(seconds)
@@ -182,15 +183,15 @@ def test_a_new_child_repeats_no_illness_before_its_time(confirmed, seconds, agai
     if confirmed:
         bench.confirm()
     assert replaced_child(bench, seconds) is (again and confirmed)
-    assert (row.ILLNESS in untold(bench)) is (again or not confirmed)
+    assert (row.ILLNESS in pending(bench)) is (again or not confirmed)
 
 
 def test_an_illness_that_goes_on_while_the_vim_stands_still_is_one_alarm():
     bench = ill()
-    number = bench.guest.untold[row.ILLNESS].number
+    number = bench.pending[row.ILLNESS].sequence
     bench.run(60)
     bench.report(session_types.Ill("reboot", "disk"))
-    assert (bench.told(), bench.guest.untold[row.ILLNESS].number) == ([], number)
+    assert (bench.told(), bench.pending[row.ILLNESS].sequence) == ([], number)
     bench.report(session_types.Ill("stop", "disk"))  # it wants something else
     assert bench.told() == [datagram.ILLHEALTH]
     bench.confirm()
@@ -201,13 +202,13 @@ def test_an_illness_that_goes_on_while_the_vim_stands_still_is_one_alarm():
 
 def test_a_new_child_knows_that_its_guest_was_ill_and_says_when_it_is_well():
     bench = ill()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     assert [resume.ill for resume in resumes(bench.take())] == [True]
     bench.connect()
     bench.report(session_types.Running(), session_types.Well())
-    assert row.ILLNESS not in untold(bench)
-    bench.end(row.DIED)
+    assert row.ILLNESS not in pending(bench)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     assert [resume.ill for resume in resumes(bench.take())] == [False]
 
@@ -242,9 +243,9 @@ TROUBLE = st.one_of(
         ("report", session_types.Acknowledged(INIT)), ("report", session_types.Stopped()),
         ("report", session_types.Well()),
         ("set", True), ("set", False), ("host", True), ("host", False), ("gone", "/q/x"),
-        ("found", "/q/x", 1, False), ("found", "/q/x", 2, True), ("child", "started"), ("end", row.DIED),
-        ("confirm", ""), ("confirm", row.FAILURE), ("restart", 0.0), ("restart", 31.0),
-        ("wait", 3), ("wait", 10),
+        ("found", "/q/x", 1, False), ("found", "/q/x", 2, True), ("child", "started"),
+        ("confirm", ""), ("confirm", row.LOSS), ("restart", 0.0), ("restart", 31.0),
+        ("wait", 3), ("wait", 10), ("end", session_types.DIED),
     ])
 )  # fmt: skip
 
@@ -274,7 +275,7 @@ def test_a_guest_that_falls_ill_again_and_again_is_told_once_in_two_seconds_and_
         told += bench.told()
     bench.run(SETTINGS.state_period)
     assert 5 <= (told + bench.told()).count(datagram.ILLHEALTH) <= 7
-    assert untold(bench)[row.ILLNESS] == datagram.ILLHEALTH
+    assert pending(bench)[row.ILLNESS] == datagram.ILLHEALTH
 
 
 def test_a_held_illness_that_is_over_is_not_told():
@@ -321,7 +322,7 @@ def test_what_is_withdrawn_is_counted():
     bench = lost()
     for count in (1, 2, 3):
         bench.report(session_types.Acknowledged(INIT), session_types.Running())
-        assert bench.guest.withdrawn == count
+        assert bench.guest.pending.withdrawn == count
         bench.report(session_types.Lost(2))
 
 
@@ -350,7 +351,22 @@ def restarts(bench):
     bench.report(session_types.Acknowledged(INIT))
 
 
-@pytest.mark.parametrize("end", [is_lost, has_stopped, is_not_wanted, restarts])
+def is_gone(bench):
+    bench.gone()
+
+
+def closes_the_channel(bench):
+    bench.end(session_types.PEER_CLOSED)
+
+
+def is_created_anew(bench):
+    bench.found(ident=2, fresh=True)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [is_lost, has_stopped, is_not_wanted, restarts, is_gone, closes_the_channel, is_created_anew],
+)
 def test_an_illness_that_waits_is_not_told_when_it_is_over(end):
     bench = falls_ill_again_too_soon()
     end(bench)
@@ -395,6 +411,6 @@ def test_a_stop_that_waits_is_told_at_once_with_the_loss_that_follows():
 
 def test_a_failure_is_held_once():
     again = recalled(lost().saved(), 3.0)
-    assert again.guest.untold[row.FAILURE].held
+    assert again.pending[row.LOSS].held
     again.run(100)
-    assert not again.guest.untold[row.FAILURE].held
+    assert not again.pending[row.LOSS].held

@@ -21,7 +21,8 @@ from guests_driver import (
 
 from guestmtce.server.child import session_types
 from guestmtce.server.state import guest as row
-from guestmtce.server.state.questions import VOTES_MAX
+from guestmtce.server.state.effects import Connect, PutCommand, SaveGuest, SaveHost, WithdrawEvent
+from guestmtce.server.state.questions import OUTCOMES_MAX
 from guestmtce.wire import datagram, guest_channel
 
 HOLD = SETTINGS.guest_patience + SETTINGS.stopped_grace
@@ -46,7 +47,7 @@ def test_what_was_not_confirmed_is_told_again_under_its_number_and_a_failure_lat
     again.run(1000)
     assert again.tells() == []
     again.confirm()
-    assert again.saved().untold == ()
+    assert again.saved().pending == ()
 
 
 def test_a_slow_guest_has_longer_to_show_that_it_lives():
@@ -63,7 +64,7 @@ def test_a_slow_guest_has_longer_to_show_that_it_lives():
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize(("make", "kind"), [(lost, row.FAILURE), (ill, row.ILLNESS)])
+@pytest.mark.parametrize(("make", "kind"), [(lost, row.LOSS), (ill, row.ILLNESS)])
 def test_a_failure_that_is_over_while_it_is_held_back_is_never_told(make, kind, end):
     bench = make()
     again = restarted(bench)
@@ -73,7 +74,7 @@ def test_a_failure_that_is_over_while_it_is_held_back_is_never_told(make, kind, 
     end(again)
     again.run(1000)
     assert {datagram.LOSS, datagram.ILLHEALTH}.isdisjoint(again.told())
-    assert kind not in again.guest.untold
+    assert kind not in again.pending
 
 
 def test_a_new_loss_does_not_wait_and_is_told_once():
@@ -91,7 +92,7 @@ def test_a_new_loss_does_not_wait_and_is_told_once():
 
 def test_a_confirmed_failure_is_not_told_after_a_restart():
     bench = lost()
-    bench.confirm(row.FAILURE)
+    bench.confirm(row.LOSS)
     again = restarted(bench)
     again.run(100)
     assert again.told() == [datagram.STOPPED]
@@ -102,7 +103,7 @@ def test_nothing_held_back_is_told_where_the_host_is_not_reported():
     memory = bench.saved()
     again = Bench()
     again.table.recall_host(False)
-    again.table.recall(memory, NOW, NOW)
+    again.table.recall_guest(memory, NOW, NOW)
     again.run(100)
     assert again.told() == [datagram.STOPPED]
 
@@ -114,7 +115,7 @@ def test_a_running_is_told_only_if_it_may_still_be_so(age, told):
     bench.report(session_types.Stopped(), session_types.Running())
     again = restarted(bench, age)
     assert again.told() == told
-    assert again.guest.heartbeating is bool(told)
+    assert again.guest.liveness.heartbeating is bool(told)
     again.found()
     again.connect()
     again.report(session_types.Running())
@@ -124,12 +125,12 @@ def test_a_running_is_told_only_if_it_may_still_be_so(age, told):
 
 def test_who_is_to_be_told_stopped_does_not_heartbeat_after_a_restart():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(3)
-    assert bench.guest.owes_answer
+    assert bench.guest.liveness.owes_answer
     again = restarted(bench)
     assert again.told() == [datagram.STOPPED]
-    assert (again.guest.heartbeating, again.guest.owes_answer) == (False, True)
+    assert (again.guest.liveness.heartbeating, again.guest.liveness.owes_answer) == (False, True)
     again.run(100)
     assert again.told() == []
 
@@ -138,7 +139,7 @@ def test_a_memory_that_was_too_old_is_not_believed_by_the_restart_after_that():
     bench = heartbeating(reporting=True)
     again = recalled(restarted(bench, 301.0).saved(), 3.0)
     again.found()
-    assert [e.resume.owes_answer for e in again.take() if isinstance(e, row.Connect)] == [False]
+    assert [e.resume.owes_answer for e in again.take() if isinstance(e, Connect)] == [False]
 
 
 def test_new_questions_do_not_take_the_place_of_untold_outcomes():
@@ -147,11 +148,11 @@ def test_new_questions_do_not_take_the_place_of_untold_outcomes():
         bench.ask("dance")
     told = bench.tells()
     again = restarted(bench)
-    assert [tell.number for tell in again.tells()] == [tell.number for tell in told]
+    assert [tell.sequence for tell in again.tells()] == [tell.sequence for tell in told]
     for _ in range(3):
         again.ask("dance")
-    assert not [effect for effect in again.take() if isinstance(effect, row.Untell)]
-    assert len(again.guest.untold) == 6
+    assert not [effect for effect in again.take() if isinstance(effect, WithdrawEvent)]
+    assert len(again.pending) == 6
 
 
 def test_an_open_question_outlives_a_restart_with_the_time_that_is_left():
@@ -161,7 +162,7 @@ def test_an_open_question_outlives_a_restart_with_the_time_that_is_left():
     again.found()
     again.connect()
     again.report(session_types.Running())
-    (ask,) = [effect.command for effect in again.take() if isinstance(effect, row.Put)]
+    (ask,) = [effect.command for effect in again.take() if isinstance(effect, PutCommand)]
     assert ask[1:] == (guest_channel.VOTE, "reboot", 8000)
     again.report(session_types.Answered(ask.number, "reject", "no"))
     assert again.votes() == [("reboot", "reject", "no")]
@@ -180,25 +181,25 @@ def test_an_open_question_whose_time_is_up_is_settled_after_a_restart():
 def test_the_host_reporting_is_remembered_once_it_changes():
     bench = Bench()
     for reporting in (True, False, False, True):
-        bench.table.command(datagram.SetHost("h", reporting), NOW)
-    assert bench.take() == [row.SaveHost(False), row.SaveHost(True)]
+        bench.table.handle_command(datagram.SetHost("h", reporting), NOW)
+    assert bench.take() == [SaveHost(False), SaveHost(True)]
 
 
 def test_a_stop_that_guest_agent_has_confirmed_is_not_undone_by_a_restart():
     bench = heartbeating(reporting=True)
-    bench.end(row.DIED)  # it still owes an answer
+    bench.end(session_types.DIED)  # it still owes an answer
     bench.run(SETTINGS.stopped_grace)
     bench.confirm()
     again = restarted(bench)
-    assert not again.guest.heartbeating
-    assert again.guest.owes_answer
+    assert not again.guest.liveness.heartbeating
+    assert again.guest.liveness.owes_answer
 
 
 def test_a_guest_whose_end_was_not_told_before_the_restart_stops_after_it():
     bench = heartbeating(reporting=True)
-    bench.end(row.PEER_CLOSED)  # nobody has heard of it: it has its time to come back
+    bench.end(session_types.PEER_CLOSED)  # nobody has heard of it: it has its time to come back
     again = restarted(bench)
-    assert (again.guest.heartbeating, again.guest.owes_answer) == (True, False)
+    assert (again.guest.liveness.heartbeating, again.guest.liveness.owes_answer) == (True, False)
     again.run(SETTINGS.stopped_grace)
     assert again.told() == [datagram.STOPPED]
 
@@ -210,7 +211,7 @@ def turned_away(bench, seconds, why=BUSY):
     """Nobody accepts us for this long; what is told."""
     until, told = bench.now + seconds, []
     while bench.now < until:
-        if bench.guest.link == row.CONNECTING:
+        if bench.guest.connection.state == row.CONNECTING:
             bench.table.connect_failed(UUID, why, bench.now)
         told += bench.told()
         bench.run(0.01)
@@ -248,10 +249,24 @@ def test_time_in_which_this_host_stood_still_is_no_refusal():
     assert datagram.LOSS not in turned_away(bench, 1)
 
 
+def test_a_refused_guest_that_may_be_silent_is_retried_later_and_never_twice_at_once():
+    bench = heartbeating(reporting=True)
+    bench.ask("suspend", guest_channel.NOTICE)
+    bench.report(session_types.Running())  # it answers after the notice: its silence will be judged
+    bench.end(session_types.GAVE_UP)
+    for _ in range(1000):
+        bench.take()
+        if bench.guest.connection.state == row.CONNECTING:
+            bench.table.connect_failed(UUID, BUSY, bench.now)
+            assert bench.guest.connection.state == row.RETRYING
+            assert not [effect for effect in bench.take() if isinstance(effect, Connect)]
+        bench.run(0.01)
+
+
 def test_what_is_told_is_remembered_first():
     bench = heartbeating(reporting=True)
     bench.report(session_types.Lost(2))
-    assert bench.take_kinds() == ["Save", "Tell", "Tell"]
+    assert bench.take_kinds() == ["SaveGuest", "ReportEvent", "ReportEvent"]
 
 
 def test_who_heartbeats_again_and_is_ill_as_before_is_told_as_still_ill():
@@ -296,7 +311,7 @@ def goes_when_it_was_stopped(bench):
     bench.run(SETTINGS.stopped_grace)
     bench.report(session_types.Stopped())
     bench.take()
-    bench.end(row.PEER_CLOSED)
+    bench.end(session_types.PEER_CLOSED)
 
 
 def says_init(bench):
@@ -318,7 +333,7 @@ def is_agreed_to_pause(bench):
 
 
 def dies(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
 
 
 def is_disabled(bench):
@@ -361,7 +376,7 @@ def test_whatever_changes_is_remembered(change):
     bench = heartbeating(reporting=True)
     before = bench.saved()
     change(bench)
-    saves = [effect.memory for effect in bench.take() if isinstance(effect, row.Save)]
+    saves = [effect.memory for effect in bench.take() if isinstance(effect, SaveGuest)]
     assert (saves or [before])[-1] == bench.saved()
 
 
@@ -369,7 +384,7 @@ def test_who_went_quiet_owes_nothing_after_a_restart():
     bench = heartbeating(reporting=True)
     bench.report(session_types.Stopped(1))
     again = restarted(bench)
-    assert (again.guest.owes_answer, again.guest.heartbeating) == (False, False)
+    assert (again.guest.liveness.owes_answer, again.guest.liveness.heartbeating) == (False, False)
 
 
 @pytest.mark.parametrize("age", [0.0, 3.0])
@@ -388,7 +403,7 @@ def test_a_loss_is_one_from_the_end_of_the_silence_on(before_its_end, told):
     bench.ask("stop", guest_channel.NOTICE)
     (number,) = bench.guest.questions
     bench.report(session_types.Answered(number, "complete", ""), session_types.Running())
-    bench.now = bench.guest.silence_until - before_its_end
+    bench.now = bench.guest.liveness.silence_until - before_its_end
     bench.report(session_types.Lost(2))
     assert (datagram.LOSS in bench.told()) is told
 
@@ -399,19 +414,19 @@ def test_a_loss_is_one_from_the_end_of_the_silence_on(before_its_end, told):
 def test_who_is_not_found_is_forgotten_after_the_grace_and_not_before():
     again = recalled(connected(provisioned=False).saved())
     again.run(SETTINGS.stopped_grace - 0.01)
-    assert UUID in again.table.table
+    assert UUID in again.table.guests
     again.run(0.01)
-    assert (UUID in again.table.table, again.take_kinds()[-2:]) == (False, ["Forget", "Drop"])
+    assert (UUID in again.table.guests, again.take_kinds()[-2:]) == (False, ["ForgetGuest", "DropChild"])
 
 
 def test_the_outcomes_of_before_count_among_those_that_are_kept():
     bench = heartbeating()
-    for _ in range(VOTES_MAX):
+    for _ in range(OUTCOMES_MAX):
         bench.ask("dance")
     again = restarted(bench, 0.0)
     again.ask("sing")
-    votes = [one.event.event_type for one in again.guest.untold.values()]
-    assert votes == ["dance"] * (VOTES_MAX - 1) + ["sing"]
+    votes = [one.event.event_type for one in again.pending.values()]
+    assert votes == ["dance"] * (OUTCOMES_MAX - 1) + ["sing"]
 
 
 @pytest.mark.parametrize(("after", "told"), [(0.999, ["reject"]), (1.0, []), (1.001, [])])
@@ -420,11 +435,9 @@ def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(afte
     bench.now = 1000.0
     memory = heartbeating().saved()
     event = datagram.VoteResult("host-0", UUID, guest_channel.VOTE, "stop", "reject", "no")
-    memory = memory._replace(
-        untold=(("vote 1", 5, datagram.VOTE_NOTIFY, datagram.event_body(event)),),
-        outcomes_until={"vote 1": 1001.0 - after},
-    )
-    bench.table.recall(memory, 1000.0, 1000.0)
+    pending = row.PendingEvent(5, datagram.VOTE_NOTIFY, event, until=1001.0 - after)
+    memory = memory._replace(pending=((row.PendingKey(UUID, row.OUTCOME, 1), pending),))
+    bench.table.recall_guest(memory, 1000.0, 1000.0)
     assert [vote for _, vote, _ in bench.votes()] == told
 
 
@@ -434,15 +447,15 @@ def test_an_outcome_is_told_until_a_second_after_its_question_and_no_longer(afte
 def test_a_failure_is_known_for_as_long_as_a_memory_is_valid(absence, known):
     bench = Bench()
     bench.now = 10_000.0
-    bench.table.recall(lost().saved(), bench.now - absence, bench.now)
-    assert (row.FAILURE in bench.guest.untold) is known
+    bench.table.recall_guest(lost().saved(), bench.now - absence, bench.now)
+    assert (row.LOSS in bench.pending) is known
 
 
 def test_a_failure_is_held_for_as_long_as_this_guest_takes_to_restart():
     bench = heartbeating(reporting=True)
     bench.report(session_types.Acknowledged(INIT._replace(restart_secs=33)), session_types.Lost(2))
     again = restarted(bench, SETTINGS.short_absence + 1)
-    assert again.guest.hold_until == NOW + 33 + SETTINGS.stopped_grace
+    assert again.guest.pending.report_failures_after == NOW + 33 + SETTINGS.stopped_grace
 
 
 @pytest.mark.parametrize(("left", "owes"), [(0.5, False), (0.0, True)])
@@ -451,9 +464,9 @@ def test_who_restarts_in_its_silence_owes_nothing_and_later_it_does(left, owes):
     bench.ask("reboot", guest_channel.NOTICE)
     (number,) = bench.guest.questions
     bench.report(session_types.Answered(number, "complete", ""), session_types.Running())
-    bench.now = bench.guest.silence_until - left
+    bench.now = bench.guest.liveness.silence_until - left
     bench.report(session_types.Acknowledged(INIT))
-    assert bench.guest.owes_answer is owes
+    assert bench.guest.liveness.owes_answer is owes
 
 
 def test_who_accepts_us_no_more_is_lost_after_its_patience():
@@ -474,7 +487,7 @@ def test_life_goes_on_after_a_failure_was_held():
 @pytest.mark.parametrize(("age", "changed"), [(3.0, False), (1000.0, True)])
 def test_what_is_not_believed_is_not_remembered_either(age, changed):
     again = recalled(heartbeating(reporting=True).saved(), age)
-    saves = [effect.memory for effect in again.take() if isinstance(effect, row.Save)]
+    saves = [effect.memory for effect in again.take() if isinstance(effect, SaveGuest)]
     assert saves == [again.saved()] * changed
 
 
@@ -482,8 +495,8 @@ def test_what_is_not_believed_is_not_remembered_either(age, changed):
 def test_a_short_absence_leaves_no_time_to_restart(beyond, restarts):
     bench = Bench()
     bench.now = 10_000.0
-    bench.table.recall(lost().saved(), bench.now - SETTINGS.short_absence - beyond, bench.now)
-    assert bench.guest.hold_until == bench.now + (122 if restarts else HOLD)
+    bench.table.recall_guest(lost().saved(), bench.now - SETTINGS.short_absence - beyond, bench.now)
+    assert bench.guest.pending.report_failures_after == bench.now + (122 if restarts else HOLD)
 
 
 @pytest.mark.parametrize("reported", [True, False])
@@ -501,10 +514,10 @@ def test_who_has_gone_is_not_silent_on_the_next_connection():
     bench.ask("reboot", guest_channel.NOTICE)
     (number,) = bench.guest.questions
     bench.report(session_types.Answered(number, "complete", ""), session_types.Stopped(1))
-    bench.end(row.GAVE_UP)
+    bench.end(session_types.GAVE_UP)
     bench.run(100)
-    assert bench.guest.link == row.CONNECTING
-    effects = [effect for effect in bench.take() if isinstance(effect, row.Connect)]
+    assert bench.guest.connection.state == row.CONNECTING
+    effects = [effect for effect in bench.take() if isinstance(effect, Connect)]
     assert [effect.resume.silence for effect in effects] == [0.0]
 
 
@@ -514,7 +527,7 @@ def test_no_question_is_taken_up_that_is_open_for_longer_than_a_timeout_can_be(b
     bench.now = 1000.0
     deadline = bench.now + guest_channel.SECS_MAX + beyond
     memory = heartbeating().saved()._replace(questions=((1, guest_channel.VOTE, "stop", deadline),))
-    bench.table.recall(memory, bench.now, bench.now)
+    bench.table.recall_guest(memory, bench.now, bench.now)
     assert len(bench.guest.questions) == kept
 
 
@@ -523,6 +536,6 @@ def test_refusals_before_a_connection_count_for_nothing_after_it():
     assert turned_away(bench, 3) == [datagram.STOPPED]
     bench.run(10)
     bench.connect()
-    assert bench.guest.turned_away == 0
-    bench.end(row.DIED)
+    assert bench.guest.connection.refused_for == 0
+    bench.end(session_types.DIED)
     assert datagram.LOSS not in turned_away(bench, 4)

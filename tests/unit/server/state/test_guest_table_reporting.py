@@ -18,24 +18,25 @@ from guests_driver import (
 
 from guestmtce.server.child import pipe_protocol, session_types
 from guestmtce.server.state import guest as row
-from guestmtce.server.state_store import Memory
+from guestmtce.server.state.effects import Connect, PutCommand
+from guestmtce.server.state.guest import GuestMemory
 from guestmtce.wire import datagram
 from guestmtce.wire.guest_channel import NOTICE, VOTE
 
-MEMORY = Memory(UUID, True, True, INIT, True, True, -row.NEVER, (1, 2))
+MEMORY = GuestMemory(UUID, True, True, INIT, True, True, -row.NEVER, (1, 2))
 
 
 def resumed_after_death(bench):
     """What the next child is given when the present one dies."""
     bench.take()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(2 * SETTINGS.reconnect_first)
     (resume,) = resumes(bench.take())
     return resume
 
 
 def commands(bench):
-    return [effect.command for effect in bench.take() if isinstance(effect, row.Put)]
+    return [effect.command for effect in bench.take() if isinstance(effect, PutCommand)]
 
 
 # --- reporting becomes enabled ---------------------------------------------------------------------
@@ -46,14 +47,14 @@ def enable_instance(bench):
 
 
 def enable_host(bench):
-    bench.table.command(datagram.SetHost("h", True), bench.now)
+    bench.table.handle_command(datagram.SetHost("h", True), bench.now)
 
 
 def unreported(enable):
     """A guest that heartbeats and of which nobody wants to hear."""
     bench = heartbeating(reporting=enable is enable_host)
     if enable is enable_host:
-        bench.table.command(datagram.SetHost("h", False), bench.now)
+        bench.table.handle_command(datagram.SetHost("h", False), bench.now)
     bench.take()
     return bench
 
@@ -77,7 +78,7 @@ def test_a_loss_from_before_the_child_has_heard_of_it_is_none(enable):
     enable(bench)
     bench.report(session_types.Missed(2), session_types.Lost(2), session_types.ReportingEnabled())
     assert bench.told() == [datagram.STOPPED]
-    assert bench.guest.losses == 0
+    assert bench.guest.liveness.losses == 0
 
 
 @ENABLE
@@ -117,7 +118,7 @@ def test_a_child_that_is_being_made_hears_of_it_when_it_is_there():
     bench.found()
     bench.set(True)
     bench.take()
-    bench.table.connected(UUID, bench.now)
+    bench.table.child_started(UUID, bench.now)
     assert commands(bench) == [pipe_protocol.EnableReporting()]
     bench.report(session_types.Lost(1))
     assert bench.told() == []
@@ -136,7 +137,7 @@ def test_what_is_enabled_stays_enabled_without_a_new_question():
     bench = heartbeating(reporting=True)
     bench.set(True)
     assert commands(bench) == []
-    assert bench.guest.owes_answer
+    assert bench.guest.liveness.owes_answer
 
 
 def test_a_lost_guest_that_is_to_be_reported_again_is_not_lost_twice():
@@ -225,7 +226,7 @@ def test_an_outcome_is_of_use_until_a_second_after_its_question(kind):
     bench.report(session_types.Answered(1, "reject", "no"))
     (tell,) = bench.tells()
     assert tell.until == NOW + seconds + 1
-    assert bench.guest.untold[tell.key[1]].until == tell.until
+    assert bench.guest.pending.events[tell.key].until == tell.until
 
 
 def test_an_answer_that_comes_too_late_is_not_told():
@@ -243,7 +244,7 @@ def test_an_outcome_is_not_told_after_a_restart_that_it_does_not_outlive(after, 
     bench.report(session_types.Answered(1, "reject", "no"))
     again = Bench()
     again.now = bench.now + after
-    again.table.recall(bench.saved(), again.now - after, again.now)
+    again.table.recall_guest(bench.saved(), again.now - after, again.now)
     assert [vote for _, vote, _ in again.votes()] == told
 
 
@@ -285,7 +286,7 @@ def test_the_time_to_restart_is_not_given_twice():
     bench.run(50)
     again = Bench()
     again.now = bench.now + 3
-    again.table.recall(bench.saved(), bench.now, again.now)
+    again.table.recall_guest(bench.saved(), bench.now, again.now)
     again.found(ident=(1, 2))
     (resume,) = resumes(again.take())
     assert resume.patience == pytest.approx(120 - 53)
@@ -314,7 +315,7 @@ def test_what_made_it_quiet_holds_over_an_absence():
 
 def test_a_guest_that_is_provisioned_soon_after_it_was_deleted_is_resumed_at_once():
     bench = heartbeating(reporting=True)
-    bench.table.command(datagram.DeleteInstance(UUID), bench.now)
+    bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
     assert bench.infos() == []
     bench.take()
     bench.run(10)
@@ -345,7 +346,7 @@ def test_a_channel_that_goes_takes_its_silence_along():
     bench.gone()
     bench.take()
     bench.found()
-    assert [effect.resume for effect in bench.take() if isinstance(effect, row.Connect)] == [
+    assert [effect.resume for effect in bench.take() if isinstance(effect, Connect)] == [
         session_types.Resume(INIT, False, 0.0)
     ]
 
@@ -356,7 +357,7 @@ def test_earlier_answers_count_for_nothing_once_reporting_is_disabled():
     bench.report(session_types.Running(), session_types.Answered(1, "complete", ""))
     bench.set(False)
     bench.report(session_types.Stopped())
-    assert not bench.guest.owes_answer
+    assert not bench.guest.liveness.owes_answer
 
 
 def test_a_new_child_takes_note_of_all_enablings_at_once():
@@ -364,7 +365,7 @@ def test_a_new_child_takes_note_of_all_enablings_at_once():
     bench.found()
     for enabled in (True, False, True):
         bench.set(enabled)
-    bench.table.connected(UUID, bench.now)
+    bench.table.child_started(UUID, bench.now)
     bench.report(session_types.ReportingEnabled(), session_types.Acknowledged(INIT), session_types.Running())
     bench.run(5)
     bench.report(session_types.Lost(2))

@@ -7,14 +7,16 @@ from guests_driver import INIT, NOW, OTHER, PATH, SETTINGS, UUID, Bench, connect
 
 from guestmtce.server.child import session_types
 from guestmtce.server.state import guest as row
-from guestmtce.server.state_store import Memory
+from guestmtce.server.state import liveness
+from guestmtce.server.state.effects import Connect, PutCommand, ReportEvent
+from guestmtce.server.state.guest import GuestMemory
 from guestmtce.wire import datagram, guest_channel
 
 NOTICE, VOTE = guest_channel.NOTICE, guest_channel.VOTE
 
 
 def puts(bench):
-    return [effect.command for effect in bench.take() if isinstance(effect, row.Put)]
+    return [effect.command for effect in bench.take() if isinstance(effect, PutCommand)]
 
 
 # --- outcomes --------------------------------------------------------------------------------------
@@ -32,7 +34,7 @@ def test_each_answer_is_told_once(kind, event, ms, vote):
     bench.report(
         session_types.Answered(ask.number, vote, "because"), session_types.Answered(ask.number, "error", "")
     )
-    (tell,) = [effect for effect in bench.take() if isinstance(effect, row.Tell)]
+    (tell,) = [effect for effect in bench.take() if isinstance(effect, ReportEvent)]
     assert tell.cmd == datagram.VOTE_NOTIFY
     assert tell.event == datagram.VoteResult("host-0", UUID, kind, event, vote, "because")
     bench.run(60)
@@ -48,10 +50,10 @@ def test_a_refused_question_is_an_error_at_once(uuid, event, why):
     bench = heartbeating()
     bench.ask(event, VOTE, uuid)
     effects = bench.take()
-    assert [type(effect).__name__ for effect in effects] == ["Save"] * (uuid == UUID) + ["Tell"]
+    assert [type(effect).__name__ for effect in effects] == ["SaveGuest"] * (uuid == UUID) + ["ReportEvent"]
     assert effects[-1].event == datagram.VoteResult("host-0", uuid, VOTE, event, "error", why)
     assert effects[-1].key[0] == uuid
-    assert OTHER not in bench.table.table
+    assert OTHER not in bench.table.guests
 
 
 @pytest.mark.parametrize(("kind", "vote"), [(VOTE, "accept"), (NOTICE, "complete")])
@@ -90,12 +92,12 @@ def test_a_resume_notice_reconnects_and_is_asked_when_the_guest_answers(state):
     bench = connected()
     bench.report(session_types.Acknowledged(INIT))
     if state != "connected":
-        bench.end(row.DIED)
+        bench.end(session_types.DIED)
     if state == "connecting":
         bench.run(0.1)
     bench.take()
     bench.ask("resume", NOTICE)
-    assert bench.take_kinds() == ["Save", "Drop", "Connect"]
+    assert bench.take_kinds() == ["SaveGuest", "DropChild", "Connect"]
     bench.connect()
     bench.now += 3
     bench.report(session_types.Running())
@@ -107,13 +109,13 @@ def test_a_resume_notice_reconnects_and_is_asked_when_the_guest_answers(state):
 def test_nothing_else_reconnects(event, kind):
     bench = connected()
     bench.ask(event, kind)
-    assert bench.take_kinds() == ["Save", "Tell"]
+    assert bench.take_kinds() == ["SaveGuest", "ReportEvent"]
 
 
 def test_a_heartbeating_guest_is_resumed_without_a_reconnect():
     bench = heartbeating()
     bench.ask("resume", NOTICE)
-    assert bench.take_kinds() == ["Save", "Put"]
+    assert bench.take_kinds() == ["SaveGuest", "PutCommand"]
 
 
 # --- a question and the end of a child -------------------------------------------------------------
@@ -124,7 +126,7 @@ def test_a_new_child_is_given_the_open_question_with_the_time_left():
     bench.ask("reboot", VOTE)
     (first,) = puts(bench)
     bench.run(2)
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.connect()
     bench.run(1)
     assert puts(bench) == []
@@ -146,7 +148,7 @@ def test_a_question_is_given_to_a_child_once():
 
 def test_a_child_that_has_not_heard_the_guest_is_not_asked_yet():
     bench = heartbeating()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     bench.take()
     bench.ask()
@@ -164,7 +166,7 @@ def test_a_new_question_ends_one_that_waits_and_leaves_a_given_one_to_the_child(
     bench.ask("stop", VOTE)
     bench.ask("pause", VOTE)
     assert bench.votes() == []
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.ask("reboot", VOTE)
     assert [vote[0] for vote in bench.votes()] == ["stop", "pause"]
 
@@ -175,7 +177,7 @@ def test_a_guest_that_is_gone_agrees(how):
     bench.ask("stop", NOTICE)
     bench.take()
     if how == "closed":
-        bench.end(row.PEER_CLOSED)
+        bench.end(session_types.PEER_CLOSED)
     elif how == "gone":
         bench.gone()
     else:
@@ -191,13 +193,13 @@ def agreed_by_deadline(bench):
 
 
 def agreed_by_overtaking(bench):
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.ask("stop", VOTE)
 
 
 def agreed_by_peer(bench):
     bench.run(2)
-    bench.end(row.PEER_CLOSED)
+    bench.end(session_types.PEER_CLOSED)
     bench.connect()
     bench.report(session_types.Running())
 
@@ -215,7 +217,7 @@ def test_a_notice_that_we_agreed_to_silences_the_loss(agreed, after, told, retur
     bench.take()
     bench.report(session_types.Lost(2))
     assert (datagram.LOSS in bench.told()) is (told or returned)
-    assert not bench.guest.running
+    assert not bench.guest.liveness.running
 
 
 @pytest.mark.parametrize(("kind", "event"), [(VOTE, "pause"), (NOTICE, "resize_end")])
@@ -229,7 +231,7 @@ def test_what_does_not_silence_a_guest_does_not_silence_its_loss(kind, event):
 
 # --- after a restart -------------------------------------------------------------------------------
 
-MEMORY = Memory(UUID, True, True, INIT, True, True, NOW + 10, (1, 2))
+MEMORY = GuestMemory(UUID, True, True, INIT, True, True, NOW + 10, (1, 2))
 
 
 def taken_up(memory=MEMORY, age=3.0, ident=(1, 2), found=True):
@@ -244,7 +246,7 @@ def taken_up(memory=MEMORY, age=3.0, ident=(1, 2), found=True):
 )
 def test_a_fresh_memory_is_believed_and_an_old_one_for_its_parameters_only(age, owes):
     bench = taken_up(age=age)
-    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
+    connect = [effect for effect in bench.take() if isinstance(effect, Connect)][0]
     assert connect.resume.init == INIT
     assert connect.resume.owes_answer is owes
     assert connect.resume.silence == pytest.approx(10)
@@ -265,7 +267,7 @@ def test_a_recalled_guest_that_is_gone_is_stopped_and_one_that_died_meanwhile_is
 
 def test_a_guest_made_anew_while_we_did_not_run_owes_nothing():
     bench = taken_up(ident=(1, 3))
-    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
+    connect = [effect for effect in bench.take() if isinstance(effect, Connect)][0]
     assert connect.resume == session_types.Resume(INIT, False, 0.0)
     bench.run(3)
     assert bench.told() == [datagram.STOPPED]
@@ -284,13 +286,13 @@ def test_an_unprovisioned_memory_without_a_channel_is_forgotten(heartbeating):
     assert bench.told() == ([datagram.STOPPED] if heartbeating else [])
     if heartbeating:
         bench.confirm()
-        assert "Forget" in bench.take_kinds()
-    assert UUID not in bench.table.table
+        assert "ForgetGuest" in bench.take_kinds()
+    assert UUID not in bench.table.guests
 
 
 def test_no_memory_silences_for_longer_than_there_is():
     bench = taken_up(MEMORY._replace(silence_until=float("inf")))
-    connect = [effect for effect in bench.take() if isinstance(effect, row.Connect)][0]
+    connect = [effect for effect in bench.take() if isinstance(effect, Connect)][0]
     assert connect.resume.silence == pytest.approx(SETTINGS.expected_silence)
 
 
@@ -300,12 +302,12 @@ def test_what_is_saved_is_what_is_recalled():
     bench.report(session_types.Answered(1, "complete", ""), session_types.Running())
     bench.confirm()
     saved = bench.saved()
-    assert saved == Memory(UUID, True, True, INIT, True, True, NOW + 15, 1, (), (), True)
+    assert saved == GuestMemory(UUID, True, True, INIT, True, True, NOW + 15, 1, (), (), True)
     again = Bench()
-    again.table.recall(saved, NOW, NOW)
+    again.table.recall_guest(saved, NOW, NOW)
     again.found()
-    connect = [effect for effect in again.take() if isinstance(effect, row.Connect)][0]
-    assert connect == row.Connect(UUID, PATH, session_types.Resume(INIT, True, pytest.approx(15), True))
+    connect = [effect for effect in again.take() if isinstance(effect, Connect)][0]
+    assert connect == Connect(UUID, PATH, session_types.Resume(INIT, True, pytest.approx(15), True))
 
 
 # --- to the millisecond --------------------------------------------------------------------------
@@ -314,7 +316,7 @@ def test_what_is_saved_is_what_is_recalled():
 @pytest.mark.parametrize(("left", "asked"), [(0.002, True), (0.001, True), (0.0, False), (-0.001, False)])
 def test_who_comes_late_is_asked_if_a_millisecond_is_left(left, asked):
     bench = connected()
-    bench.guest.heartbeating = True  # an earlier child's: the question waits for this one
+    bench.guest.liveness.state = liveness.LEAVING  # an earlier child's: the question waits for this one
     bench.ask("reboot")
     (question,) = bench.guest.questions.values()
     bench.now = question.deadline - left

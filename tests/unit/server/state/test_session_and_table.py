@@ -23,6 +23,15 @@ from guestmtce.server.child import pipe_protocol, session_types
 from guestmtce.server.child.session import CLOSED, Session
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table as g
+from guestmtce.server.state.effects import (
+    Connect,
+    DropChild,
+    LookForSocket,
+    PutCommand,
+    ReportEvent,
+    SaveGuest,
+    SaveHost,
+)
 from guestmtce.wire import datagram, guest_channel, json_lines
 from guestmtce.wire.guest_channel import (
     ActionNotify,
@@ -59,18 +68,17 @@ class World:
         self.belief = None  # of guestAgent, whether it beats
         self.left = False  # it said goodbye, and has not answered since
         self.open_table()
-        self.do(lambda: self.table.command(datagram.SetInstance(UUID, True), self.now))
+        self.do(lambda: self.table.handle_command(datagram.SetInstance(UUID, True), self.now))
 
     # --- the master ---
 
     def open_table(self):
-        self.table = g.Guests(SETTINGS)
-        self.table.outbox.number = self.numbers
+        self.table = g.GuestTable(SETTINGS, self.numbers)
         self.table.recall_host(self.host)
 
     @property
     def row(self):
-        return self.table.table[UUID]
+        return self.table.guests[UUID]
 
     @property
     def reporting(self):
@@ -78,41 +86,41 @@ class World:
 
     def do(self, call):
         call()
-        effects = self.table.take_effects()
+        effects = self.table.drain_effects()
         while effects:
             for effect in effects:
                 self.carry_out(effect)
-            effects = self.table.take_effects()
+            effects = self.table.drain_effects()
 
     def carry_out(self, effect):
-        if isinstance(effect, row.Connect):
+        if isinstance(effect, Connect):
             self.up.clear()
             self.down.clear()
             self.session = Session(SETTINGS.session(), lambda: self.random.getrandbits(31))
             self.spoken(self.session.start(effect.resume, self.now))
-            self.table.connected(UUID, self.now)
-        elif isinstance(effect, row.Drop):
+            self.table.child_started(UUID, self.now)
+        elif isinstance(effect, DropChild):
             self.session = None
             self.up.clear()
             self.down.clear()
-        elif isinstance(effect, row.Put) and self.session is not None:
+        elif isinstance(effect, PutCommand) and self.session is not None:
             self.down.append(effect.command)
-        elif isinstance(effect, row.Look):
-            self.table.channel_found(UUID, PATH, 1, False, self.now)
-        elif isinstance(effect, row.Save):
+        elif isinstance(effect, LookForSocket):
+            self.table.socket_found(UUID, PATH, 1, False, self.now)
+        elif isinstance(effect, SaveGuest):
             self.memory = effect.memory
-        elif isinstance(effect, row.SaveHost):
+        elif isinstance(effect, SaveHost):
             self.host = effect.reporting
-        elif isinstance(effect, row.Tell):
-            if effect.key[1] == row.STATE:
+        elif isinstance(effect, ReportEvent):
+            if effect.key.kind == row.STATE:
                 self.belief = effect.cmd == datagram.RUNNING
             if effect.cmd == datagram.LOSS:
                 self.note("LOSS")
-                if effect.number not in self.losses:
-                    self.losses.append(effect.number)
+                if effect.sequence not in self.losses:
+                    self.losses.append(effect.sequence)
                     assert self.may, "a false loss: %s" % self.story()
                     self.may = self.must = False
-            self.table.told(effect.key)
+            self.table.confirm_event(effect.key)
 
     def note(self, *what):
         self.log.append((round(self.now - 5000, 2), *what))
@@ -149,16 +157,17 @@ class World:
                     self.may = self.may and not self.left
                 elif report == "closed":
                     self.session = None
-                    self.do(lambda: self.table.child_ended(UUID, row.GAVE_UP, "", self.now))
+                    self.do(lambda: self.table.child_ended(UUID, session_types.GAVE_UP, "", self.now))
                 else:
                     if type(report).__name__ not in ("Missed", "Late"):
                         self.note("master hears", type(report).__name__, *report[:2])
-                    self.do(lambda one=report: self.table.reported(UUID, one, self.now))
+                    self.do(lambda one=report: self.table.handle_report(UUID, one, self.now))
             else:
                 break
         else:
             raise AssertionError("it never rests")
-        if self.now >= self.stalled_until and self.well and self.row.running and self.row.owes_answer:
+        life = self.row.liveness
+        if self.now >= self.stalled_until and self.well and life.running and life.owes_answer:
             if self.may:
                 self.must = self.reporting
             if self.since_notice is not None and self.since_notice[0]:
@@ -259,7 +268,7 @@ class World:
             self.session = None
             self.up.clear()
             self.down.clear()
-            self.do(lambda: self.table.child_ended(UUID, row.DIED, "", self.now))
+            self.do(lambda: self.table.child_ended(UUID, session_types.DIED, "", self.now))
 
     def pump_reports(self):
         """What the child said before it died."""
@@ -269,7 +278,7 @@ class World:
             if report == "left":
                 self.may = self.may and not self.left
             elif report != "closed":
-                self.do(lambda one=report: self.table.reported(UUID, one, self.now))
+                self.do(lambda one=report: self.table.handle_report(UUID, one, self.now))
 
     def do_master(self):
         """kill -9, and a restart."""
@@ -282,8 +291,8 @@ class World:
         self.stalled_until = 0.0
         self.now += age
         self.open_table()
-        self.do(lambda: self.table.recall(self.memory, marked, self.now))
-        self.do(lambda: self.table.channel_found(UUID, PATH, 1, False, self.now))
+        self.do(lambda: self.table.recall_guest(self.memory, marked, self.now))
+        self.do(lambda: self.table.socket_found(UUID, PATH, 1, False, self.now))
 
     def do_stall(self):
         self.stalled_until = self.now + self.random.choice([0.3, 3.0, 10.0])
@@ -292,7 +301,7 @@ class World:
         """The master obeys when it does not stand still."""
         if self.now < self.stalled_until:
             self.run(self.stalled_until - self.now)
-        self.do(lambda: self.table.command(command, self.now))
+        self.do(lambda: self.table.handle_command(command, self.now))
 
     def change(self, command):
         before = self.reporting
@@ -335,7 +344,7 @@ class World:
 
     def do_quiet(self):
         """It agrees to a notice and is silent from then on; it comes back, booted or as it was."""
-        beats = self.well and self.session is not None and self.row.running
+        beats = self.well and self.session is not None and self.row.liveness.running
         if self.now < self.stalled_until or not beats:
             return
         self.since_notice = None
@@ -350,7 +359,7 @@ class World:
         self.may = self.may and self.since_notice[0] and event != "pause"
         for _ in range(self.random.randrange(4)):
             what = self.random.choice(["wait", "child", "master", "report"])
-            self.note("quiet:", what, self.row.owes_answer, self.row.answered_since_notice)
+            self.note("quiet:", what, self.row.liveness.owes_answer, self.row.liveness.answered_since_notice)
             getattr(self, "do_" + what)()
         self.well = True
         if self.random.random() < 0.5:
@@ -367,7 +376,7 @@ class World:
 def life(seed):
     """A random life, in which it never falls mute for long; then it does, and is to be found."""
     world = World(seed)
-    world.do(lambda: world.table.channel_found(UUID, PATH, 1, True, world.now))
+    world.do(lambda: world.table.socket_found(UUID, PATH, 1, True, world.now))
     world.run(3)
     for _ in range(world.random.randrange(2, 15)):
         world.step()
@@ -379,7 +388,7 @@ def test_nobody_who_lives_is_lost(first):
     for seed in range(first, first + 50):
         world = life(seed)
         world.run(200)
-        assert world.belief in (None, world.row.heartbeating), "a stale state: " + world.story()
+        assert world.belief in (None, world.row.liveness.heartbeating), "a stale state: " + world.story()
 
 
 def after(world):
@@ -401,7 +410,7 @@ def test_who_falls_mute_is_lost_soon(first):
         world.change(datagram.SetInstance(UUID, True))
         world.init_at = min(world.init_at, world.now + 1)
         world.run(world.random.choice([3.0, 8.0]))
-        if not (world.well and world.session is not None and world.row.running):
+        if not (world.well and world.session is not None and world.row.liveness.running):
             continue
         before = len(world.losses)
         # It beats now, and nothing is announced that is not over: it owes an answer.
@@ -433,7 +442,7 @@ def asked(event):
 def dies(bench):
     """The child dies; what the next one is given."""
     bench.take()
-    bench.end(row.DIED)
+    bench.end(session_types.DIED)
     bench.run(0.1)
     return resumes(bench.take())[0]
 

@@ -26,7 +26,7 @@ from children_driver import (
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.server.child import pipe_protocol, process, session_types
-from guestmtce.server.state.guest import DIED, GAVE_UP, PEER_CLOSED
+from guestmtce.server.child.session_types import DIED, GAVE_UP, PEER_CLOSED
 from guestmtce.server.supervise import children as children_module
 from guestmtce.wire import guest_channel
 

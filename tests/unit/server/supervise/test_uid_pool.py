@@ -10,7 +10,7 @@ import pytest
 from children_driver import NOBODY, ONE, ROOT, TWO, bench, gone, make_bench
 
 from guestmtce.server.child import confine
-from guestmtce.server.state.guest import UNBORN
+from guestmtce.server.child.session_types import FORK_FAILED
 from guestmtce.server.supervise import uid_pool
 
 __all__ = ["bench", "make_bench"]  # fixtures
@@ -209,7 +209,7 @@ def test_a_uid_rests_when_the_spawner_took_its_child_s_fate_along(make_bench):
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
     bench.start(TWO)
     bench.until(lambda: bench.ends)
-    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(TWO, UNBORN)]
+    assert [(uuid, why) for uuid, why, _ in bench.ends] == [(TWO, FORK_FAILED)]
     bench.until(lambda: bench.children.spawner.started > spawners)
     with pytest.raises(OSError, match="in use"):
         bench.start(TWO)
