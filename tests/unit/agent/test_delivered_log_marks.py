@@ -5,7 +5,7 @@ from agent_world import HOST, LOSS, RUNNING, U, World, confirmed
 from agentlink_driver import SERVER, Bench, Process, loss, running
 from serverlink_bench import OurServer
 
-from guestmtce.agent import vim_call
+from guestmtce.agent import vim_listener
 from guestmtce.peer import retransmit
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Tag
@@ -104,7 +104,7 @@ def test_an_alarm_under_way_is_marked_and_again_when_the_mark_was_lost(world):
     one, server = world()
     one.vim.hang = True
     tell(server, LOSS, 2)
-    here = vim_call.listener(one.vim.url)
+    here = vim_listener.identify_listener(one.vim.url)
     one.until(lambda: marks(server) == [(2, here)], "it is marked")
     tell(server, LOSS, 2)
     one.until(lambda: marks(server) == [(2, here)] * 2, "and again")
@@ -121,7 +121,7 @@ def test_who_takes_no_marks_gets_none(world):
     one, server = world(takes_marks=False)
     one.vim.hang = True
     tell(server, LOSS, 2, takes_marks=False)
-    one.until(lambda: one.agent._outbox._alarms_out, "it is under way")
+    one.until(lambda: one.agent._vim_queue._pace.alarms_out, "it is under way")
     tell(server, LOSS, 2, takes_marks=False)
     one.quiet()
     assert marks(server) == []
@@ -130,7 +130,7 @@ def test_who_takes_no_marks_gets_none(world):
 @pytest.mark.parametrize("same", [True, False])
 def test_an_event_that_another_agent_was_telling_this_vim_is_asked_about(world, same):
     one, server = world()
-    here = vim_call.listener(one.vim.url)
+    here = vim_listener.identify_listener(one.vim.url)
     tell(server, LOSS, 2, vim=here if same else SOMEWHERE)
     one.until(lambda: 2 in confirmed(server), "it is confirmed")
     assert len(one.alarms()) == (0 if same else 1)
