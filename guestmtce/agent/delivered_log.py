@@ -1,8 +1,8 @@
 """What became of events over a restart of guestAgent: a guestServer that was not confirmed tells them again.
 
-One file in the run folder. `SENDER NUMBER` is written when the VIM has an event, before the confirmation is
-sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER NUMBER
-sending VIM` is written before the body of an alarm goes out, and `SENDER NUMBER unsent` when the VIM
+One file in the run folder. `SENDER SEQUENCE` is written when the VIM has an event, before the confirmation is
+sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER SEQUENCE
+sending VIM` is written before the body of an alarm goes out, and `SENDER SEQUENCE unsent` when the VIM
 has turned it down: the next guestAgent asks about an alarm that was under way, and does not repeat it.
 """
 
@@ -24,10 +24,10 @@ KEPT = 4096  # events; no more than that wait for their confirmation at any mome
 LINE_MAX = 40  # bytes: three numbers of 32 bits, a word, three spaces, a newline
 SENDING, UNSENT = "sending", "unsent"
 
-Named = Tuple[int, int]  # sender and number
+EventId = Tuple[int, int]  # sender and sequence
 
 
-class Told:
+class DeliveredLog:
     """The file, for any thread. Trouble with it is logged, never fatal."""
 
     def __init__(self, run_dir: str, name: str) -> None:
@@ -37,60 +37,63 @@ class Told:
         self._lines = 0  # in the file
         # A descriptor, open from the first note on: nothing may come between a note and what it notes.
         self._file = -1
-        self._fates: Dict[Named, str] = {}  # the rest of the last line of an event
+        self._fates: Dict[EventId, str] = {}  # the rest of the last line of an event
         self._read()
-        self._before = {named: fate for named, fate in self._fates.items() if fate != UNSENT}
+        self._before = {event: fate for event, fate in self._fates.items() if fate != UNSENT}
 
     def __contains__(self, origin: Origin) -> bool:
         """Whether a guestAgent before this one told the VIM of it."""
-        return self._before.get((origin.sender, origin.number)) == ""
+        return self._before.get((origin.sender, origin.sequence)) == ""
 
     def sent_to(self, origin: Optional[Origin]) -> Optional[int]:
-        """The VIM (`vimcall.listener`) to which an agent before this one was sending the alarm, if any."""
+        """The VIM to which an agent before this one was sending the alarm, if any.
+
+        A VIM is a number of `vim_listener.identify_listener`.
+        """
         if origin is None:
             return None
-        word, _, vim = self._before.get((origin.sender, origin.number), "").partition(" ")
+        word, _, vim = self._before.get((origin.sender, origin.sequence), "").partition(" ")
         return int(vim) if word == SENDING else None
 
     def under_way(self, origin: Origin) -> int:
         """The VIM to which the alarm is being sent now; 0: to none, or to one that cannot be told."""
-        word, _, vim = self._fates.get((origin.sender, origin.number), "").partition(" ")
+        word, _, vim = self._fates.get((origin.sender, origin.sequence), "").partition(" ")
         return int(vim) if word == SENDING else 0
 
-    def sending_elsewhere(self, origin: Origin, vim: int) -> None:
+    def note_sending_elsewhere(self, origin: Origin, vim: int) -> None:
         """Another agent was sending it to this VIM."""
-        named = (origin.sender, origin.number)
-        if named not in self._before and len(self._before) < 3 * KEPT:
-            self.sending(origin, vim)
-            self._before[named] = "%s %d" % (SENDING, vim)
+        event = (origin.sender, origin.sequence)
+        if event not in self._before and len(self._before) < 3 * KEPT:
+            self.note_sending(origin, vim)
+            self._before[event] = "%s %d" % (SENDING, vim)
 
-    def add(self, origin: Origin) -> None:
+    def note_delivered(self, origin: Origin) -> None:
         """The VIM has it."""
         self._note(origin, "")
 
-    def sending(self, origin: Origin, vim: int) -> None:
+    def note_sending(self, origin: Origin, vim: int) -> None:
         """It is about to be sent to this VIM."""
         self._note(origin, "%s %d" % (SENDING, vim))
 
-    def unsent(self, origin: Origin) -> None:
+    def note_unsent(self, origin: Origin) -> None:
         """The VIM does not have it after all."""
-        if (origin.sender, origin.number) in self._fates:
+        if (origin.sender, origin.sequence) in self._fates:
             self._note(origin, UNSENT)
 
     def _note(self, origin: Origin, fate: str) -> None:
-        named = (origin.sender, origin.number)
+        event = (origin.sender, origin.sequence)
         with self._lock:
-            self._fates.pop(named, None)
-            self._fates[named] = fate  # the last one goes last
+            self._fates.pop(event, None)
+            self._fates[event] = fate  # the last one goes last
             self._lines += 1
             try:
-                if self._lines > 2 * KEPT or not self._append(_line(named, fate)):
+                if self._lines > 2 * KEPT or not self._append(_line(event, fate)):
                     self._write_anew()
             except OSError as error:
-                self._throttle.warning("told", "cannot write %s: %s", self._path, error)
+                self._throttle.warning("delivered log", "cannot write %s: %s", self._path, error)
 
     def _write_anew(self) -> None:
-        kept = [(named, fate) for named, fate in self._fates.items() if fate != UNSENT][-KEPT:]
+        kept = [(event, fate) for event, fate in self._fates.items() if fate != UNSENT][-KEPT:]
         self._fates = dict(kept)
         self._lines = len(kept)
         self._close()
@@ -132,19 +135,19 @@ class Told:
                 self._fates[entry[0]] = entry[1]
 
 
-def _line(named: Named, fate: str) -> str:
-    return " ".join(["%d %d" % named, *([fate] if fate else [])]) + "\n"
+def _line(event: EventId, fate: str) -> str:
+    return " ".join(["%d %d" % event, *([fate] if fate else [])]) + "\n"
 
 
-def _entry(line: str) -> Optional[Tuple[Named, str]]:
+def _entry(line: str) -> Optional[Tuple[EventId, str]]:
     """The event and the rest of a whole line. What is not understood is left out."""
     try:
-        sender, number, *rest = line.split(" ")
-        named, fate = (int(sender), int(number)), " ".join(rest).rstrip("\n")
+        sender, sequence, *rest = line.split(" ")
+        event, fate = (int(sender), int(sequence)), " ".join(rest).rstrip("\n")
         if not line.endswith("\n") or (rest and fate != UNSENT and rest[0] != SENDING):
             return None
         if rest and rest[0] == SENDING:
             fate = "%s %d" % (SENDING, int(rest[1]))
-        return named, fate
+        return event, fate
     except (ValueError, IndexError):
         return None

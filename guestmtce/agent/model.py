@@ -1,128 +1,50 @@
-"""Hosts and instances as guestAgent knows them, and what the inventory may want done.
+"""Hosts and instances as guestAgent knows them: values, no behaviour but what reads them.
 
-docs/protocol/2-datagrams.md#late-and-out-of-order
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Dict, Final, Literal, NamedTuple, Optional, Tuple
 
-from guestmtce.wire import datagram, datagram_ext, guest_channel
+from guestmtce.wire import datagram, guest_channel
 
-FAILED = "failed"
-UNHEALTHY = "unhealthy"
+FAILED: Final = "failed"
+UNHEALTHY: Final = "unhealthy"
+FailureState = Literal["failed", "unhealthy"]  # as an alarm names it (docs/protocol/3-vim-http.md#events)
+
+# What a datagram can show about an instance (`inventory_order` has the rules).
+START: Final = "start"
+BEAT: Final = "beat"
+STATE: Final = "state"
+ANYTHING: Final = "anything"
+Aspect = Literal["failed", "unhealthy", "start", "beat", "state", "anything"]
+
 LONG_AGO = float("-inf")  # s, monotonic
-
-# What a datagram may show, beside FAILED and UNHEALTHY; a newer one that shows the same may make an older
-# one void: a start voids an illness, a beat a loss, anything an answer.
-START, BEAT, STATE, ANYTHING = "start", "beat", "state", "anything"
-
-
-# --- effects ---------------------------------------------------------------------------------------
-
-
-class Send(NamedTuple):
-    """Send this command to the guestServer at `ip`. A question is of no use after `seconds`.
-
-    `anew`: it enables reporting, and the server may have missed that it was disabled before.
-    """
-
-    hostname: str
-    ip: str
-    cmd: int
-    command: datagram.Command
-    seconds: float = 0.0
-    anew: bool = False
 
 
 class Origin(NamedTuple):
-    """The datagram in which a guestServer told us something, and waits for our confirmation."""
+    """The datagram in which a guestServer told us something, and waits for our confirmation.
+
+    `sender` and `sequence` identify it, 1 … 2³²−1 each; a repetition may come from another `ip`.
+    """
 
     ip: str
     sender: int
-    number: int
-
-
-class TellService(NamedTuple):
-    """The VIM must hear the state of this instance; it replaces what was not told yet."""
-
-    uuid: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-
-
-class TellAlarm(NamedTuple):
-    """The VIM must hear of this failure; `state` is `failed` or `unhealthy`."""
-
-    uuid: str
-    state: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-
-
-class TellAction(NamedTuple):
-    """The VIM must hear the outcome of this vote or notice; after `until` (s, monotonic) it waits no more."""
-
-    uuid: str
-    body: Dict[str, Any]
-    origin: Optional[Origin] = None
-    until: float = float("inf")
-
-
-class Withdraw(NamedTuple):
-    """Failures of this instance that were not told yet are no longer true, because of `why`.
-
-    `unwanted`: the VIM itself has said that it wants to hear of none; it knows what it has read by then.
-    """
-
-    uuid: str
-    why: str
-    states: Tuple[str, ...] = (FAILED, UNHEALTHY)
-    unwanted: bool = False
-
-
-class Drop(NamedTuple):
-    """Nothing about this instance is to be told any more."""
-
-    uuid: str
-
-
-class DropHost(NamedTuple):
-    """Nothing more is to be said to the guestServer at `ip`; what was said before is said once."""
-
-    ip: str
-
-
-class AskMtc(NamedTuple):
-    """Ask mtcAgent for the hosts."""
-
-
-class AskVim(NamedTuple):
-    """Ask the VIM for this host's state (`instances` false) or its instances.
-
-    The answer comes back with `serial`, which shows what has happened since the question was put.
-    """
-
-    uuid: str
-    hostname: str
-    instances: bool
-    serial: int = 0
-
-
-Effect = Union[Send, TellService, TellAlarm, TellAction, Withdraw, Drop, DropHost, AskMtc, AskVim]
+    sequence: int
 
 
 class Host:
     """A compute host. `reporting` is None until the VIM has said."""
 
     __slots__ = (
-        "answered", "commanded", "instances", "ip", "listed", "misses", "name", "reporting", "spoken",
+        "answered", "commanded", "instances", "ip", "listed", "misses", "name", "reporting", "spelled",
         "state_serial", "unlisted", "uuid", "wait", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, uuid: str, ip: str) -> None:
         self.name = name  # as mtcAgent spells it
-        self.spoken = name  # as its guestServer spells it; a seal covers that spelling
+        self.spelled = name  # as its guestServer spells it; a seal covers that spelling
         self.uuid = uuid
         self.ip = ip
         self.instances: Dict[str, Instance] = {}
@@ -148,9 +70,10 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "heard", "heartbeating", "host", "hostname", "known", "listed_at", "lost", "lost_in",
-        "missed", "outcome_until", "repair_action", "reporting", "restart_secs", "resume_notice_secs",
-        "shutdown_notice_secs", "suspend_notice_secs", "told", "unanswered", "uuid", "vote_secs",
+        "adopted", "heartbeating", "host", "hostname", "known", "listed_at", "lost", "lost_in", "missed",
+        "newest", "outcome_until", "repair_action", "reported", "reporting", "restart_secs",
+        "resume_notice_secs", "shutdown_notice_secs", "suspend_notice_secs", "unanswered", "uuid",
+        "vote_secs",
     )  # fmt: skip
 
     def __init__(self, uuid: str, host: Host, hostname: str, reporting: bool, adopted: bool = False) -> None:
@@ -161,15 +84,15 @@ class Instance:
         self.adopted = adopted
         self.missed: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
         self.listed_at = LONG_AGO  # s, monotonic: only a list of the VIM's has named it since
-        self.told = False  # the VIM has been told its state once
+        self.reported = False  # its state was handed over to be delivered to the VIM once
         self.heartbeating = False
         self.unanswered = 0  # audits since its server spoke of it
         self.known = False  # its server has told what follows
         self.lost = False  # a loss waits until that is known
         self.lost_in: Optional[Origin] = None
-        # Type and event of a question of the VIM → when it waits for its outcome no more, s, monotonic.
+        # Type and event of a vote or notice → when the VIM waits for its outcome no more, s, monotonic.
         self.outcome_until: Dict[Tuple[str, str], float] = {}
-        self.heard: Dict[str, Origin] = {}  # the newest datagram that showed a start, a beat, …
+        self.newest: Dict[Aspect, Origin] = {}  # the newest datagram that showed this (`inventory_order`)
         defaults = guest_channel.DEFAULT_INIT
         self.repair_action = defaults.corrective_action
         self.restart_secs = defaults.restart_secs
@@ -178,8 +101,13 @@ class Instance:
         self.resume_notice_secs = defaults.resume_notice_secs
         self.vote_secs = defaults.vote_secs
 
-    def take(self, info: datagram.InstanceInfo) -> None:
-        """Believe the guestServer, but for `reporting`, which is the VIM's."""
+    @property
+    def wants_failures(self) -> bool:
+        """Whether the VIM is to hear of its failures: both its own reporting and its host's are enabled."""
+        return self.reporting and self.host.enabled
+
+    def believe_server(self, info: datagram.InstanceInfo) -> None:
+        """Take the guestServer's word for all but `reporting`, which is the VIM's."""
         self.known = True
         self.heartbeating = info.heartbeating
         self.repair_action = info.repair_action
@@ -188,18 +116,3 @@ class Instance:
         self.suspend_notice_secs = info.suspend_to
         self.resume_notice_secs = info.resume_to
         self.vote_secs = info.vote_to
-
-    def overtaken(self, about: str, origin: Optional[Origin]) -> bool:
-        """Whether this datagram of the same sender, or a newer one about the same, has come already."""
-        newest = self.heard.get(about)
-        return (
-            origin is not None
-            and newest is not None
-            and newest.sender == origin.sender
-            and not datagram_ext.is_newer(origin.number, newest.number)
-        )
-
-    def hear(self, origin: Optional[Origin], *about: str) -> None:
-        """Note the newest datagram."""
-        if origin is not None:
-            self.heard.update((one, origin) for one in about if not self.overtaken(one, origin))

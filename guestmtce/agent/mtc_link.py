@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Callable
+from typing import Protocol
 
+from guestmtce.agent.model import LONG_AGO
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
@@ -23,26 +24,37 @@ CONTROLLER = "controller"
 CONTROLLERS = (CONTROLLER, "controller-0", "controller-1")  # the floating address and the hosts' own
 
 
-class MtcLink:
-    """`on_host(cmd, record)` gets what mtcAgent says.
+# A timer may fire a little early: an interval that is this much of the period has passed.
+TIMER_TOLERANCE = 0.99
 
-    It is asked often until it has said something, and seldom from then on: of 2,000 hosts in a burst some are
-    lost.
+
+class HostListener(Protocol):
+    """Whoever wants to hear which hosts there are."""
+
+    def host_named(self, cmd: int, record: datagram.HostRecord) -> None:
+        """mtcAgent has said ADD_HOST, MOD_HOST or DEL_HOST."""
+
+
+class MtcLink:
+    """The socket.
+
+    mtcAgent is asked often until it has said something, and seldom from then on: of 2,000 hosts in a burst
+    some are lost.
     """
 
     def __init__(
         self,
         loop: Loop,
         settings: AgentSettings,
-        on_host: Callable[[int, datagram.HostRecord], None],
+        listener: HostListener,
         resolver: Resolver,
     ) -> None:
         self.refused = 0
         self.heard = False
         self._loop = loop
         self._settings = settings
-        self._on_host = on_host
-        self._asked_at = -float("inf")
+        self._listener = listener
+        self._asked_at = LONG_AGO
         self._answered = True  # mtcAgent has spoken since it was last asked
         self._throttle = Throttle(log)
         names = [settings.mtc_address, *(name for name in CONTROLLERS if name != settings.mtc_address)]
@@ -54,14 +66,17 @@ class MtcLink:
 
     def start(self) -> None:
         """Say that we are there, again and again."""
-        self.ask()
+        self.ask_hosts()
         period = self._settings.mtc_refresh if self.heard else self._settings.mtc_ask_period
         self._loop.after(period, self.start)
 
-    def ask(self) -> None:
+    def ask_hosts(self) -> None:
         """Ask for the hosts, at most once per `mtc_ask_period`, if mtcAgent's address is known."""
         now = time.monotonic()
-        if not self._candidates.current() or now - self._asked_at < self._settings.mtc_ask_period * 0.99:
+        if (
+            not self._candidates.current()
+            or now - self._asked_at < self._settings.mtc_ask_period * TIMER_TOLERANCE
+        ):
             return
         self._asked_at = now
         if not self._answered:
@@ -77,7 +92,7 @@ class MtcLink:
 
     def _address_known(self) -> None:
         if not self.heard:
-            self.ask()
+            self.ask_hosts()
 
     def _serve(self, data: bytes, address: str) -> None:
         if address not in self._allowed:
@@ -94,7 +109,7 @@ class MtcLink:
             self._throttle.warning("bad", "mtcAgent's datagram from %s was dropped: %s", address, bad)
             return
         self.heard = self._answered = True
-        self._on_host(frame.cmd, record)
+        self._listener.host_named(frame.cmd, record)
 
 
 def _address(ip: str) -> str:

@@ -12,9 +12,10 @@ import itertools
 import logging
 import threading
 import time
-from typing import Any, Callable, Dict, Hashable, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Protocol
 
-from guestmtce.agent.model import Origin, Send
+from guestmtce.agent.effects import Send
+from guestmtce.agent.model import Origin
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import Resolver
@@ -31,7 +32,7 @@ PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
 
 
-class Heard(NamedTuple):
+class ReceivedEvent(NamedTuple):
     """An event, from where, and what to confirm (None: nothing). `sealed`: the key counts, no address.
 
     `vim`: the VIM to which an agent was telling it, 0: none is known. `still_ill`: it is a RUNNING, and an
@@ -46,6 +47,29 @@ class Heard(NamedTuple):
     sealed: bool
     vim: int = 0
     still_ill: bool = False
+
+
+class ServerListener(Protocol):
+    """Whoever wants to hear what the guestServers say."""
+
+    def server_said(self, received: ReceivedEvent) -> None:
+        """A believed event; called in the loop, without the lock."""
+
+
+class Endpoint(NamedTuple):
+    """Where this agent listens (`address` empty: everywhere), and the port of every guestServer."""
+
+    address: str
+    rx_port: int
+    server_port: int
+
+
+class CommandKey(NamedTuple):
+    """What a command is about: a newer one about the same takes its place. A question has its own number."""
+
+    topic: str
+    uuid: str
+    sequence: int = 0
 
 
 class _Peer:
@@ -64,7 +88,7 @@ class _Command(NamedTuple):
 
 
 class ServerLink:
-    """The socket. `on_event` gets what the servers tell. Its methods are called under `lock`, or take it.
+    """The socket. Its methods are called under `lock`, or take it.
 
     Raises OSError from the constructor.
     """
@@ -72,51 +96,49 @@ class ServerLink:
     def __init__(
         self,
         loop: Loop,
-        address: str,
-        rx_port: int,
-        server_port: int,
+        endpoint: Endpoint,
         lock: threading.Lock,
-        on_event: Callable[[Heard], None],
+        listener: ServerListener,
         keys: Keys = NO_KEYS,
         resolver: Optional[Resolver] = None,
     ) -> None:
         self.refused = 0
         self._loop = loop
-        self._server_port = server_port
+        self._server_port = endpoint.server_port
         self._lock = lock
-        self._on_event = on_event
+        self._listener = listener
         self._seal = Seal(*keys)
         self._sender = new_nonce()
         self._speaker = Speaker(self._seal, self._sender, self._sender)
-        self._numbers = itertools.count(1)
+        self._sequences = itertools.count(1)
         self._peers: Dict[str, _Peer] = {}
         self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
         self._scheduling = False
         self._throttle = Throttle(log)
-        self.port = Port(loop, address, rx_port, self._serve, resolver)
+        self.port = Port(loop, endpoint.address, endpoint.rx_port, self._serve, resolver)
 
     @property
-    def waiting(self) -> int:
+    def unconfirmed(self) -> int:
         """How many commands no server has confirmed yet."""
         return sum(len(peer.outgoing) for peer in self._peers.values())
 
-    def send(self, send: Send) -> None:
+    def send_command(self, send: Send) -> None:
         """Send a command, again and again until it is confirmed; under the lock. Does not block."""
         peer = self._peer(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
-        key = _key(send.command, next(self._numbers))
+        key = _key_command(send.command, next(self._sequences))
         if key is None or peer.speaker.spoken is False:
-            self._say(send, peer, Tag())
+            self._send(send, peer, Tag())
             return
-        number = next(self._numbers)
+        sequence = next(self._sequences)
         now = time.monotonic()
         flags = datagram_ext.WANTS_ACK
-        if send.anew or (_enables(send.command) and _hides_disabling(peer.outgoing.pending(key))):
+        if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
-        if self._say(send, peer, Tag(flags, number=number)):
+        if self._send(send, peer, Tag(flags, number=sequence)):
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
-            peer.outgoing.add(key, number, _Command(send, flags), now, until)
+            peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
             self._schedule_soon()
 
     def enables_anew(self, ip: str, uuid: str) -> bool:
@@ -126,27 +148,27 @@ class ServerLink:
         does not confirm for ENABLING_MAX s is heard all the same.
         """
         peer = self._peers.get(ip)
-        message = peer.outgoing.pending(("instance", uuid)) if peer is not None else None
+        message = peer.outgoing.pending(CommandKey("instance", uuid)) if peer is not None else None
         return (
             message is not None
             and bool(message.content.flags & datagram_ext.ANEW)
             and time.monotonic() - message.since < ENABLING_MAX
         )
 
-    def confirm(self, origin: Origin) -> None:
+    def confirm_event(self, origin: Origin) -> None:
         """The server need not tell us that again; under the lock."""
         peer = self._speaker_at(origin.ip)
-        tag = datagram_ext.ack_tag(Tag(sender=origin.sender, number=origin.number))
-        self._dress_and_send(datagram_ext.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
+        tag = datagram_ext.ack_tag(Tag(sender=origin.sender, number=origin.sequence))
+        self._seal_and_send(datagram_ext.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
 
-    def mark(self, origin: Origin, vim: int) -> None:
+    def mark_event(self, origin: Origin, vim: int) -> None:
         """The event is under way to this VIM (0: no more), should another agent ask; under the lock."""
         peer = self._peers.get(origin.ip)
         if peer is not None and peer.takes_marks:
-            tag = datagram_ext.mark_tag(Tag(sender=origin.sender, number=origin.number), vim)
-            self._dress_and_send(datagram_ext.build_mark(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
+            tag = datagram_ext.mark_tag(Tag(sender=origin.sender, number=origin.sequence), vim)
+            self._seal_and_send(datagram_ext.build_mark(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
 
-    def drop(self, ip: str) -> None:
+    def drop_server(self, ip: str) -> None:
         """Nothing more is to be said to this server; under the lock."""
         self._peers.pop(ip, None)
 
@@ -162,7 +184,7 @@ class ServerLink:
         with self._lock:
             for ip, peer in self._peers.items():
                 goodbye = Send(peer.hostname, ip, datagram.LOOPBACK, datagram.Loopback())
-                self._say(goodbye, peer, Tag(GOODBYE))
+                self._send(goodbye, peer, Tag(GOODBYE))
         self.port.close()
 
     # --- out ---------------------------------------------------------------------------------------
@@ -193,26 +215,26 @@ class ServerLink:
     def _new_peer(self) -> _Peer:
         return _Peer("", self._speaker.for_another())
 
-    def _say(self, send: Send, peer: _Peer, tag: Tag) -> bool:
+    def _send(self, send: Send, peer: _Peer, tag: Tag) -> bool:
         try:
             source = self.port.address or self.port.own_address(send.ip)
-            self._dress_and_send(datagram.build_command(send.cmd, source, send.command), tag, send.ip, peer)
+            self._seal_and_send(datagram.build_command(send.cmd, source, send.command), tag, send.ip, peer)
             return True
         except ValueError as error:  # a command too long, or an address that is none
             text = "%s cannot be sent to %s: %s"
             self._throttle.warning("send", text, datagram.NAMES[send.cmd], send.ip, error)
             return False
 
-    def _dress_and_send(self, data: bytes, tag: Tag, ip: str, peer: _Peer) -> None:
+    def _seal_and_send(self, data: bytes, tag: Tag, ip: str, peer: _Peer) -> None:
         route = b"agent>" + peer.hostname.encode()
         self.port.send(peer.speaker.dress(data, tag, route), ip, self._server_port)
 
     def _schedule_soon(self) -> None:
         if not self._scheduling:  # once for all that is sent in a burst: it looks at every host
             self._scheduling = True
-            self._loop.call_from_thread(self._schedule)
+            self._loop.call_from_thread(self._schedule_resend)
 
-    def _schedule(self) -> None:
+    def _schedule_resend(self) -> None:
         with self._lock:
             self._scheduling = False
             waiting = [peer.outgoing for peer in self._peers.values() if peer.outgoing]
@@ -221,19 +243,19 @@ class ServerLink:
             return
         if self._repeat is not None:
             self._repeat.cancel()
-        self._repeat = self._loop.at(due, self._send_again)
+        self._repeat = self._loop.at(due, self._resend_due)
 
-    def _send_again(self) -> None:
+    def _resend_due(self) -> None:
         self._repeat = None
         now = time.monotonic()
         with self._lock:
             for peer in self._peers.values():
                 for message in peer.outgoing.due(now):
                     if peer.speaker.spoken:
-                        self._say(
+                        self._send(
                             message.content.send, peer, Tag(message.content.flags, number=message.number)
                         )
-        self._schedule()
+        self._schedule_resend()
 
     # --- in ----------------------------------------------------------------------------------------
 
@@ -247,7 +269,7 @@ class ServerLink:
                 hostname = event.hostname if event is not None else peer.hostname
                 peer.speaker.check(data, frame, b"server>" + hostname.encode())
                 self._remember(address, peer, hostname)
-                believed = self._believed(peer, address, frame.cmd, tag)
+                believed = self._is_believed(peer, address, frame.cmd, tag)
         except (datagram.BadDatagram, SealRefused) as bad:
             self.refused += 1
             self._throttle.warning("dropped", "a datagram from %s was dropped: %s", address, bad)
@@ -257,16 +279,16 @@ class ServerLink:
             origin = Origin(address, tag.sender, tag.number) if tag is not None and tag.number else None
             wants_ack = tag is not None and tag.wants_ack
             vim, still_ill = (tag.vim, tag.is_still_ill) if tag is not None else (0, False)
-            self._on_event(
-                Heard(frame.cmd, event, address, origin, wants_ack, bool(self._seal), vim, still_ill)
+            self._listener.server_said(
+                ReceivedEvent(frame.cmd, event, address, origin, wants_ack, bool(self._seal), vim, still_ill)
             )
 
-    def _believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
+    def _is_believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
         """Note what the datagram says of its sender; whether it is to be listened to."""
         if not peer.speaker.introduced(tag):
             if cmd == datagram.MONITOR_READY:
                 return True  # it cannot know us yet, and asks for no more than our state
-            self._say(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
+            self._send(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
         if tag is None or tag.wants_ack:
             peer.takes_marks = tag is not None and bool(tag.flags & datagram_ext.TAKES_MARKS)
@@ -281,7 +303,7 @@ class ServerLink:
         return True
 
 
-def _enables(command: datagram.Command) -> bool:
+def _enables_reporting(command: datagram.Command) -> bool:
     return isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting
 
 
@@ -293,13 +315,15 @@ def _hides_disabling(replaced: Optional[Message]) -> bool:
     """
     if replaced is None:
         return False
-    return not _enables(replaced.content.send.command) or bool(replaced.content.flags & datagram_ext.ANEW)
+    return not _enables_reporting(replaced.content.send.command) or bool(
+        replaced.content.flags & datagram_ext.ANEW
+    )
 
 
-def _key(command: datagram.Command, number: int) -> Optional[Hashable]:
-    """What a command is about: a newer one about the same takes its place. None: it is not repeated."""
+def _key_command(command: datagram.Command, sequence: int) -> Optional[CommandKey]:
+    """None: the command is not repeated."""
     if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance)):
-        return "instance", command.uuid
+        return CommandKey("instance", command.uuid)
     if isinstance(command, datagram.SetHost):
-        return "host", command.uuid
-    return ("question", number) if isinstance(command, datagram.Ask) else None
+        return CommandKey("host", command.uuid)
+    return CommandKey("question", command.uuid, sequence) if isinstance(command, datagram.Ask) else None

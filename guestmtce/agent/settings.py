@@ -70,7 +70,7 @@ class AgentSettings(DaemonSettings):
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
-    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)
+    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)  # the VIM waits for 20
     mtc_refresh: float = setting(60.0, "timers.mtc_refresh", SHORTEST, DAY)
     resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
     resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)

@@ -15,13 +15,10 @@ import json
 import re
 import socket
 import struct
-import sys
 import termios
 import threading
 import time
-import zlib
-from typing import Any, Callable, Dict, NamedTuple, Optional
-from urllib.parse import urlsplit
+from typing import Any, Callable, Mapping, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -44,8 +41,6 @@ CHUNK = 65536  # bytes
 END_OF_HEAD = b"\r\n\r\n"  # no JSON ends so
 HEAD_MAX = 64  # bytes that are kept of an answer, for its status line
 STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})[ \r\n]")
-LISTEN = "0A"  # the state in /proc/net/tcp
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class Silent(Exception):
@@ -196,7 +191,7 @@ class Caller:
         self,
         method: str,
         path: str,
-        body: Dict[str, Any],
+        body: Mapping[str, object],
         wait: Wait,
         steps: Steps = NO_STEPS,
     ) -> Reply:
@@ -216,7 +211,9 @@ class Caller:
         finally:
             self._session.close()  # the connection, should the other side keep it: it must serve no other
 
-    def _request(self, method: str, path: str, body: Dict[str, Any], seconds: float) -> requests.Response:
+    def _request(
+        self, method: str, path: str, body: Mapping[str, object], seconds: float
+    ) -> requests.Response:
         return self._session.request(
             method,
             self._base + path,
@@ -251,35 +248,3 @@ def _fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
     if isinstance(error, requests.Timeout):
         return Unanswered(text, exchange.has_all)
     return (Down if "[Errno %d]" % errno.ECONNREFUSED in text else Unreached)(text)
-
-
-def listener(base: str) -> int:
-    """A number, 1 … 2³²−1, for the socket that listens on this host at `base`, an http URL.
-
-    A VIM that was restarted has another one, and so has one on another host. 0: not known, as for a VIM that
-    is reached by a name or over IPv6.
-    """
-    place = urlsplit(base)
-    try:
-        inode = _listening_inode(socket.inet_aton(place.hostname or ""), place.port or 80)
-        with open(BOOT_ID, "rb") as file:
-            return (zlib.crc32(file.read() + b"%d" % inode) or 1) if inode else 0
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _listening_inode(address: bytes, port: int) -> Optional[int]:
-    """The inode of the socket that listens there; the kernel lists those that listen before all others."""
-    hosts = {"%08X" % int.from_bytes(address, sys.byteorder)}
-    if address[0] == 127:
-        hosts.add("00000000")
-    with open("/proc/net/tcp", encoding="ascii") as file:
-        next(file, None)
-        for line in file:
-            fields = line.split()
-            if fields[3] != LISTEN:
-                break
-            host, _, where = fields[1].partition(":")
-            if int(where, 16) == port and host in hosts:
-                return int(fields[9])
-    return None

@@ -1,6 +1,6 @@
 """The threads that speak to the VIM (docs/protocol/3-vim-http.md#how-events-are-delivered).
 
-Each sends one request at a time, on a connection of its own, and then asks the outbox for the next. No lock
+Each sends one request at a time, on a connection of its own, and then asks the queue for the next. No lock
 is held while a thread speaks: the VIM may call us back before it answers.
 
 What an answer means:
@@ -14,7 +14,7 @@ What an answer means:
 - Reset, or no connection: told again, and everything else waits, too. An alarm that was asked about is sent
   again.
 
-To the question about an alarm every 2xx and 4xx (but 408 and 429) is the VIM's own answer, and proves that
+To the query about an alarm every 2xx and 4xx (but 408 and 429) is the VIM's own answer, and proves that
 the alarm was processed. A close without a byte is no answer: it is asked again.
 """
 
@@ -26,7 +26,12 @@ import threading
 import time
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
-from guestmtce.agent import model, vim_call, vim_queue
+from guestmtce.agent import vim_call, vim_listener
+from guestmtce.agent.effects import NEVER
+from guestmtce.agent.model import Origin
+from guestmtce.agent.vim_pace import CONNECTIONS
+from guestmtce.agent.vim_queue import VimQueue
+from guestmtce.agent.vim_request import ACTION, ALARM, VIM_QUERY, VimRequest
 from guestmtce.daemon.log import Throttle
 
 log = logging.getLogger(__name__)
@@ -39,14 +44,27 @@ LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a not
 class Journal(Protocol):
     """Where the next guestAgent finds what became of what a guestServer told; called without the lock."""
 
-    def add(self, origin: model.Origin) -> None:
+    def note_delivered(self, origin: Origin) -> None:
         """The VIM has it."""
 
-    def sending(self, origin: model.Origin, vim: int) -> None:
-        """An alarm is about to be sent to this VIM (`vimcall.listener`)."""
+    def note_sending(self, origin: Origin, vim: int) -> None:
+        """An alarm is about to be sent to this VIM (`vim_listener.identify_listener`)."""
 
-    def unsent(self, origin: model.Origin) -> None:
+    def note_unsent(self, origin: Origin) -> None:
         """The VIM does not have it after all."""
+
+
+class VimListener(Protocol):
+    """Whoever wants to hear what the VIM answers."""
+
+    def vim_answered(self, query: VimRequest, body: Any) -> None:
+        """A query brought this JSON value, or None; called without the lock."""
+
+    def confirm_events(self) -> None:
+        """The queue may have something to confirm or to log; called under the lock, after the journal."""
+
+    def may_deliver(self) -> bool:
+        """Whether all that has come was read: what was not may say that a failure is over."""
 
 
 class Patience(NamedTuple):
@@ -63,12 +81,10 @@ class Unwanted(Exception):
     """What was to be sent is no longer true, or nobody waits for it."""
 
 
-class VimLink:
-    """`outbox` is used under `lock` only. `on_reply(item, reply)` gets what a question brought, or None.
+class VimClient:
+    """Threads that empty `queue`, which is used under `lock` only.
 
-    `on_settled` is called under the lock, whenever the outbox may have settled something; before it the
-    journal has what became of an item. Nothing is begun while `may_begin()` is false, for HELD_MAX s at most:
-    what was not read yet may say that a failure is over.
+    Nothing is begun while `listener.may_deliver()` is false, for HELD_MAX s at most. `base` is the VIM's URL.
     """
 
     def __init__(
@@ -76,29 +92,25 @@ class VimLink:
         base: str,
         patience: Patience,
         lock: threading.Lock,
-        outbox: vim_queue.Outbox,
+        queue: VimQueue,
         journal: Journal,
-        on_reply: Callable[[vim_queue.Item, Any], None],
-        on_settled: Callable[[], None] = lambda: None,
-        may_begin: Callable[[], bool] = lambda: True,
+        listener: VimListener,
     ) -> None:
         self.reachable = True
         self._base = base
         self._patience = patience
-        self._outbox = outbox
+        self._queue = queue
         self._journal = journal
-        self._on_reply = on_reply
-        self._on_settled = on_settled
-        self._may_begin = may_begin
-        self._held_since = vim_queue.NEVER  # s, monotonic
+        self._listener = listener
+        self._held_since = NEVER  # s, monotonic
         self._more = threading.Condition(lock)
         self._stopping = False
-        self._wakes_at = vim_queue.NEVER  # s, monotonic: when a thread that waits looks again by itself
-        self._looked_at, self._vim = -vim_queue.NEVER, 0  # when, and who listened then
+        self._wakes_at = NEVER  # s, monotonic: when a thread that waits looks again by itself
+        self._looked_at, self._vim = -NEVER, 0  # when, and who listened then
         self._throttle = Throttle(log)
         self._threads = [
             threading.Thread(target=self._run, name="vim-%d" % number, daemon=True)
-            for number in range(vim_queue.CONNECTIONS)
+            for number in range(CONNECTIONS)
         ]
 
     def start(self) -> None:
@@ -107,12 +119,12 @@ class VimLink:
             thread.start()
 
     def notify(self) -> None:
-        """The outbox has something new; to be called under the lock."""
+        """The queue has something new; to be called under the lock."""
         self._more.notify()
 
-    def release(self) -> None:
-        """`may_begin()` has become true. Takes the lock only if something may wait for that."""
-        if len(self._outbox):
+    def resume(self) -> None:
+        """`may_deliver()` has become true. Takes the lock only if something may wait for that."""
+        if len(self._queue):
             with self._more:
                 self._more.notify()
 
@@ -126,64 +138,64 @@ class VimLink:
         caller = vim_call.Caller(self._base)
         while True:
             with self._more:
-                item = self._await_item()
-            if item is None:
+                request = self._await_request()
+            if request is None:
                 return
             try:
-                self._deliver(item, caller)
+                self._deliver(request, caller)
             except Exception:
-                log.exception("a defect in guestmtce: delivering %s failed", item.path)
-                self._note(self._outbox.unreached, item, time.monotonic())
+                log.exception("a defect in guestmtce: delivering %s failed", request.path)
+                self._note_end(self._queue.note_unreached, request, time.monotonic())
 
-    def _await_item(self) -> Optional[vim_queue.Item]:
+    def _await_request(self) -> Optional[VimRequest]:
         while not self._stopping:
             now = time.monotonic()
             held = self._is_held(now)
-            item = None if held else self._outbox.next(now)
-            self._on_settled()  # an outcome may have come to its end
-            next_at = self._held_since + HELD_MAX if held else self._outbox.next_at()
-            if item is not None:
-                if next_at < self._wakes_at:
+            request = None if held else self._queue.next_request(now)
+            self._listener.confirm_events()  # an outcome may have come to its end
+            next_due = self._held_since + HELD_MAX if held else self._queue.next_due()
+            if request is not None:
+                if next_due < self._wakes_at:
                     self._more.notify()  # another thread looks after what is next: this one may be away long
-                return item
-            self._wakes_at = min(self._wakes_at, next_at)
-            self._more.wait(None if next_at == vim_queue.NEVER else max(0.001, next_at - now))
-            self._wakes_at = vim_queue.NEVER
+                return request
+            self._wakes_at = min(self._wakes_at, next_due)
+            self._more.wait(None if next_due == NEVER else max(0.001, next_due - now))
+            self._wakes_at = NEVER
         return None
 
     def _is_held(self, now: float) -> bool:
-        if not len(self._outbox) or self._may_begin():
-            self._held_since = vim_queue.NEVER
+        if not len(self._queue) or self._listener.may_deliver():
+            self._held_since = NEVER
             return False
         self._held_since = min(self._held_since, now)
         return now < self._held_since + HELD_MAX
 
-    def _deliver(self, item: vim_queue.Item, caller: vim_call.Caller) -> None:
+    def _deliver(self, request: VimRequest, caller: vim_call.Caller) -> None:
         """Send it, and note how that went."""
-        if self._is_for_another(item):
-            self._note_gone(item)
+        if self._is_for_another(request):
+            self._note_gone(request)
             return
         body, began = None, time.monotonic()
         try:
-            reply = self._call(item, caller)
+            reply = self._call(request, caller)
             self._note_reachable()
-            self._log_answer(item, "status %d" % reply.status, began)
-            body = self._note_reply(item, reply)
+            self._log_answer(request, "status %d" % reply.status, began)
+            body = self._note_reply(request, reply)
         except vim_call.Silent as error:
             self._note_reachable()
-            self._log_answer(item, "closed without a byte", began)
-            self._note_refusal(item, str(error))
+            self._log_answer(request, "closed without a byte", began)
+            self._note_refusal(request, str(error))
         except Unwanted:
-            self._note(self._outbox.unsent, item)
+            self._note_end(self._queue.note_unsent, request)
         except (vim_call.Unanswered, vim_call.Unreached) as error:
             self.reachable = False
-            self._looked_at = -vim_queue.NEVER  # another one may listen next
+            self._looked_at = -NEVER  # another one may listen next
             text = "%s %s: the VIM at %s %s: %s"
             how = "does not answer" if isinstance(error, vim_call.Unanswered) else "cannot be reached"
-            self._throttle.warning(how, text, item.method, item.path, self._base, how, error)
-            self._note_failure(item, error)
-        if item.kind == vim_queue.QUESTION:
-            self._on_reply(item, body)
+            self._throttle.warning(how, text, request.method, request.path, self._base, how, error)
+            self._note_failure(request, error)
+        if request.kind == VIM_QUERY:
+            self._listener.vim_answered(request, body)
 
     def _note_reachable(self) -> None:
         """It has answered. Under the lock, for several threads may see its return."""
@@ -192,102 +204,104 @@ class VimLink:
         if returned:
             log.info("the VIM at %s answers again", self._base)
 
-    def _log_answer(self, item: vim_queue.Item, answer: str, began: float) -> None:
-        """What was told, to whom, the answer, and how long it took; a question, of every audit, as debug."""
-        level = logging.DEBUG if item.kind == vim_queue.QUESTION else logging.INFO
+    def _log_answer(self, request: VimRequest, answer: str, began: float) -> None:
+        """What was told, to whom, the answer, and how long it took; a query, of every audit, as debug."""
+        level = logging.DEBUG if request.kind == VIM_QUERY else logging.INFO
         took = (time.monotonic() - began) * 1000
-        values = (item.uuid, item.what, item.method, item.path, self._base, answer, took)
+        values = (request.uuid, request.topic, request.method, request.path, self._base, answer, took)
         log.log(level, "%s: %s: %s %s to the VIM at %s: %s after %d ms", *values)
 
-    def _call(self, item: vim_queue.Item, caller: vim_call.Caller) -> vim_call.Reply:
-        log.debug("%s %s %r", item.method, item.path, item.body)
-        first = (
-            self._patience.alarm if item.kind == vim_queue.ALARM and not item.asks else self._patience.other
-        )
+    def _call(self, request: VimRequest, caller: vim_call.Caller) -> vim_call.Reply:
+        log.debug("%s %s %r", request.method, request.path, request.body)
+        first = self._patience.alarm if request.kind == ALARM and not request.asks else self._patience.other
         wait = vim_call.Wait(first, self._patience.other)
-        steps = vim_call.Steps(functools.partial(self._check_wanted, item))
-        if item.kind == vim_queue.ALARM and item.origin is not None:
-            steps = steps._replace(before_body=functools.partial(self._note_sending, item.origin))
-        return caller.call(item.method, item.path, item.body, wait, steps)
+        steps = vim_call.Steps(functools.partial(self._check_wanted, request))
+        if request.kind == ALARM and request.origin is not None:
+            steps = steps._replace(before_body=functools.partial(self._note_sending, request.origin))
+        return caller.call(request.method, request.path, request.body, wait, steps)
 
-    def _check_wanted(self, item: vim_queue.Item) -> None:
+    def _check_wanted(self, request: VimRequest) -> None:
         """The last moment in which it can be called back. Raises Unwanted."""
         with self._more:
-            if not self._outbox.wants(item, time.monotonic()):
+            if not self._queue.is_wanted(request, time.monotonic()):
                 raise Unwanted
 
-    def _note_sending(self, origin: model.Origin) -> None:
+    def _note_sending(self, origin: Origin) -> None:
         """The connection is there: whoever listens has it."""
         now = time.monotonic()
         if now - self._looked_at > LISTENER_AGE:
-            self._looked_at, self._vim = now, vim_call.listener(self._base)
-        self._journal.sending(origin, self._vim)
+            self._looked_at, self._vim = now, vim_listener.identify_listener(self._base)
+        self._journal.note_sending(origin, self._vim)
 
-    def _note_reply(self, item: vim_queue.Item, reply: vim_call.Reply) -> Any:
-        """Returns the body that a question has brought."""
+    def _note_reply(self, request: VimRequest, reply: vim_call.Reply) -> Any:
+        """Returns the body that a query has brought."""
         status = reply.status
-        if self._is_for_another(item):  # it may have been replaced before we were connected
-            self._note_gone(item)
-        elif 200 <= status < 300 or (item.asks and 400 <= status < 500 and status not in NOT_NOW):
-            self._note_delivery(item)
+        if self._is_for_another(request):  # it may have been replaced before we were connected
+            self._note_gone(request)
+        elif 200 <= status < 300 or (request.asks and 400 <= status < 500 and status not in NOT_NOW):
+            self._note_delivery(request)
             return reply.body
         elif 400 <= status < 500 and status not in NOT_NOW:
-            self._note_refusal(item, "HTTP status %d" % status)
+            self._note_refusal(request, "HTTP status %d" % status)
         else:
             text = "%s %s: the VIM at %s answers %d: again later"
-            self._throttle.warning("status %d" % status, text, item.method, item.path, self._base, status)
-            self._put_off(item)
+            self._throttle.warning(
+                "status %d" % status, text, request.method, request.path, self._base, status
+            )
+            self._put_off(request)
         return None
 
-    def _is_for_another(self, item: vim_queue.Item) -> bool:
+    def _is_for_another(self, request: VimRequest) -> bool:
         """Whether an alarm is asked about that another VIM than the one that listens now was told."""
-        if not (item.asks and item.sent_to):
+        if not (request.asks and request.sent_to):
             return False
-        return vim_call.listener(self._base) not in (0, item.sent_to)
+        return vim_listener.identify_listener(self._base) not in (0, request.sent_to)
 
-    def _note_gone(self, item: vim_queue.Item) -> None:
-        log.warning("%s: the VIM that was told of the failure is gone: told again", item.uuid)
-        self._note_unsent(item)
-        self._note(self._outbox.unsent, item)
+    def _note_gone(self, request: VimRequest) -> None:
+        log.warning("%s: the VIM that was told of the failure is gone: told again", request.uuid)
+        self._note_unsent(request)
+        self._note_end(self._queue.note_unsent, request)
 
-    def _note_delivery(self, item: vim_queue.Item) -> None:
-        if item.origin is not None:
-            self._journal.add(item.origin)
-        self._note(self._outbox.delivered, item)
+    def _note_delivery(self, request: VimRequest) -> None:
+        if request.origin is not None:
+            self._journal.note_delivered(request.origin)
+        self._note_end(self._queue.note_delivered, request)
 
-    def _note_refusal(self, item: vim_queue.Item, why: str) -> None:
-        level = logging.WARNING if item.kind == vim_queue.ALARM else logging.DEBUG
-        log.log(level, "%s %s: %s", item.method, item.path, why)
-        if item.kind != vim_queue.ALARM and item.origin is not None:
-            self._journal.add(item.origin)
-        elif not item.asks:
-            self._note_unsent(item)
-        self._note(self._outbox.refused, item, time.monotonic())
+    def _note_refusal(self, request: VimRequest, why: str) -> None:
+        level = logging.WARNING if request.kind == ALARM else logging.DEBUG
+        log.log(level, "%s %s: %s", request.method, request.path, why)
+        if request.kind != ALARM and request.origin is not None:
+            self._journal.note_delivered(request.origin)
+        elif not request.asks:
+            self._note_unsent(request)
+        self._note_end(self._queue.note_refused, request, time.monotonic())
 
-    def _note_failure(self, item: vim_queue.Item, error: Exception) -> None:
+    def _note_failure(self, request: VimRequest, error: Exception) -> None:
         """No answer, or no connection."""
         now = time.monotonic()
-        if isinstance(error, vim_call.Unanswered) and not error.has_all and not item.asks:
-            self._put_off(item)
-        elif isinstance(error, vim_call.Unanswered) or (item.asks and isinstance(error, vim_call.NoRoom)):
-            if item.kind == vim_queue.ACTION and item.origin is not None:
-                self._journal.add(item.origin)
+        if isinstance(error, vim_call.Unanswered) and not error.has_all and not request.asks:
+            self._put_off(request)
+        elif isinstance(error, vim_call.Unanswered) or (request.asks and isinstance(error, vim_call.NoRoom)):
+            if request.kind == ACTION and request.origin is not None:
+                self._journal.note_delivered(request.origin)
             # The connection lived until now: whoever listens has it.
-            self._note(self._outbox.unanswered, item, now, vim_call.listener(self._base))
+            self._note_end(
+                self._queue.note_unanswered, request, now, vim_listener.identify_listener(self._base)
+            )
         else:
-            self._note_unsent(item)
-            self._note(self._outbox.unreached, item, now, isinstance(error, vim_call.Down))
+            self._note_unsent(request)
+            self._note_end(self._queue.note_unreached, request, now, isinstance(error, vim_call.Down))
 
-    def _put_off(self, item: vim_queue.Item) -> None:
-        if not item.asks:
-            self._note_unsent(item)
-        self._note(self._outbox.put_off, item, time.monotonic())
+    def _put_off(self, request: VimRequest) -> None:
+        if not request.asks:
+            self._note_unsent(request)
+        self._note_end(self._queue.note_put_off, request, time.monotonic())
 
-    def _note_unsent(self, item: vim_queue.Item) -> None:
-        if item.kind == vim_queue.ALARM and item.origin is not None:
-            self._journal.unsent(item.origin)
+    def _note_unsent(self, request: VimRequest) -> None:
+        if request.kind == ALARM and request.origin is not None:
+            self._journal.note_unsent(request.origin)
 
-    def _note(self, end: Callable[..., None], *values: Any) -> None:
+    def _note_end(self, end: Callable[..., None], *values: Any) -> None:
         with self._more:
             end(*values)
-            self._on_settled()
+            self._listener.confirm_events()

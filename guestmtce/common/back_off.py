@@ -11,9 +11,10 @@ class BackOff:
         self._most = most
         self.delay = first  # s, of the next failure
 
-    def next_delay(self) -> float:
-        """It failed: how long to wait now, in s."""
-        delay, self.delay = self.delay, min(2 * self.delay, self._most)
+    def next_delay(self, most: float = float("inf")) -> float:
+        """It failed: how long to wait now, in s; this time no longer than `most`."""
+        delay = min(self.delay, most)
+        self.delay = min(max(self._first, 2 * delay), self._most)
         return delay
 
     def reset(self) -> None:

@@ -77,7 +77,7 @@ def disagreements(world: World) -> List[str]:
     """What is still to be told, or told differently: nothing, when all is quiet."""
     cluster, found = world.cluster, []
     told = cluster.agent.dump("instance")
-    if "waiting 0" not in cluster.agent.health()["events"]:
+    if "pending 0" not in cluster.agent.health()["events"]:
         found.append("the agent has something to tell")
     for host in cluster.hosts:
         rows = host.server.dump("guest")

@@ -389,5 +389,5 @@ def test_a_guest_that_was_lost_and_came_back_while_the_agent_stood_still_is_not_
         wait_for(lambda: all_are("heartbeating", "enabled"), "they are back")
         assert time.monotonic() < stands_still_until, "this machine is too slow for this test"
         wait_for(lambda: "stood still" in cluster.agent.log(), "the agent goes on")
-        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all")
+        wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "the VIM has heard all")
         assert alarms(cluster) == []

@@ -30,7 +30,7 @@ def cloud(guests, interval_ms=100, server=()):
 def ready(cluster):
     cluster.provision()
     cluster.await_heartbeats(30)
-    wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
+    wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
     host = cluster.hosts[0]
     cluster.vim.hosts = {host.uuid: True}
     cluster.vim.instances = {host.uuid: [(uuid, host.name, True) for uuid in cluster.uuids]}
@@ -51,13 +51,13 @@ def test_failures_while_the_vim_is_down_are_told_when_it_returns_once_each(secon
         cluster.vim.stop()
         back_at = time.monotonic() + seconds
         cluster.hosts[0].guests.say("all", "hang")
-        wait_for(lambda: "waiting 100" in cluster.agent.health()["events"], "alarms and states wait", 20)
+        wait_for(lambda: "pending 100" in cluster.agent.health()["events"], "alarms and states wait", 20)
         wait_for(lambda: time.monotonic() >= back_at, "the outage is over", seconds + 1)
         cluster.vim.start()
         # Its back-off may just have begun: at most 10 s, but never beyond what it is by then.
         wait_for(lambda: len(alarmed(cluster)) >= 50, "all alarms", 11)
         took = max(event["at"] for event in cluster.vim.events("alarm")) - back_at
-        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "all told", 10)
+        wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "all told", 10)
         assert sorted(alarmed(cluster)) == sorted(cluster.uuids)
         print("\nVIM down for %g s: 50 of 50 alarms, the last %.2f s after its return" % (seconds, took))
         assert took < 5
@@ -248,7 +248,7 @@ def test_strangers_are_not_believed(key):
             port.sendto(loss, (AGENT_ADDRESS, cluster.agent_port))
         server, agent = cluster.hosts[0].server, cluster.agent
         wait_for(lambda: "refused 1" in server.health()["datagrams"], "the command is refused")
-        counter = "datagrams" if key else "strangers"
+        counter = "datagrams" if key else "wrong-address-events"
         wait_for(lambda: int(_refused(agent, counter)) == 1, "the event is refused")
         assert len(server.dump("guest")) == 2
         cluster.hosts[0].guests.say(2, "hang")
@@ -258,8 +258,8 @@ def test_strangers_are_not_believed(key):
 
 def _refused(agent, counter):
     lines = agent._report(signal.SIGUSR1, "guestAgent.info")
-    if counter == "strangers":
-        return [line for line in lines if line.startswith("strangers")][0].split()[1]
+    if counter == "wrong-address-events":
+        return [line for line in lines if line.startswith("wrong-address-events")][0].split()[1]
     line = [line for line in lines if line.startswith("datagrams of guestServers")][0].split()
     return line[line.index("refused") + 1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from guestmtce.agent.effects import AskVim, Send
 from guestmtce.agent.inventory import Inventory
-from guestmtce.agent.model import AskVim, Origin, Send
+from guestmtce.agent.model import Origin
+from guestmtce.common.log_line import LogLine
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord, InstanceInfo
 from guestmtce.wire.vim_http import Named
@@ -17,17 +19,27 @@ HOSTS = {host.hostname: host for host in (A, B)}
 ADD, MOD, DEL = datagram.ADD_INST, datagram.MOD_INST, datagram.DEL_INST
 
 
+def drain_effects(made):
+    """What is to be done, but for the lines that are to be logged."""
+    return [effect for effect in made.take_effects() if not isinstance(effect, LogLine)]
+
+
+def drain_lines(made):
+    """The text of what is to be logged."""
+    return [line.text % line.values for line in made.take_effects() if isinstance(line, LogLine)]
+
+
 NEWEST = 1 << 40  # the serial of a question that was put after all else
 
 
 def answer_list(made, hostname, listed, serial=NEWEST, now=0.0):
     """The VIM's list; it was asked for just now unless `serial` says when. It comes long before NOW."""
-    made.vim_instances(hostname, listed, serial, now)
+    made.note_list(hostname, listed, serial, now)
 
 
 def answer_state(made, hostname, reporting, serial=NEWEST):
     """The same for a host's state."""
-    made.vim_host_state(hostname, reporting, serial)
+    made.note_host_state(hostname, reporting, serial)
 
 
 def asks(host, instances):
@@ -45,10 +57,10 @@ class AnySerial(int):
 def inventory(*hosts, listed=True):
     made = Inventory()
     for host in hosts or (A,):
-        made.host_set(host)
+        made.note_host(host)
         if listed:
             answer_list(made, host.hostname, [])
-    made.take_effects()
+    drain_effects(made)
     return made
 
 
@@ -74,10 +86,10 @@ def origin(number, host=A, sender=7):
 
 def enabled(heartbeating=True):
     made = inventory(A, B)
-    made.set(named(), True, NOW)
+    made.set_instance(named(), True, NOW)
     if heartbeating:
-        made.server_state(info())
-    made.take_effects()
+        made.events.note_state(info())
+    drain_effects(made)
     return made
 
 

@@ -3,8 +3,8 @@
 import socket
 import threading
 
-from guestmtce.agent.model import Send
-from guestmtce.agent.server_link import ServerLink
+from guestmtce.agent.effects import Send
+from guestmtce.agent.server_link import Endpoint, ServerLink
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.peer.authentication import Keys, Speaker
@@ -26,13 +26,13 @@ class Bench:
         self.loop = Loop()
         self.agent_port, self.server_port = free_ports(2, "0.0.0.0")
         self.link = ServerLink(
-            self.loop, address, self.agent_port, self.server_port, self.lock, self.take, Keys(key),
+            self.loop, Endpoint(address, self.agent_port, self.server_port), self.lock, self, Keys(key),
         )  # fmt: skip
         self._sockets = []
         self.server = self.open(SERVER)
 
-    def take(self, heard):
-        self.heard.append(heard)
+    def server_said(self, received):
+        self.heard.append(received)
 
     def open(self, address):
         """A socket where the link expects a guestServer."""
@@ -46,7 +46,7 @@ class Bench:
         """Have the link send these, each `cmd, command` and perhaps `seconds`."""
         with self.lock:
             for cmd, command, *seconds in commands:
-                self.link.send(Send(name, ip, cmd, command, *seconds))
+                self.link.send_command(Send(name, ip, cmd, command, *seconds))
 
     def say(self, *datagrams, by=None):
         """Send these to the link, and wait until they were served."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from guestmtce.agent.model import TellAction, TellAlarm, TellService
-from guestmtce.agent.vim_client import Patience, VimLink
-from guestmtce.agent.vim_queue import NEVER, Outbox
+from guestmtce.agent.effects import NEVER, ReportAction, ReportAlarm, ReportService
+from guestmtce.agent.vim_client import Patience, VimClient
+from guestmtce.agent.vim_queue import VimQueue
 from guestmtce.lab.cluster import wait_for
 from guestmtce.wire import guest_channel, vim_http
 
@@ -22,19 +22,19 @@ def uuid_number(number):
 
 
 def service(uuid=U, heartbeating=True):
-    return TellService(uuid, vim_http.service_event(uuid, NAME, True, heartbeating, 601))
+    return ReportService(uuid, vim_http.service_event(uuid, NAME, True, heartbeating, 601))
 
 
 def loss(uuid=U, action="reboot", origin=None):
-    return TellAlarm(uuid, "failed", vim_http.alarm_event(uuid, NAME, "failed", action), origin)
+    return ReportAlarm(uuid, "failed", vim_http.alarm_event(uuid, NAME, "failed", action), origin)
 
 
 def ill(uuid=U):
-    return TellAlarm(uuid, "unhealthy", vim_http.alarm_event(uuid, NAME, "unhealthy", "stop"))
+    return ReportAlarm(uuid, "unhealthy", vim_http.alarm_event(uuid, NAME, "unhealthy", "stop"))
 
 
 def outcome(vote="accept", kind=guest_channel.VOTE, reason="", event="stop", uuid=U, until=NEVER):
-    return TellAction(uuid, vim_http.action_event(uuid, kind, event, vote, reason), None, until)
+    return ReportAction(uuid, vim_http.action_event(uuid, kind, event, vote, reason), None, until)
 
 
 class Journal:
@@ -43,14 +43,14 @@ class Journal:
     def __init__(self):
         self.lines = []
 
-    def add(self, origin):
-        self.lines.append((origin.number, "told"))
+    def note_delivered(self, origin):
+        self.lines.append((origin.sequence, "told"))
 
-    def sending(self, origin, vim):
-        self.lines.append((origin.number, "sending"))
+    def note_sending(self, origin, vim):
+        self.lines.append((origin.sequence, "sending"))
 
-    def unsent(self, origin):
-        self.lines.append((origin.number, "unsent"))
+    def note_unsent(self, origin):
+        self.lines.append((origin.sequence, "unsent"))
 
 
 class Bench:
@@ -58,32 +58,34 @@ class Bench:
 
     def __init__(self, base, timeout=5.0, alarm_timeout=5.0, retry=RETRY, may_begin=lambda: True):
         self.lock = threading.Lock()
-        self.outbox = Outbox(retry, 4 * retry)
+        self.outbox = VimQueue(retry, 4 * retry)
         self.journal = Journal()
         self.replies = []
         self.settled = []
         patience = Patience(alarm_timeout, timeout)
-        self.link = VimLink(
-            base, patience, self.lock, self.outbox, self.journal, self._replied, self._settled, may_begin
-        )
+        self.may_deliver = may_begin
+        self.link = VimClient(base, patience, self.lock, self.outbox, self.journal, self)
         self.link.start()
 
-    def _replied(self, item, reply):
+    def vim_answered(self, item, reply):
         with self.lock:  # whoever takes the answer in needs the lock
-            self.replies.append((item.uuid, item.what, reply))
+            self.replies.append((item.uuid, item.topic, reply))
 
-    def _settled(self):
+    def confirm_events(self):
         assert self.lock.locked()
-        self.settled += [origin.number for origin in self.outbox.take_settled()]
+        self.settled += [origin.sequence for origin in self.outbox.take_confirmable()]
 
     def tell(self, *effects, sent_to=None):
         with self.lock:
             for effect in effects:
-                self.outbox.take(effect, sent_to)
+                if sent_to is None:
+                    self.outbox.accept_effect(effect)
+                else:
+                    self.outbox.add_alarm(effect, sent_to)
             self.link.notify()
 
     def until_told(self, count=0, seconds=5):
-        wait_for(lambda: not len(self.outbox) and self.outbox.told >= count, "all is told", seconds)
+        wait_for(lambda: not len(self.outbox) and self.outbox.delivered >= count, "all is told", seconds)
 
 
 def closing():

@@ -47,7 +47,7 @@ def cloud(shared, no_tracebacks):
     guests.say("all", "vote", "accept")
     shared.provision()
     shared.await_heartbeats()
-    wait_for(lambda: "waiting 0" in shared.agent.health()["events"], "the VIM has heard all")
+    wait_for(lambda: "pending 0" in shared.agent.health()["events"], "the VIM has heard all")
     shared.vim.record.clear()
     yield shared
     no_tracebacks(shared)

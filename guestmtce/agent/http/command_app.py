@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Protocol, TypeVar
 
 import cherrypy
 
@@ -24,7 +24,15 @@ log = logging.getLogger(__name__)
 
 WITH_BODY = ("POST", "PUT", "PATCH")
 
-Apply = Callable[[Callable[[Inventory], Any]], Any]
+Result = TypeVar("Result")
+
+
+class Apply(Protocol):
+    """The one way to the inventory."""
+
+    def __call__(self, act: Callable[[Inventory], Result]) -> Result:
+        """Call act(inventory) under the lock, and carry out what follows from it."""
+
 
 _throttle = Throttle(log)
 

@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
-from guestmtce.agent.inventory import Inventory
+from guestmtce.agent.inventory import Inventory, Reply
 from guestmtce.wire import guest_channel, vim_http
 from guestmtce.wire.vim_http import Failure
 
 PATH = re.compile(r"/v1/(hosts|instances)/([^/]+)(?:/([^/]+))?/?")
 
 # handler(inventory, uuid, body) → the reply; None is answered with 204
-Handler = Callable[[Inventory, str, bytes], Optional[Dict[str, Any]]]
+Handler = Callable[[Inventory, str, bytes], Optional[Reply]]
 
 
-def create_host(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    inventory.host(uuid)
+def create_host(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    inventory.find_host(uuid)
     return vim_http.PASS
 
 
-def enable_host(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
+def enable_host(inventory: Inventory, uuid: str, body: bytes) -> Reply:
     vim_http.parse_named(uuid, body)
-    inventory.host_reporting(uuid, True)
+    inventory.set_host_reporting(uuid, True)
     return vim_http.PASS
 
 
-def disable_host(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
+def disable_host(inventory: Inventory, uuid: str, body: bytes) -> Reply:
     vim_http.parse_named(uuid, body)
-    inventory.host_reporting(uuid, False)
+    inventory.set_host_reporting(uuid, False)
     return vim_http.PASS
 
 
-def query_host(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    host = inventory.host(uuid)
+def query_host(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    host = inventory.find_host(uuid)
     return vim_http.host_reply(uuid, host.name, host.enabled)
 
 
@@ -47,31 +47,31 @@ def delete_host(inventory: Inventory, uuid: str, body: bytes) -> None:
     return None  # hosts are mtcAgent's
 
 
-def create_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    inventory.create(vim_http.parse_create(uuid, body))
+def create_instance(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    inventory.create_instance(vim_http.parse_create(uuid, body))
     return vim_http.PASS
 
 
-def set_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    return inventory.set(*vim_http.parse_set(uuid, body), time.monotonic())
+def set_instance(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    return inventory.set_instance(*vim_http.parse_set(uuid, body), time.monotonic())
 
 
-def query_instance(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
-    return inventory.reply(uuid)
+def query_instance(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    return inventory.query_instance(uuid)
 
 
 def delete_instance(inventory: Inventory, uuid: str, body: bytes) -> None:
-    inventory.delete(uuid)
+    inventory.delete_instance(uuid)
 
 
-def ask_vote(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
+def ask_vote(inventory: Inventory, uuid: str, body: bytes) -> Reply:
     named, event = vim_http.parse_action(uuid, body)
-    return inventory.ask(named, guest_channel.VOTE, event, time.monotonic())
+    return inventory.ask_guest(named, guest_channel.VOTE, event, time.monotonic())
 
 
-def send_notice(inventory: Inventory, uuid: str, body: bytes) -> Dict[str, Any]:
+def send_notice(inventory: Inventory, uuid: str, body: bytes) -> Reply:
     named, event = vim_http.parse_action(uuid, body)
-    return inventory.ask(named, guest_channel.NOTICE, event, time.monotonic())
+    return inventory.ask_guest(named, guest_channel.NOTICE, event, time.monotonic())
 
 
 ROUTES: Dict[Tuple[str, Optional[str]], Dict[str, Handler]] = {

@@ -8,28 +8,21 @@ from guestmtce.agent.http import wsgi
 from guestmtce.agent.http.callers import Callers
 from guestmtce.agent.http.command_app import Apply, make_application
 from guestmtce.agent.http.http_server import HttpServer
+from guestmtce.agent.settings import AgentSettings
 from guestmtce.wire.http_request import Request
-
-REQUEST_TIME = 10.0  # s; the VIM gives up after 20
 
 
 class Commands:
     """`apply(f)` calls f(inventory) under the lock and carries out what follows from it."""
 
-    def __init__(
-        self,
-        address: str,
-        port: int,
-        threads: int,
-        apply: Apply,
-        vim_users: str = "",
-        request_time: float = REQUEST_TIME,
-    ) -> None:
-        self._address = address
-        self._port = port
+    def __init__(self, settings: AgentSettings, apply: Apply) -> None:
+        self._address = settings.http_address
+        self._port = settings.http_port
         self._application = make_application(apply)
-        self._callers = Callers(vim_users)
-        self._server = HttpServer(threads, request_time, self._answer, self._callers.identify)
+        self._callers = Callers(settings.vim_users)
+        self._server = HttpServer(
+            settings.http_threads, settings.command_timeout, self._answer, self._callers.identify
+        )
 
     @property
     def served(self) -> int:

@@ -5,7 +5,7 @@ from agent_world import HOST, LOSS, RUNNING, U, World, confirmed
 from agentlink_driver import SERVER, Bench, Process, loss, running
 from serverlink_bench import OurServer
 
-from guestmtce.agent import vim_call
+from guestmtce.agent import vim_listener
 from guestmtce.peer import retransmit
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Tag
@@ -42,7 +42,7 @@ def test_a_marked_event_shows_its_mark_until_it_is_taken_off(bench):
     agent = Process(5)
     bench.send(agent.query())
     for tell in (running(), loss()):
-        bench.link.tell(tell)
+        bench.link.report_event(tell)
     assert shown(bench, loss()) == 0
     bench.send(mark(agent, loss(), SOMEWHERE))
     other = Process(6)
@@ -56,7 +56,7 @@ def test_a_marked_event_shows_its_mark_until_it_is_taken_off(bench):
 def test_a_mark_of_something_else_marks_nothing(bench):
     agent = Process(5)
     bench.send(agent.query())
-    bench.link.tell(loss())
+    bench.link.report_event(loss())
     bench.send(mark(agent, loss(), SOMEWHERE, sender=SERVER + 1), mark(agent, running(), SOMEWHERE))
     assert shown(bench, loss()) == 0
     assert (bench.told, bench.link.waiting, bench.link.refused) == ([], 1, 0)
@@ -104,7 +104,7 @@ def test_an_alarm_under_way_is_marked_and_again_when_the_mark_was_lost(world):
     one, server = world()
     one.vim.hang = True
     tell(server, LOSS, 2)
-    here = vim_call.listener(one.vim.url)
+    here = vim_listener.identify_listener(one.vim.url)
     one.until(lambda: marks(server) == [(2, here)], "it is marked")
     tell(server, LOSS, 2)
     one.until(lambda: marks(server) == [(2, here)] * 2, "and again")
@@ -121,7 +121,7 @@ def test_who_takes_no_marks_gets_none(world):
     one, server = world(takes_marks=False)
     one.vim.hang = True
     tell(server, LOSS, 2, takes_marks=False)
-    one.until(lambda: one.agent._outbox._alarms_out, "it is under way")
+    one.until(lambda: one.agent._vim_queue._pace.alarms_out, "it is under way")
     tell(server, LOSS, 2, takes_marks=False)
     one.quiet()
     assert marks(server) == []
@@ -130,7 +130,7 @@ def test_who_takes_no_marks_gets_none(world):
 @pytest.mark.parametrize("same", [True, False])
 def test_an_event_that_another_agent_was_telling_this_vim_is_asked_about(world, same):
     one, server = world()
-    here = vim_call.listener(one.vim.url)
+    here = vim_listener.identify_listener(one.vim.url)
     tell(server, LOSS, 2, vim=here if same else SOMEWHERE)
     one.until(lambda: 2 in confirmed(server), "it is confirmed")
     assert len(one.alarms()) == (0 if same else 1)

@@ -14,6 +14,8 @@ from inventory_facts import (
     U,
     answer_list,
     asks,
+    drain_effects,
+    drain_lines,
     enabled,
     info,
     inventory,
@@ -22,8 +24,10 @@ from inventory_facts import (
     send,
 )
 
+from guestmtce.agent.effects import AskMtc, ReportService, Send
 from guestmtce.agent.hosts import Hosts
-from guestmtce.agent.model import AskMtc, Host, Send, TellService
+from guestmtce.agent.model import Host
+from guestmtce.common.log_line import LogLine
 from guestmtce.wire import datagram, guest_channel, vim_http
 from guestmtce.wire.datagram import DeleteInstance, HostRecord, Query, SetInstance
 from guestmtce.wire.vim_http import Failure, Listed, Named
@@ -65,27 +69,27 @@ FOUND = [
 
 @pytest.mark.parametrize("known, name, found", FOUND)
 def test_a_name_finds_the_one_host_that_it_can_mean(known, name, found):
-    host = table(*known).find(name)
+    host = table(*known).find_host(name)
     assert (host and host.name) == found
 
 
 def test_a_removed_host_is_found_no_more_and_its_namesake_is_unambiguous_again():
     hosts = table("compute-0.a", "compute-0.b")
-    first = hosts.find("compute-0.a")
+    first = hosts.find_host("compute-0.a")
     hosts.remove(first)
-    assert hosts.find("compute-0.a") is None and hosts.find("compute-0").name == "compute-0.b"
-    assert hosts.with_uuid(first.uuid) is None and hosts.with_uuid("UUID-1").name == "compute-0.b"
-    hosts.remove(hosts.find("compute-0"))
+    assert hosts.find_host("compute-0.a") is None and hosts.find_host("compute-0").name == "compute-0.b"
+    assert hosts.find_by_uuid(first.uuid) is None and hosts.find_by_uuid("UUID-1").name == "compute-0.b"
+    hosts.remove(hosts.find_host("compute-0"))
     assert len(hosts) == 0 == len(hosts._by_label) == len(hosts._by_uuid)
 
 
 # --- what guestServers and the VIM say ---
 
 EVENTS = {
-    "answer": lambda made, host: made.server_answer(info(host)),
-    "loss": lambda made, host: made.server_loss(info(host)),
-    "ready": lambda made, host: made.server_ready(datagram.Ready(host.hostname)),
-    "vote": lambda made, host: made.server_vote(
+    "answer": lambda made, host: made.events.note_answer(info(host)),
+    "loss": lambda made, host: made.events.note_loss(info(host)),
+    "ready": lambda made, host: made.events.note_ready(datagram.Ready(host.hostname)),
+    "vote": lambda made, host: made.events.note_outcome(
         datagram.VoteResult(host.hostname, U, guest_channel.VOTE, "stop", "accept", ""), NOW
     ),
 }
@@ -96,72 +100,76 @@ EVENTS = {
 def test_a_guestserver_is_known_however_it_spells_its_host(name, spelling):
     made = enabled()
     assert EVENTS[name](made, A._replace(hostname=spelling))
-    effects = made.take_effects()
+    effects = drain_effects(made)
     assert effects and AskMtc() not in effects
     assert [one for one in of(Send, effects) if one.cmd == DEL] == []
     assert {one.hostname for one in of(Send, effects)} <= {spelling}  # the spelling that its seals cover
-    assert {one.body["hostname"] for one in of(TellService, effects)} <= {A.hostname}
+    assert {one.body["hostname"] for one in of(ReportService, effects)} <= {A.hostname}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_vim_is_answered_and_told_in_its_own_spelling(spelling):
     made = inventory(A, B)
     mine = A._replace(hostname=spelling)
-    made.create(named(mine))
-    assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
-    assert made.set(named(mine), True, NOW)["hostname"] == spelling == made.reply(U)["hostname"]
-    assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
-    made.server_state(info(A))
-    assert of(TellService, made.take_effects())[0].body["hostname"] == spelling
-    assert made.ask(named(mine), guest_channel.VOTE, "stop", NOW)["hostname"] == spelling
-    assert made.set(named(B), True, NOW)["hostname"] == B.hostname
-    assert made.set(named(mine), True, NOW)["hostname"] == spelling  # moved back
+    made.create_instance(named(mine))
+    assert drain_effects(made) == [send(A, ADD, SetInstance(U, False))]
+    assert made.set_instance(named(mine), True, NOW)["hostname"] == spelling
+    assert made.query_instance(U)["hostname"] == spelling
+    assert drain_effects(made) == [send(A, MOD, SetInstance(U, True))]
+    made.events.note_state(info(A))
+    assert of(ReportService, drain_effects(made))[0].body["hostname"] == spelling
+    assert made.ask_guest(named(mine), guest_channel.VOTE, "stop", NOW)["hostname"] == spelling
+    assert made.set_instance(named(B), True, NOW)["hostname"] == B.hostname
+    assert made.set_instance(named(mine), True, NOW)["hostname"] == spelling  # moved back
 
 
 def test_the_vims_newest_spelling_is_taken_in_place():
     made = enabled()
     other = A._replace(hostname="Compute-0")
-    made.set(named(other), True, NOW)
-    assert made.take_effects() == [send(A, MOD, SetInstance(U, True))]
-    assert made.reply(U)["hostname"] == "Compute-0"
-    made.create(named())
-    assert made.take_effects() == [] and made.reply(U)["hostname"] == A.hostname
+    made.set_instance(named(other), True, NOW)
+    assert drain_effects(made) == [send(A, MOD, SetInstance(U, True))]
+    assert made.query_instance(U)["hostname"] == "Compute-0"
+    made.create_instance(named())
+    assert drain_effects(made) == [] and made.query_instance(U)["hostname"] == A.hostname
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_mtcagents_record_in_another_spelling_is_the_same_host(spelling):
     made = enabled()
-    made.host_set(A._replace(hostname=spelling, uuid=A.uuid.upper()))
+    made.note_host(A._replace(hostname=spelling, uuid=A.uuid.upper()))
     assert len(made.hosts) == 2 and U in made.instances
-    made.host_deleted(A._replace(hostname=spelling, ip=""))
+    made.delete_host(A._replace(hostname=spelling, ip=""))
     assert [host.name for host in made.hosts] == [B.hostname] and not made.instances
 
 
 def test_mtcagents_record_of_another_host_with_a_domain_touches_no_namesake():
     made = enabled()
     other = HostRecord("compute-0.b", "bbbbbbbb-0000-4000-8000-000000000000", "10.0.9.9")
-    made.host_deleted(other)
-    made.host_set(other)
-    assert len(made.hosts) == 3 and made.host(A.uuid).ip == A.ip
-    made.host_deleted(other)
+    made.delete_host(other)
+    made.note_host(other)
+    assert len(made.hosts) == 3 and made.find_host(A.uuid).ip == A.ip
+    made.delete_host(other)
     assert len(made.hosts) == 2 and U in made.instances
 
 
-def test_an_unknown_host_is_named_with_the_remedy(caplog):
+def test_an_unknown_host_is_named_with_the_remedy():
     made = inventory(A._replace(hostname="compute-0.a"), B._replace(hostname="compute-0.b"))
-    assert not made.server_ready(datagram.Ready("compute-0"))
-    assert made.take_effects() == [AskMtc()]
+    assert not made.events.note_ready(datagram.Ready("compute-0"))
+    effects = made.take_effects()
+    assert AskMtc() in effects and len(effects) == 2
+    (line,) = [effect.text % effect.values for effect in of(LogLine, effects)]
     for words in ("compute-0", "compute-0.a, compute-0.b", "mtcAgent", "[agent] hosts"):
-        assert words in caplog.text
+        assert words in line
     with pytest.raises(Failure):
-        made.create(Named(U, "nowhere", {}))
-    assert "nowhere, which is unknown: asking" in caplog.text
+        made.create_instance(Named(U, "nowhere", {}))
+    assert "nowhere, which is unknown: asking" in drain_lines(made)[0]
 
 
-def test_of_many_namesakes_four_are_named(caplog):
+def test_of_many_namesakes_four_are_named():
     made = inventory(*(A._replace(hostname="compute-0." + domain, uuid=domain) for domain in "abcde"))
-    assert not made.server_ready(datagram.Ready("compute-0"))
-    assert "compute-0.d:" in caplog.text and "compute-0.e" not in caplog.text
+    assert not made.events.note_ready(datagram.Ready("compute-0"))
+    (line,) = drain_lines(made)
+    assert "compute-0.d:" in line and "compute-0.e" not in line
 
 
 # --- uuids ---
@@ -171,25 +179,25 @@ UPPER = U.upper()
 
 def test_one_uuid_in_both_cases_is_one_instance_and_a_reply_is_spelled_as_its_command():
     made = inventory()
-    made.create(named(uuid=UPPER))
-    assert made.take_effects() == [send(A, ADD, SetInstance(U, False))]
-    assert made.set(named(uuid=UPPER), True, NOW)["uuid"] == UPPER
-    assert made.set(named(), True, NOW)["uuid"] == U
-    made.server_state(info())
-    assert of(TellService, made.take_effects())[0].uuid == U
+    made.create_instance(named(uuid=UPPER))
+    assert drain_effects(made) == [send(A, ADD, SetInstance(U, False))]
+    assert made.set_instance(named(uuid=UPPER), True, NOW)["uuid"] == UPPER
+    assert made.set_instance(named(), True, NOW)["uuid"] == U
+    made.events.note_state(info())
+    assert of(ReportService, drain_effects(made))[0].uuid == U
     answer_list(made, A.hostname, [Listed(U, A.hostname, False)])
-    assert list(made.instances) == [U] and made.reply(UPPER)["uuid"] == UPPER
-    assert made.ask(named(uuid=UPPER), guest_channel.VOTE, "stop", NOW)["uuid"] == UPPER
-    assert of(Send, made.take_effects())[0].command.uuid == U
-    made.delete(UPPER)
-    assert send(A, DEL, DeleteInstance(U)) in made.take_effects() and not made.instances
+    assert list(made.instances) == [U] and made.query_instance(UPPER)["uuid"] == UPPER
+    assert made.ask_guest(named(uuid=UPPER), guest_channel.VOTE, "stop", NOW)["uuid"] == UPPER
+    assert of(Send, drain_effects(made))[0].command.uuid == U
+    made.delete_instance(UPPER)
+    assert send(A, DEL, DeleteInstance(U)) in drain_effects(made) and not made.instances
 
 
 def test_a_hosts_uuid_is_found_in_either_case():
     made = inventory()
-    assert made.host(A.uuid.upper()) is made.host(A.uuid)
-    made.host_set(A._replace(uuid=A.uuid.upper()))
-    assert made.host(A.uuid).name == A.hostname
+    assert made.find_host(A.uuid.upper()) is made.find_host(A.uuid)
+    made.note_host(A._replace(uuid=A.uuid.upper()))
+    assert made.find_host(A.uuid).name == A.hostname
 
 
 NAMED = b'{"uuid":"%s","hostname":"h","action":"stop"}' % UPPER.encode()
@@ -217,5 +225,5 @@ def test_a_body_with_another_uuid_than_the_path_is_still_refused():
 
 def test_the_query_of_a_new_host_is_sent_under_the_name_that_mtcagent_gave():
     made = inventory(A, listed=False)
-    made.host_set(B)
-    assert made.take_effects() == [asks(B, False), asks(B, True), send(B, datagram.QRY_INST, Query())]
+    made.note_host(B)
+    assert drain_effects(made) == [asks(B, False), asks(B, True), send(B, datagram.QRY_INST, Query())]

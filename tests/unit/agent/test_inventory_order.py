@@ -6,11 +6,14 @@ docs/protocol/2-datagrams.md#late-and-out-of-order
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inventory_facts import A, B, U, info, inventory, loss, named, of, origin
+from inventory_facts import A, B, U, drain_effects, info, inventory, loss, named, of, origin
 from tiers import examples
 
-from guestmtce.agent.model import TellAlarm, TellService
-from guestmtce.agent.vim_queue import ALARM, SERVICE, Outbox
+from guestmtce.agent.effects import ReportAlarm, ReportService
+from guestmtce.agent.inventory_order import RULES, Said, Verdict, judge_datagram
+from guestmtce.agent.model import ANYTHING, BEAT, FAILED, START, STATE, UNHEALTHY
+from guestmtce.agent.vim_queue import VimQueue
+from guestmtce.agent.vim_request import ALARM, SERVICE
 from guestmtce.wire import datagram_ext
 
 NOW = 1000.0
@@ -18,19 +21,19 @@ BEATS, SILENT = {"heartbeating": True}, {"heartbeating": False}
 
 # What a guestServer says: the inventory's method, and what the datagram shows.
 SAID = {
-    "RUNNING": ("server_state", BEATS),
-    "STOPPED": ("server_state", SILENT),
-    "LOSS": ("server_loss", SILENT),
-    "ILL": ("server_ill", BEATS),
-    "BEATS": ("server_answer", BEATS),
-    "SILENT": ("server_answer", SILENT),
+    "RUNNING": ("note_state", BEATS),
+    "STOPPED": ("note_state", SILENT),
+    "LOSS": ("note_loss", SILENT),
+    "ILL": ("note_illness", BEATS),
+    "BEATS": ("note_answer", BEATS),
+    "SILENT": ("note_answer", SILENT),
 }
 
 
 def provisioned():
     made = inventory(A, B)
-    made.set(named(), True, NOW)
-    made.take_effects()
+    made.set_instance(named(), True, NOW)
+    drain_effects(made)
     return made
 
 
@@ -38,30 +41,30 @@ def say(made, what, number, sender=7, short=False):
     """Whether it was understood."""
     name, shows = SAID[what]
     event = loss() if short and what == "LOSS" else info(**shows)
-    return getattr(made, name)(event, number and origin(number, sender=sender))
+    return getattr(made.events, name)(event, number and origin(number, sender=sender))
 
 
 def tell(outbox, made):
-    for effect in made.take_effects():
-        outbox.take(effect)
+    for effect in drain_effects(made):
+        outbox.accept_effect(effect)
 
 
 def left(outbox):
     """The kinds of what the outbox would tell, and the last service state."""
     kinds, status = [], None
     while True:
-        item = outbox.next(NOW)
+        item = outbox.next_request(NOW)
         if item is None:
             return kinds, status
-        kinds.append(item.what or item.kind)
+        kinds.append(item.topic or item.kind)
         if item.kind == SERVICE:
             status = item.body["event-data"]["services"][0]["status"]
-        outbox.delivered(item)
+        outbox.note_delivered(item)
 
 
 def outcome(*said, sender=7, short=False):
     """What is told of these, `NAME number` each, and whether the instance heartbeats in the end."""
-    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    made, outbox = provisioned(), VimQueue(0.5, 10.0)
     for words in said:
         what, number = words.split()
         say(made, what, int(number), sender, short)
@@ -115,32 +118,32 @@ def test_a_repetition_has_no_effect(what):
     made = provisioned()
     say(made, "RUNNING" if what in ("LOSS", "STOPPED", "SILENT") else "STOPPED", 1)
     assert say(made, what, 2)
-    assert of(TellService, made.take_effects()) or of(TellAlarm, made.take_effects()) or what == "LOSS"
+    assert of(ReportService, drain_effects(made)) or of(ReportAlarm, drain_effects(made)) or what == "LOSS"
     for _ in range(3):
         assert say(made, what, 2)
-        assert of(TellService, made.take_effects()) == of(TellAlarm, made.take_effects()) == []
+        assert of(ReportService, drain_effects(made)) == of(ReportAlarm, drain_effects(made)) == []
 
 
 def test_an_older_loss_after_one_that_the_vim_has_is_no_second_one():
     made = provisioned()
     for what, number, alarms in (("RUNNING", 1, 0), ("LOSS", 5, 1), ("LOSS", 3, 0), ("LOSS", 6, 1)):
         assert say(made, what, number)
-        assert len(of(TellAlarm, made.take_effects())) == alarms, (what, number)
+        assert len(of(ReportAlarm, drain_effects(made))) == alarms, (what, number)
 
 
 def test_the_same_datagram_from_another_address_is_the_same():
     made = provisioned()
-    assert made.server_loss(info(**SILENT), origin(5))
-    made.take_effects()
-    assert made.server_loss(info(**SILENT), origin(5)._replace(ip="10.9.9.9"))
-    assert of(TellAlarm, made.take_effects()) == []
+    assert made.events.note_loss(info(**SILENT), origin(5))
+    drain_effects(made)
+    assert made.events.note_loss(info(**SILENT), origin(5)._replace(ip="10.9.9.9"))
+    assert of(ReportAlarm, drain_effects(made)) == []
 
 
 def test_another_senders_numbers_are_not_compared():
     made = provisioned()
     say(made, "RUNNING", 900, sender=7)
     say(made, "LOSS", 1, sender=8)
-    assert len(of(TellAlarm, made.take_effects())) == 1
+    assert len(of(ReportAlarm, drain_effects(made))) == 1
     say(made, "STOPPED", 2, sender=8)
     assert not made.instances[U].heartbeating
     say(made, "RUNNING", 3, sender=8)
@@ -154,19 +157,58 @@ def test_an_old_server_has_no_numbers_and_its_order_counts():
         ("LOSS", True, 1), ("STOPPED", False, 0), ("RUNNING", True, 0), ("LOSS", True, 1), ("LOSS", True, 1),
     ):  # fmt: skip
         say(made, what, None)
-        assert len(of(TellAlarm, made.take_effects())) == alarms
+        assert len(of(ReportAlarm, drain_effects(made))) == alarms
         assert made.instances[U].heartbeating == heartbeating
 
 
 def test_after_a_move_the_numbers_of_before_do_not_count():
     made = provisioned()
     say(made, "RUNNING", 900)
-    made.set(named(B), True, NOW)
-    made.server_state(info(B), origin(5, B, sender=9))
-    made.set(named(A), True, NOW)
-    made.take_effects()
+    made.set_instance(named(B), True, NOW)
+    made.events.note_state(info(B), origin(5, B, sender=9))
+    made.set_instance(named(A), True, NOW)
+    drain_effects(made)
     say(made, "RUNNING", 6)
-    assert len(of(TellService, made.take_effects())) == 1 and made.instances[U].heartbeating
+    assert len(of(ReportService, drain_effects(made))) == 1 and made.instances[U].heartbeating
+
+
+# --- the table ---
+
+ASPECTS = (FAILED, UNHEALTHY, START, BEAT, STATE, ANYTHING)
+SHOWN_BY = st.dictionaries(st.sampled_from(ASPECTS), st.builds(origin, st.integers(1, 5)))
+
+
+@pytest.mark.parametrize("said", Said)
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_every_kind_of_datagram_after_a_newer_one_that_showed_this(said, aspect):
+    """Each pair of the table: what a rule names is overtaken or kept, and nothing else is."""
+    rule, newest = RULES[said], {aspect: origin(9)}
+    verdict = judge_datagram(newest, said, origin(5))
+    assert verdict.counts is (aspect not in rule.overtaken_by)
+    assert newest[aspect] == origin(9)
+    if verdict.counts:
+        assert verdict.ends == tuple(state for state in rule.ends if state != aspect)
+        assert verdict.state_counts is (aspect != STATE)
+        shown = {*rule.shows, *(rule.state_shows if aspect != STATE else ())}
+        assert {one for one, by in newest.items() if by == origin(5)} == shown - {aspect}
+
+
+@pytest.mark.parametrize("said", Said)
+@given(SHOWN_BY)
+def test_what_bears_no_number_or_comes_from_another_sender_is_not_overtaken(said, newest):
+    before = dict(newest)
+    whole = Verdict(True, RULES[said].ends, True)
+    assert judge_datagram(newest, said, None) == whole and newest == before
+    assert judge_datagram(newest, said, origin(1, sender=8)) == whole
+
+
+@pytest.mark.parametrize("said", [said for said in Said if said is not Said.LOSS_THAT_WAITS])
+def test_a_datagram_that_comes_twice_shows_nothing_new(said):
+    newest = {}
+    judge_datagram(newest, said, origin(5))
+    before = dict(newest)
+    again = judge_datagram(newest, said, origin(5))
+    assert newest == before and not (again.counts and RULES[said].overtaken_by)
 
 
 # --- any order ---
@@ -187,7 +229,7 @@ def deliveries(draw):
 @given(deliveries())
 def test_in_any_order_the_newest_state_stands_and_no_loss_is_lost_or_made_up(delivery):
     history, order, short = delivery
-    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    made, outbox = provisioned(), VimQueue(0.5, 10.0)
     for number in order:
         what = history[number - 1]
         # One that was not understood comes again, as a server does, once it knows that we want all of it.
@@ -205,18 +247,18 @@ def test_in_any_order_the_newest_state_stands_and_no_loss_is_lost_or_made_up(del
 def test_no_loss_is_told_twice_and_none_that_was_over_when_it_came(delivery, turns):
     """The VIM takes what there is at some moments: an alarm that it has is not told again by anything old."""
     history, order, _ = delivery
-    made, outbox, came, told = provisioned(), Outbox(0.5, 10.0), [], []
+    made, outbox, came, told = provisioned(), VimQueue(0.5, 10.0), [], []
     for number, turn in zip(order, turns):
         assert say(made, history[number - 1], number)
         came.append(number)
         tell(outbox, made)
         while turn:
-            item = outbox.next(NOW)
+            item = outbox.next_request(NOW)
             if item is None:
                 break
-            outbox.delivered(item)
+            outbox.note_delivered(item)
             if item.kind == ALARM:
-                told.append(item.origin.number)
+                told.append(item.origin.sequence)
                 starts = [one for one in came if history[one - 1] != "LOSS"]
                 assert history[told[-1] - 1] == "LOSS" and told[-1] > max(starts, default=0)
     assert told == sorted(set(told))
@@ -225,19 +267,19 @@ def test_no_loss_is_told_twice_and_none_that_was_over_when_it_came(delivery, tur
 @pytest.mark.parametrize("ill_first", [True, False])
 def test_an_illness_outlives_a_running_that_says_so(ill_first):
     """A guestServer that was restarted says RUNNING, and the guest is as ill as before."""
-    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    made, outbox = provisioned(), VimQueue(0.5, 10.0)
     if ill_first:
         say(made, "ILL", 5)
-    assert made.server_state(info(), origin(6), True)
+    assert made.events.note_state(info(), origin(6), True)
     say(made, "ILL", 5)
     tell(outbox, made)
     assert left(outbox) == (["unhealthy", SERVICE], "enabled")
 
 
 def test_a_loss_does_not_outlive_a_running_of_one_that_is_still_ill():
-    made, outbox = provisioned(), Outbox(0.5, 10.0)
+    made, outbox = provisioned(), VimQueue(0.5, 10.0)
     say(made, "LOSS", 5)
-    made.server_state(info(), origin(6), True)
+    made.events.note_state(info(), origin(6), True)
     say(made, "LOSS", 5)
     tell(outbox, made)
     assert left(outbox) == ([SERVICE], "enabled")

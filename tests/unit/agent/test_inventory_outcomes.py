@@ -1,9 +1,9 @@
 """How long the VIM waits for the outcome of a vote or notice (docs/protocol/3-vim-http.md#outcomes)."""
 
 import pytest
-from inventory_facts import NOW, A, U, answer_list, enabled, info, inventory, named, of, origin
+from inventory_facts import NOW, A, U, answer_list, drain_effects, enabled, info, inventory, named, of, origin
 
-from guestmtce.agent.model import TellAction
+from guestmtce.agent.effects import ReportAction
 from guestmtce.wire import datagram, guest_channel
 from guestmtce.wire.vim_http import Listed
 
@@ -16,33 +16,33 @@ def outcome(kind=VOTE, event="stop"):
 
 def until(made, event, now):
     """When the outcome that comes now is of no use any more."""
-    made.take_effects()
-    assert made.server_vote(event, now, origin(1))
-    (told,) = of(TellAction, made.take_effects())
+    drain_effects(made)
+    assert made.events.note_outcome(event, now, origin(1))
+    (told,) = of(ReportAction, drain_effects(made))
     return told.until
 
 
 @pytest.mark.parametrize(("kind", "event", "seconds"), [(VOTE, "stop", 14), (NOTICE, "stop", 11)])
 def test_an_outcome_ends_one_second_after_the_timeout_that_the_vim_was_told(kind, event, seconds):
     made = enabled()
-    assert made.ask(named(), kind, event, NOW)["timeout"] == str(seconds)
+    assert made.ask_guest(named(), kind, event, NOW)["timeout"] == str(seconds)
     for later in (0, 5, 100):
         assert until(made, outcome(kind, event), NOW + later) == NOW + seconds + 1
 
 
 def test_the_latest_question_of_its_kind_counts():
     made = enabled()
-    made.ask(named(), VOTE, "stop", NOW)
-    made.ask(named(), NOTICE, "stop", NOW + 20)
-    made.ask(named(), VOTE, "reboot", NOW + 30)
+    made.ask_guest(named(), VOTE, "stop", NOW)
+    made.ask_guest(named(), NOTICE, "stop", NOW + 20)
+    made.ask_guest(named(), VOTE, "reboot", NOW + 30)
     assert until(made, outcome(), NOW) == NOW + 15
-    made.ask(named(), VOTE, "stop", NOW + 40)
+    made.ask_guest(named(), VOTE, "stop", NOW + 40)
     assert until(made, outcome(), NOW + 41) == NOW + 55
 
 
 def test_a_question_that_was_not_put_to_the_guest_has_no_end():
     made = enabled(heartbeating=False)
-    assert made.ask(named(), VOTE, "stop", NOW)["timeout"] == "0"
+    assert made.ask_guest(named(), VOTE, "stop", NOW)["timeout"] == "0"
     assert made.instances[U].outcome_until == {}
 
 
@@ -51,7 +51,7 @@ def test_a_question_that_was_not_put_to_the_guest_has_no_end():
 def test_the_outcome_of_a_guest_that_nothing_is_known_of_lasts_the_default_timeout(kind, event):
     """Before its init each timeout is 10 s (docs/protocol/1-guest-channel.md#init-and-acknowledgement)."""
     made = inventory()
-    made.set(named(), True, NOW)
+    made.set_instance(named(), True, NOW)
     assert until(made, outcome(kind, event), NOW) == NOW + 11
 
 
@@ -66,6 +66,6 @@ def test_the_outcome_of_a_guest_that_nothing_is_known_of_lasts_the_default_timeo
 )
 def test_the_outcome_of_another_agents_question_lasts_its_whole_timeout_at_most(kind, event, seconds):
     made = inventory(listed=False)
-    made.server_answer(info())
+    made.events.note_answer(info())
     answer_list(made, A.hostname, [Listed(U, A.hostname, True)])
     assert until(made, outcome(kind, event), NOW) == NOW + seconds + 1

@@ -91,7 +91,7 @@ def test_a_failure_that_is_over_before_the_vim_is_back_is_confirmed_and_not_told
     assert 3 not in confirmed(server)
     one.vim.start()
     one.until(lambda: 3 in confirmed(server), "the start is confirmed")
-    assert one.alarms() == [] and one.agent._outbox.withdrawn == 1
+    assert one.alarms() == [] and one.agent._vim_queue.withdrawn == 1
 
 
 NOBODY_WANTS_IT = {
@@ -141,7 +141,7 @@ def test_a_host_that_is_configured_needs_no_mtcagent(world):
     told(server, LOSS, 1)
     one.until(lambda: confirmed(server) == [1], "it is confirmed")
     assert one.alarms() == ["stop"]
-    assert one.agent._inventory.hosts.find("compute-9").ip == "::1"
+    assert one.agent._inventory.hosts.find_host("compute-9").ip == "::1"
 
 
 def test_a_vote_of_an_instance_that_the_list_may_bring_waits_for_the_list(world):
@@ -205,7 +205,7 @@ def test_an_event_from_an_address_that_is_not_the_hosts_is_dropped(world, speaks
     else:
         one.say(datagram.build_event(*LOSS), by=stranger.socket)
     one.quiet()
-    assert one.agent.strangers == 1 and one.alarms() == [] and confirmed(stranger) == []
+    assert one.agent.wrong_address_events == 1 and one.alarms() == [] and confirmed(stranger) == []
     told(server, LOSS, 2)
     one.until(lambda: 2 in confirmed(server), "the host itself is heard")
     assert one.alarms() == ["stop"]
@@ -218,7 +218,7 @@ def test_a_start_is_believed_from_the_host_only(world):
     stranger = OurServer(one, STRANGE)
     stranger.ready()
     one.quiet()
-    assert one.agent.strangers == 1 and server.numbers(datagram.MOD_INST) == []
+    assert one.agent.wrong_address_events == 1 and server.numbers(datagram.MOD_INST) == []
     server.ready()
     one.until(lambda: server.numbers(datagram.MOD_INST), "the host itself is believed")
 
@@ -239,7 +239,7 @@ def test_with_a_key_the_address_does_not_matter_and_the_held_event_is_the_same(w
     server.socket.setblocking(False)
     told(server, LOSS, 1)  # by another way, while the VIM does not have it
     one.quiet()
-    assert confirmed(server) == [] and one.agent.strangers == 0
+    assert confirmed(server) == [] and one.agent.wrong_address_events == 0
     server.socket.close()
     server.socket = old_socket
     one.vim.start()
@@ -261,8 +261,8 @@ def test_the_reports_tell_what_waits(world):
     told(server, LOSS, 2)
     one.until(lambda: "vim %s UNREACHABLE" % one.vim.url in one.agent.health(), "it is noticed")
     health = dict(line.split(" ", 1) for line in one.agent.health())
-    assert health["events"] == "told 1 waiting 1 withdrawn 0 given up 0 expired 0"
-    assert health["commands-out"].startswith("unconfirmed ") and health["strangers"] == "0"
+    assert health["events"] == "delivered 1 pending 1 withdrawn 0 given up 0 expired 0"
+    assert health["commands-out"].startswith("unconfirmed ") and health["wrong-address-events"] == "0"
     assert [line.split()[0] for line in one.agent.dump()] == ["host", "instance"]
 
 

@@ -38,13 +38,13 @@ def test_a_host_that_boots_when_the_agent_starts_has_its_alarms_once_it_is_up(wo
     one.vim.hosts[HOST.uuid] = False
     one.mtc.say(datagram.ADD_HOST, HOST)
     one.listed(U)
-    one.until(lambda: one.agent._inventory.host(HOST.uuid).reporting is False, "the VIM says so")
+    one.until(lambda: one.agent._inventory.find_host(HOST.uuid).reporting is False, "the VIM says so")
     server = OurServer(one)
     told(server, LOSS, 1)
     one.until(lambda: confirmed(server) == [1], "nobody is to hear it")
     assert one.alarms() == []
     one.vim.hosts[HOST.uuid] = True
-    one.until(lambda: one.agent._inventory.host(HOST.uuid).reporting, "it is asked again")
+    one.until(lambda: one.agent._inventory.find_host(HOST.uuid).reporting, "it is asked again")
     told(server, LOSS, 2)
     one.until(lambda: 2 in confirmed(server), "the VIM has it")
     assert one.alarms() == ["stop"]

@@ -25,7 +25,7 @@ def cloud(*settings):
         host = cluster.hosts[0]
         cluster.vim.hosts = {host.uuid: True}
         cluster.vim.instances = {host.uuid: [(uuid, host.name, True) for uuid in cluster.uuids]}
-        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
+        wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
         cluster.vim.record.clear()
         yield cluster
 
@@ -73,7 +73,7 @@ def test_an_alarm_under_way_when_the_agent_is_killed_reaches_the_vim_once(alarm_
 
 def _waiting(cluster):
     words = cluster.agent.health()["events"].split()
-    return words[words.index("waiting") + 1]
+    return words[words.index("pending") + 1]
 
 
 @pytest.mark.ci

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,9 +38,12 @@ class Bench:
         self.names, self.looked_up = dict(names or {}), []
         self.resolver = Resolver(self.loop, 0.02, 0.05, self.look_up)
         self.link = MtcLink(
-            self.loop, settings, lambda cmd, record: self.heard.append((cmd, record)), self.resolver
+            self.loop, settings, self, self.resolver
         )  # fmt: skip
         self.asked = []
+
+    def host_named(self, cmd, record):
+        self.heard.append((cmd, record))
 
     def look_up(self, name):
         """The name service, in the resolver's thread."""
@@ -106,11 +110,11 @@ def test_ready_is_repeated_until_a_host_is_named(bench):
 def test_it_asks_again_when_told_to_but_not_too_often(bench):
     one = bench(period=0.1)
     for _ in range(50):
-        one.link.ask()
+        one.link.ask_hosts()
     one.until(lambda: one.asked, "the first")
     with pytest.raises(TimedOut):
         one.until(lambda: len(one.asked) > 1, "more", seconds=0.05)
-    one.until(lambda: one.link.ask() or len(one.asked) > 1, "it may again")
+    one.until(lambda: one.link.ask_hosts() or len(one.asked) > 1, "it may again")
 
 
 @pytest.mark.parametrize("host", [HOST, SIX])
@@ -218,7 +222,7 @@ def test_one_address_after_the_other_is_asked_until_one_answers(bench):
     one.until(lambda: one.asked, "the second")
     one.say(GOOD)
     count = len(one.asked)
-    one.until(lambda: one.link.ask() or len(one.asked) > count, "and again the second")
+    one.until(lambda: one.link.ask_hosts() or len(one.asked) > count, "and again the second")
 
 
 def test_with_the_stand_in():
@@ -229,7 +233,8 @@ def test_with_the_stand_in():
     settings = AgentSettings(
         bind=LOCAL, mtc_address=LOCAL, mtc_cmd_port=command_port, mtc_event_port=event_port
     )
-    link = MtcLink(loop, settings, lambda cmd, record: heard.append((cmd, record)), Resolver(loop, 1, 30))
+    listener = SimpleNamespace(host_named=lambda cmd, record: heard.append((cmd, record)))
+    link = MtcLink(loop, settings, listener, Resolver(loop, 1, 30))
     try:
         link.start()
         wait_for(
@@ -246,4 +251,4 @@ def test_a_port_in_use_is_an_error_with_its_number(bench):
     one = bench()
     settings = AgentSettings(bind=LOCAL, mtc_cmd_port=one.command_port)
     with pytest.raises(OSError, match=str(one.command_port)):
-        MtcLink(one.loop, settings, lambda cmd, record: None, one.resolver)
+        MtcLink(one.loop, settings, one, one.resolver)

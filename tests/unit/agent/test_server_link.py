@@ -3,10 +3,12 @@
 docs/protocol/2-datagrams.md#an-old-guestserver
 """
 
+from types import SimpleNamespace
+
 import pytest
 from serverlink_bench import LOCAL, NAME, SERVER, Bench
 
-from guestmtce.agent.server_link import Heard, ServerLink
+from guestmtce.agent.server_link import Endpoint, ReceivedEvent, ServerLink
 from guestmtce.wire import datagram, datagram_ext, guest_channel
 from guestmtce.wire.datagram import (
     Ask,
@@ -87,7 +89,7 @@ def test_events_are_heard_in_order_full_or_short_with_and_without_signature(benc
     one.say(*full)
     one.say(*(data.rstrip(b"\0") for data in full))
     one.say(*(datagram.AGENT_SIGNATURE.ljust(64, b"\0") + data[64:] for data in full))
-    as_heard = [Heard(cmd, event, SERVER, None, False, False) for cmd, event in EVENTS]
+    as_heard = [ReceivedEvent(cmd, event, SERVER, None, False, False) for cmd, event in EVENTS]
     assert one.heard == as_heard * 3 and one.link.refused == 0
 
 
@@ -126,7 +128,7 @@ def test_a_bad_datagram_is_dropped_and_counted(bench, name):
     one = bench()
     one.say(BAD[name], LOSS)
     assert one.link.refused == 1 and one.loop.defects == 0
-    assert one.heard == [Heard(datagram.LOSS, Loss(NAME, U), SERVER, None, False, False)]
+    assert one.heard == [ReceivedEvent(datagram.LOSS, Loss(NAME, U), SERVER, None, False, False)]
 
 
 def test_a_burst_is_heard_in_full(bench):
@@ -147,10 +149,10 @@ def test_what_cannot_be_sent_does_no_harm(bench, ip):
 
 def test_an_event_that_trips_us_does_not_end_the_loop(bench):
     one = bench()
-    one.link._on_event = lambda heard: 1 // 0
+    one.link._listener = SimpleNamespace(server_said=lambda received: 1 // 0)
     one.say(LOSS)
     assert one.loop.defects == 1
-    one.link._on_event = one.take
+    one.link._listener = one
     one.say(LOSS)
     assert len(one.heard) == 1
 
@@ -158,4 +160,4 @@ def test_an_event_that_trips_us_does_not_end_the_loop(bench):
 def test_a_port_in_use_is_an_error_with_its_number(bench):
     one = bench(LOCAL)
     with pytest.raises(OSError, match=str(one.agent_port)):
-        ServerLink(one.loop, LOCAL, one.agent_port, 1, one.lock, one.take)
+        ServerLink(one.loop, Endpoint(LOCAL, one.agent_port, 1), one.lock, one)

@@ -10,7 +10,7 @@ import pytest
 from serverlink_bench import NAME, SERVER, TICK, Bench, OurServer
 
 from guestmtce.agent import server_link
-from guestmtce.agent.server_link import ServerLink
+from guestmtce.agent.server_link import Endpoint, ServerLink
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.pace import within
 from guestmtce.peer.authentication import Keys
@@ -82,9 +82,9 @@ def test_a_command_is_repeated_until_it_is_confirmed(bench, key, command):
     assert {(cmd, what, tag.number) for cmd, what, tag in server.got} == {
         (*command[:2], server.got[0][2].number)
     }
-    assert all(tag.wants_ack for _, _, tag in server.got) and one.link.waiting == 1
+    assert all(tag.wants_ack for _, _, tag in server.got) and one.link.unconfirmed == 1
     server.confirm(server.got[0][2])
-    assert one.link.waiting == 0 and quiet(one, server)
+    assert one.link.unconfirmed == 0 and quiet(one, server)
 
 
 @KEYS
@@ -108,7 +108,7 @@ def test_the_confirmation_of_something_else_confirms_nothing(bench, name):
     one.send(ON)
     one.until(server.listen, "the command")
     server.say(datagram_ext.ACK, None, WRONG[name](server.got[0][2]))
-    assert one.link.waiting == 1
+    assert one.link.unconfirmed == 1
     one.until(lambda: len(server.listen()) >= 2, "a repetition")
 
 
@@ -119,7 +119,7 @@ def test_one_host_cannot_confirm_for_another(bench):
     one.send(ON)
     one.until(server.listen, "the command")
     other.confirm(server.got[0][2])
-    assert one.link.waiting == 1
+    assert one.link.unconfirmed == 1
 
 
 REPLACED = [(ON, OFF), (ON, FORGET), (FORGET, (datagram.ADD_INST, SetInstance(U, True))), (HOST, (
@@ -132,16 +132,16 @@ def test_a_newer_command_about_the_same_takes_the_place_of_the_older(bench, old,
     one.send(old, (datagram.MOD_INST, SetInstance(V, True)), new)
     one.until(lambda: len(server.listen()) >= 7, "two rounds of repetitions")
     assert [what for _, what, _ in server.got].count(old[1]) == 1
-    assert one.link.waiting == 2
+    assert one.link.unconfirmed == 2
     enables, enabled = (getattr(what[1], "reporting", False) for what in (new, old))
     assert {tag.is_anew for _, what, tag in server.got if what == new[1]} == {enables and not enabled}
     first, last = server.got[0][2].number, server.numbers(new[0])[-1]
     assert datagram_ext.is_newer(last, first)
     server.confirm(server.got[0][2])  # of the one that was replaced
-    assert one.link.waiting == 2
+    assert one.link.unconfirmed == 2
     for _, _, tag in server.got[1:3]:
         server.confirm(tag)
-    assert one.link.waiting == 0
+    assert one.link.unconfirmed == 0
 
 
 def test_what_hides_a_disabling_goes_on_hiding_it_until_it_is_confirmed(bench):
@@ -161,7 +161,7 @@ def test_questions_are_not_replaced_and_expire(bench):
     one.until(lambda: len(set(server.numbers(datagram.VOTE_INST))) == 2, "both")
     short, long = server.numbers(datagram.VOTE_INST)[:2]
     began = time.monotonic()
-    one.until(lambda: one.link.waiting == 1, "one has expired")
+    one.until(lambda: one.link.unconfirmed == 1, "one has expired")
     assert within(20 * REPEAT_FIRST, time.monotonic() - began)
     count = server.numbers(datagram.VOTE_INST).count(short)
     before = server.numbers(datagram.VOTE_INST).count(long)
@@ -172,7 +172,7 @@ def test_questions_are_not_replaced_and_expire(bench):
 def test_a_question_to_which_the_guest_has_no_time_to_answer_is_asked_once(bench):
     one, server = pair(bench)
     one.send(VOTE)
-    one.until(lambda: server.listen() and one.link.waiting == 0, "it is asked, and over")
+    one.until(lambda: server.listen() and one.link.unconfirmed == 0, "it is asked, and over")
     assert len(server.got) == 1 and quiet(one, server)
 
 
@@ -180,9 +180,9 @@ def test_to_a_deleted_host_nothing_is_repeated(bench):
     one, server = pair(bench)
     one.send(ON, HOST)
     with one.lock:
-        one.link.drop(SERVER)
-        one.link.drop("10.1.2.3")
-    assert one.link.waiting == 0
+        one.link.drop_server(SERVER)
+        one.link.drop_server("10.1.2.3")
+    assert one.link.unconfirmed == 0
     one.until(lambda: len(server.listen()) == 2, "both were said once")
     assert quiet(one, server)
 
@@ -197,24 +197,24 @@ def test_an_old_server_gets_each_command_once(bench):
     server = OurServer(one, taken=one.server)
     one.until(lambda: len(server.listen()) == 3, "they come")
     assert not any(tag.wants_ack or tag.number for _, _, tag in server.got)
-    assert one.link.waiting == 0 and quiet(one, server)
+    assert one.link.unconfirmed == 0 and quiet(one, server)
 
 
 def test_who_has_not_spoken_gets_it_once_and_again_when_he_speaks(bench):
     one, server = pair(bench, met=False)
     one.send(ON)
     one.until(server.listen, "it is said")
-    assert quiet(one, server) and one.link.waiting == 1
+    assert quiet(one, server) and one.link.unconfirmed == 1
     server.ready()
     one.until(lambda: len(server.listen()) >= 3, "it is repeated")
-    assert one.link.waiting == 1
+    assert one.link.unconfirmed == 1
 
 
 def test_who_has_not_spoken_and_proves_to_be_old_is_waited_for_no_more(bench):
     one, server = pair(bench, met=False)
     one.send(ON)
     one.say(datagram.build_event(*LOSS))
-    assert one.link.waiting == 0 and len(server.listen()) == 1 and quiet(one, server)
+    assert one.link.unconfirmed == 0 and len(server.listen()) == 1 and quiet(one, server)
 
 
 def test_a_server_is_upgraded_and_downgraded_while_commands_are_under_way(bench):
@@ -222,14 +222,14 @@ def test_a_server_is_upgraded_and_downgraded_while_commands_are_under_way(bench)
     one.send(ON)
     one.until(lambda: len(server.listen()) >= 2, "it is repeated")
     one.say(datagram.build_event(datagram.MONITOR_READY, datagram.Ready(NAME)))  # an old one now
-    assert one.link.waiting == 0 and quiet(one, server)
+    assert one.link.unconfirmed == 0 and quiet(one, server)
     one.send(OFF)
     server.ready()  # one of ours again
     one.send(HOST)
     one.until(lambda: len(server.numbers(datagram.MOD_HOST)) >= 2, "it is repeated")
-    assert one.link.waiting == 1
+    assert one.link.unconfirmed == 1
     server.confirm([tag for cmd, _, tag in server.got if cmd == datagram.MOD_HOST][0])
-    assert one.link.waiting == 0
+    assert one.link.unconfirmed == 0
 
 
 def test_a_server_that_starts_anew_hears_at_once_what_waits(bench):
@@ -256,7 +256,7 @@ def test_an_event_comes_with_its_origin_and_is_confirmed_to_its_sender(bench, ke
     assert heard.origin == (SERVER, server.speaker.sender, 41)
     assert server.listen() == []  # not before somebody says so
     with one.lock:
-        one.link.confirm(heard.origin)
+        one.link.confirm_event(heard.origin)
     one.until(server.listen, "the confirmation")
     ((cmd, _, tag),) = server.got
     assert cmd == datagram_ext.ACK
@@ -268,7 +268,7 @@ def test_an_event_comes_with_its_origin_and_is_confirmed_to_its_sender(bench, ke
 def test_an_answer_has_an_origin_and_wants_no_confirmation(bench, key):
     one, server = pair(bench, key)
     server.say(datagram.QRY_INST, INFO, Tag(number=7))
-    assert (one.heard[0].origin.number, one.heard[0].wants_ack) == (7, False)
+    assert (one.heard[0].origin.sequence, one.heard[0].wants_ack) == (7, False)
 
 
 # --- the key ---
@@ -356,9 +356,9 @@ def test_a_recorded_confirmation_confirms_nothing(bench):
     thief = one.open(OTHER)
     ack = server.dressed(datagram_ext.ACK, None, datagram_ext.ack_tag(server.got[0][2]))
     one.say(ack, by=thief)  # it does not come from where the command went
-    assert one.link.waiting == 1
+    assert one.link.unconfirmed == 1
     one.say(ack)
-    assert one.link.waiting == 0
+    assert one.link.unconfirmed == 0
 
 
 def test_a_recording_of_another_conversation_is_not_believed(bench):
@@ -384,13 +384,13 @@ def test_a_host_whose_address_changes_goes_on(bench):
     one.send(ON, ip=OTHER)
     one.until(server.listen, "the command")
     server.confirm(server.got[0][2])
-    assert one.link.waiting == 0 and server.refused == 0
+    assert one.link.unconfirmed == 0 and server.refused == 0
 
 
 def test_a_key_must_be_long_enough():
     loop = Loop()
     with pytest.raises(ValueError, match="key"):
-        ServerLink(loop, "", 0, 0, threading.Lock(), print, Keys(b"short"))
+        ServerLink(loop, Endpoint("", 0, 0), threading.Lock(), None, Keys(b"short"))
     loop.close()
 
 
@@ -400,10 +400,10 @@ def test_a_crowd_of_strangers_pushes_out_no_host_to_which_we_speak(bench, monkey
     one.send(ON)
     for last in range(10, 16):
         one.say(datagram.build_event(*LOSS), by=one.open("127.0.0.%d" % last))
-    assert one.link.waiting == 1 and len(one.link._strangers) == 3 and list(one.link._peers) == [SERVER]
+    assert one.link.unconfirmed == 1 and len(one.link._strangers) == 3 and list(one.link._peers) == [SERVER]
     one.until(lambda: len(server.listen()) >= 2, "the command is repeated")
     server.confirm(server.got[0][2])
-    assert one.link.waiting == 0
+    assert one.link.unconfirmed == 0
 
 
 def test_more_hosts_than_there_is_room_for_push_out_none_for_which_commands_wait(bench, monkeypatch):
@@ -412,7 +412,7 @@ def test_more_hosts_than_there_is_room_for_push_out_none_for_which_commands_wait
     one.send(ON)
     for last in range(10, 16):
         one.send(QUERY, ip="127.0.0.%d" % last)
-    assert one.link.waiting == 1 and len(one.link._peers) == 3
+    assert one.link.unconfirmed == 1 and len(one.link._peers) == 3
 
 
 def test_who_has_no_key_is_not_even_remembered(bench):
@@ -424,7 +424,7 @@ def test_who_has_no_key_is_not_even_remembered(bench):
 def test_a_deleted_host_leaves_nothing_behind(bench):
     one, server = pair(bench)
     one.send(ON)
-    one.link.drop(SERVER)
+    one.link.drop_server(SERVER)
     assert one.link._peers == {} and one.link._strangers == {}
 
 

@@ -9,7 +9,8 @@ import pytest
 from vimlink_bench import NAME, H, U, V, closing, ill, loss, outcome, service
 
 from guestmtce.agent import vim_call, vim_client
-from guestmtce.agent.model import AskVim, Origin, Withdraw
+from guestmtce.agent.effects import AskVim, Withdraw
+from guestmtce.agent.model import Origin
 from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
 from guestmtce.lab.vim import Vim
 from guestmtce.wire import guest_channel
@@ -167,7 +168,7 @@ def test_a_silent_close_is_success_for_all_but_an_alarm(bench, real):
     one.tell(service(), outcome(), loss())
     wait_for(lambda: len(real.events("alarm")) >= 3, "the alarm is repeated")
     assert [len(real.events(kind)) for kind in ("service", "action")] == [1, 1]
-    assert one.outbox.told == 2 and one.link.reachable
+    assert one.outbox.delivered == 2 and one.link.reachable
     real.known = [U]
     one.until_told(3)
     assert one.outbox.given_up == 0
@@ -221,7 +222,7 @@ def test_a_vim_that_hangs_or_resets_is_told_again(bench, real, trouble):
     one = bench(real.url, timeout=0.1, alarm_timeout=0.1)
     one.tell(service(), loss())
     wait_for(lambda: not one.link.reachable, "it is unreachable")
-    assert one.outbox.told == 0 and len(one.outbox) == 2
+    assert one.outbox.delivered == 0 and len(one.outbox) == 2
     setattr(real, trouble, False)
     one.until_told(2)
     wait_for(lambda: real.events("service") and real.events("alarm"), "both arrived")
@@ -244,7 +245,7 @@ def test_the_lock_is_free_while_the_vim_handles_our_call(bench, real):
     def calls_back(*arguments):
         got.append(one.lock.acquire(timeout=2))
         if got == [True]:
-            one.outbox.take(service(V))
+            one.outbox.accept_effect(service(V))
         if got[-1]:
             one.lock.release()
         return answer(*arguments)
@@ -402,7 +403,7 @@ def test_nothing_is_begun_before_what_can_be_read_was_read(bench, real):
     one.tell(loss(), service())
     one.tell(Withdraw(U, "the guest heartbeats again"))
     read.append(1)
-    one.link.release()
+    one.link.resume()
     one.until_told(1)
     assert [event["body"]["event-type"] for event in real.record] == ["service"]
 

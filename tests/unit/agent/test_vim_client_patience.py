@@ -10,10 +10,11 @@ import time
 import pytest
 from vimlink_bench import NAME, H, U, V, closing, loss, outcome, service, uuid_number
 
-from guestmtce.agent import vim_call, vim_queue
-from guestmtce.agent.model import AskVim, Origin, Withdraw
+from guestmtce.agent import vim_call, vim_listener, vim_pace
+from guestmtce.agent.effects import AskVim, Withdraw
+from guestmtce.agent.model import Origin
 from guestmtce.lab.cluster import wait_for
-from guestmtce.lab.pace import within
+from guestmtce.lab.pace import stretched, within
 from guestmtce.lab.vim import Vim
 
 SCALE = 0.02
@@ -81,7 +82,7 @@ def test_others_alarms_go_on_beside_one_that_is_not_answered(bench, real):
     real.drip = 0.0  # for those that come now
     one.tell(loss(V), service(V))
     wait_for(lambda: times(real, "service", V), "the other's are told", 2)
-    wait_for(lambda: one.outbox.told == 2 and len(one.outbox) == 1, "that is noted")
+    wait_for(lambda: one.outbox.delivered == 2 and len(one.outbox) == 1, "that is noted")
 
 
 def test_four_at_once_and_of_one_instance_one_after_the_other(bench, real):
@@ -101,7 +102,7 @@ def test_four_at_once_and_of_one_instance_one_after_the_other(bench, real):
             with lock:
                 del inside[path]
 
-    real.delay = 2 * vim_queue.BESIDE_AFTER
+    real.delay = 2 * vim_pace.BESIDE_AFTER
     vim_call.Caller.call = counted
     try:
         uuids = [uuid_number(number) for number in range(8)]
@@ -111,7 +112,7 @@ def test_four_at_once_and_of_one_instance_one_after_the_other(bench, real):
         one.until_told(8 * 4)
     finally:
         vim_call.Caller.call = call
-    assert most[0] == vim_queue.CONNECTIONS
+    assert most[0] == vim_pace.CONNECTIONS
     for uuid in uuids:
         told = [event["body"] for event in real.events(uuid=uuid)]
         assert [body["event-type"] for body in told] == ["action", "action", "alarm", "service"]
@@ -123,9 +124,9 @@ def test_questions_and_states_that_are_not_answered_hold_up_no_alarm(bench, real
     real.hang = True
     one = bench(real.url, timeout=3.0)
     one.tell(AskVim(H, NAME, False), service(U), outcome(uuid=V))
-    wait_for(lambda: one.outbox._others_out == 1, "one of them is under way")
+    wait_for(lambda: one.outbox._pace.others_out == 1, "one of them is under way")
     one.tell(*(loss(uuid_number(number)) for number in range(3)))
-    wait_for(lambda: one.outbox._alarms_out == 3, "the alarms are under way", 1)
+    wait_for(lambda: one.outbox._pace.alarms_out == 3, "the alarms are under way", 1)
     real.hang = False
     one.until_told(5)
     assert len(times(real, "alarm")) == 3
@@ -135,12 +136,12 @@ def test_a_repetition_is_not_forgotten_when_the_thread_that_knows_of_it_gets_an_
     real.delay, real.status = 0.2, 503
     one = bench(real.url, retry=0.5)
     one.tell(loss(V))
-    wait_for(lambda: one.outbox._alarms_out, "it is under way")
+    wait_for(lambda: one.outbox._pace.alarms_out, "it is under way")
     with one.lock:
-        one.outbox.take(loss(U))  # nobody is told: the thread of the first one finds it
+        one.outbox.accept_effect(loss(U))  # nobody is told: the thread of the first one finds it
     wait_for(lambda: real.turned_down, "the first one is put off")
     real.hang, real.status = True, 0
-    wait_for(lambda: one.outbox._alarms_out == 2, "it is told again beside the other", 3)
+    wait_for(lambda: one.outbox._pace.alarms_out == 2, "it is told again beside the other", 3)
     real.hang = False
     one.until_told(2)
 
@@ -159,7 +160,7 @@ def given_up(bench, real):
 
 def _pending(one):
     with one.lock:
-        return [pending for lane in one.outbox._lanes.values() for pending in lane.pending.values()]
+        return [pending for lane in one.outbox._lanes._lanes.values() for pending in lane.pending.values()]
 
 
 def test_a_vim_that_died_with_the_alarm_is_told_again(bench, real):
@@ -176,7 +177,7 @@ def test_a_vim_that_died_and_is_back_before_it_was_asked_is_told_again(bench, re
     """It would answer the question; but it is another one."""
     one = given_up(bench, real)
     with one.lock:
-        one.outbox._not_before = time.monotonic() + 0.5
+        one.outbox._pace._not_before = time.monotonic() + stretched(0.5)
     real.die()
     real.hang = False
     real.start()
@@ -202,14 +203,14 @@ def test_a_proxys_status_answers_nothing(bench, real):
     real.status = 503
     real.hang = False
     wait_for(lambda: [e for e in real.turned_down if e["method"] == "GET"], "it is asked")
-    assert one.outbox.told == 0
+    assert one.outbox.delivered == 0
     real.status = 0
     one.until_told(1)
 
 
 def test_an_alarm_that_an_agent_before_was_sending_is_asked_about(bench, real):
     one = bench(real.url)
-    one.tell(loss(origin=origin(1)), sent_to=vim_call.listener(real.url))
+    one.tell(loss(origin=origin(1)), sent_to=vim_listener.identify_listener(real.url))
     one.until_told(1)
     assert times(real, "alarm") == [] and len(asked(real)) == 1
     one.tell(loss(V, origin=origin(2)), sent_to=0)  # it could not tell to which VIM
@@ -219,7 +220,7 @@ def test_an_alarm_that_an_agent_before_was_sending_is_asked_about(bench, real):
 
 def test_an_alarm_that_an_agent_before_was_sending_to_another_vim_is_sent(bench, real):
     one = bench(real.url)
-    one.tell(loss(origin=origin(1)), sent_to=vim_call.listener(real.url) ^ 1)
+    one.tell(loss(origin=origin(1)), sent_to=vim_listener.identify_listener(real.url) ^ 1)
     one.until_told(1)
     assert len(times(real, "alarm")) == 1 and asked(real) == []
 
@@ -227,7 +228,7 @@ def test_an_alarm_that_an_agent_before_was_sending_to_another_vim_is_sent(bench,
 def test_a_vim_that_is_replaced_while_it_is_asked_is_told(bench, real, monkeypatch):
     """The answer is another one's, and proves nothing."""
     listeners = iter([5, 6])
-    monkeypatch.setattr(vim_call, "listener", lambda base: next(listeners, 6))
+    monkeypatch.setattr(vim_listener, "identify_listener", lambda base: next(listeners, 6))
     one = bench(real.url)
     one.tell(loss(origin=origin(1)), sent_to=5)
     one.until_told(1)
@@ -235,15 +236,15 @@ def test_a_vim_that_is_replaced_while_it_is_asked_is_told(bench, real, monkeypat
 
 
 def test_the_listener_is_the_one_that_listens(real):
-    first = vim_call.listener(real.url)
-    assert first and vim_call.listener(real.url) == first
+    first = vim_listener.identify_listener(real.url)
+    assert first and vim_listener.identify_listener(real.url) == first
     port = real.port
     real.stop()
-    assert vim_call.listener(real.url) == 0
+    assert vim_listener.identify_listener(real.url) == 0
     real.start()
-    assert real.port == port and vim_call.listener(real.url) not in (0, first)
+    assert real.port == port and vim_listener.identify_listener(real.url) not in (0, first)
     for other in ("http://[::1]:80", "http://vim:80", "http://192.0.2.1:%d" % port, "", "http://x:y"):
-        assert vim_call.listener(other) == 0
+        assert vim_listener.identify_listener(other) == 0
 
 
 def test_a_vim_that_takes_no_connection_has_nothing(bench):
@@ -266,7 +267,7 @@ def test_what_is_withdrawn_while_its_connection_is_made_is_not_sent(bench):
         filler = socket.create_connection(full.getsockname())
         one = bench("http://127.0.0.1:%d" % full.getsockname()[1], 5.0, 5.0)
         one.tell(loss(origin=origin(1)))
-        wait_for(lambda: one.outbox._begun, "the connection is being made")
+        wait_for(lambda: one.outbox._pace._begun, "the connection is being made")
         one.tell(Withdraw(U, "it is over"))
         full.settimeout(60)
         full.accept()[0].close()
@@ -276,7 +277,7 @@ def test_what_is_withdrawn_while_its_connection_is_made_is_not_sent(bench):
         assert late.recv(65536) == b""
         assert one.journal.lines == []
         late.close()
-        wait_for(lambda: not one.outbox._begun, "it has ended")
+        wait_for(lambda: not one.outbox._pace._begun, "it has ended")
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
@@ -391,7 +392,7 @@ def test_an_outcome_is_not_told_after_its_question(bench):
     one.tell(stale, service(V))
     wait_for(lambda: one.settled == [1], "its server hears that nobody wants it")
     assert until <= time.monotonic() < until + 0.5
-    assert one.outbox.expired == 1 and one.outbox.told == 0
+    assert one.outbox.expired == 1 and one.outbox.delivered == 0
     stand_in.start()
     try:
         one.tell(outcome("accept", until=time.monotonic() + 5))

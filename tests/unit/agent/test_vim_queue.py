@@ -6,8 +6,18 @@ from hypothesis import strategies as st
 from tiers import examples
 
 from guestmtce.agent import vim_queue
-from guestmtce.agent.model import AskVim, Drop, DropHost, Send, TellAction, TellAlarm, TellService, Withdraw
-from guestmtce.agent.vim_queue import ALARM, QUESTION, SERVICE, Outbox
+from guestmtce.agent.effects import (
+    AskVim,
+    DropHost,
+    ForgetVimEvents,
+    ReportAction,
+    ReportAlarm,
+    ReportService,
+    Send,
+    Withdraw,
+)
+from guestmtce.agent.vim_queue import VimQueue
+from guestmtce.agent.vim_request import ALARM, SERVICE, VIM_QUERY
 
 FIRST, MOST = 0.5, 10.0
 NOW = 1000.0
@@ -16,19 +26,19 @@ PATHS = {"U": "/nfvi-plugins/v1/instances/U", "V": "/nfvi-plugins/v1/instances/V
 
 
 def service(uuid="U", number=0):
-    return TellService(uuid, {"service": number})
+    return ReportService(uuid, {"service": number})
 
 
 def failed(uuid="U", number=0):
-    return TellAlarm(uuid, "failed", {"failed": number})
+    return ReportAlarm(uuid, "failed", {"failed": number})
 
 
 def ill(uuid="U", number=0):
-    return TellAlarm(uuid, "unhealthy", {"unhealthy": number})
+    return ReportAlarm(uuid, "unhealthy", {"unhealthy": number})
 
 
 def action(uuid="U", number=0):
-    return TellAction(uuid, {"action": number})
+    return ReportAction(uuid, {"action": number})
 
 
 STATE_BODY = {"hostname": "h", "uuid": "h-uuid"}
@@ -36,9 +46,9 @@ STATE, LIST = AskVim("h-uuid", "h", False), AskVim("h-uuid", "h", True)
 
 
 def outbox(*effects):
-    made = Outbox(FIRST, MOST)
+    made = VimQueue(FIRST, MOST)
     for effect in effects:
-        made.take(effect)
+        made.accept_effect(effect)
     return made
 
 
@@ -46,11 +56,11 @@ def drain(made, now=NOW):
     """Deliver all that is there: what each item says of itself."""
     told = []
     while True:
-        item = made.next(now)
+        item = made.next_request(now)
         if item is None:
             return told
         told.append((item.uuid, item.body))
-        made.delivered(item)
+        made.note_delivered(item)
 
 
 # --- order ---
@@ -96,31 +106,31 @@ def test_the_order(name):
     effects, told = ORDERS[name]
     made = outbox(*effects)
     assert drain(made) == told
-    assert len(made) == 0 and made.next_at() == NEVER
-    assert made.told == sum(uuid != "h" for uuid, _ in told)
+    assert len(made) == 0 and made.next_due() == NEVER
+    assert made.delivered == sum(uuid != "h" for uuid, _ in told)
 
 
 def test_the_requests():
     made = outbox(service("U"))
-    item = made.next(NOW)
+    item = made.next_request(NOW)
     assert (item.kind, item.method, item.path, item.body) == (SERVICE, "PATCH", PATHS["U"], {"service": 0})
     questions = outbox(STATE, LIST)
-    first = questions.next(NOW)
-    assert first[0] == QUESTION and first[4:7] == ("GET", "/nfvi-plugins/v1/hosts/h-uuid", STATE_BODY)
-    questions.delivered(first)
-    assert questions.next(NOW)[4:7] == ("GET", "/nfvi-plugins/v1/instances/?host_uuid=h-uuid", {})
+    first = questions.next_request(NOW)
+    assert first[0] == VIM_QUERY and first[4:7] == ("GET", "/nfvi-plugins/v1/hosts/h-uuid", STATE_BODY)
+    questions.note_delivered(first)
+    assert questions.next_request(NOW)[4:7] == ("GET", "/nfvi-plugins/v1/instances/?host_uuid=h-uuid", {})
 
 
 def test_what_is_none_of_the_vims_is_not_taken():
     made = outbox(Send("h", "10.0.0.1", 1, None), DropHost("10.0.0.1"))
-    assert len(made) == 0 and made.next(NOW) is None
+    assert len(made) == 0 and made.next_request(NOW) is None
 
 
 def test_a_question_waits_once_per_host():
     made = outbox(STATE, LIST, STATE, LIST, AskVim("i-uuid", "i", True))
     assert [uuid for uuid, _ in drain(made)] == ["h", "h", "i"]
-    assert made.told == 0
-    made.take(STATE)
+    assert made.delivered == 0
+    made.accept_effect(STATE)
     assert len(drain(made)) == 1
 
 
@@ -130,9 +140,9 @@ def test_a_question_waits_once_per_host():
 def test_nothing_new_is_lost_while_the_old_is_on_its_way():
     for newer in (service("U", 2), failed("U", 2)):
         made = outbox(newer._replace(body={"old": 1}))
-        sent = made.next(NOW)
-        made.take(newer)
-        made.delivered(sent)
+        sent = made.next_request(NOW)
+        made.accept_effect(newer)
+        made.note_delivered(sent)
         assert drain(made) == [("U", newer.body)]
 
 
@@ -158,9 +168,9 @@ def test_a_failure_after_its_withdrawal_is_told():
 
 def test_a_drop_forgets_one_instance_and_what_is_on_its_way():
     made = outbox(failed("U"), service("U"), action("U"), service("V"), STATE)
-    sent = made.next(NOW)
-    made.take(Drop("U"))
-    made.unreached(sent, NOW)
+    sent = made.next_request(NOW)
+    made.accept_effect(ForgetVimEvents("U"))
+    made.note_unreached(sent, NOW)
     assert drain(made, NOW + FIRST) == [("V", {"service": 0}), ("h", STATE_BODY)]
 
 
@@ -180,57 +190,57 @@ def test_back_off_doubles_up_to_its_limit_and_ends_with_an_answer():
     made = outbox(failed(), service("V"))
     now, waits = NOW, []
     for _ in range(7):
-        item = made.next(now)
+        item = made.next_request(now)
         assert item.body == {"failed": 0}
-        made.unreached(item, now)
-        assert made.next(now) is None
-        waits.append(made.next_at() - now)
-        assert made.next(made.next_at() - 0.001) is None
-        now = made.next_at()
+        made.note_unreached(item, now)
+        assert made.next_request(now) is None
+        waits.append(made.next_due() - now)
+        assert made.next_request(made.next_due() - 0.001) is None
+        now = made.next_due()
     assert waits == [0.5, 1, 2, 4, 8, 10, 10]
-    made.delivered(made.next(now))
-    item = made.next(now)
-    made.unreached(item, now)
-    assert made.next_at() == now + FIRST
+    made.note_delivered(made.next_request(now))
+    item = made.next_request(now)
+    made.note_unreached(item, now)
+    assert made.next_due() == now + FIRST
 
 
 def test_a_vim_that_does_not_listen_is_tried_every_four_seconds_at_least():
     made, now, waits = outbox(failed()), NOW, []
     for _ in range(6):
-        made.unreached(made.next(now), now, down=True)
-        waits.append(made.next_at() - now)
-        now = made.next_at()
+        made.note_unreached(made.next_request(now), now, down=True)
+        waits.append(made.next_due() - now)
+        now = made.next_due()
     assert waits == [0.5, 1, 2, 4, 4, 4]
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda made, item, _: made.delivered(item), Outbox.refused, Outbox.put_off]
+    "answer", [lambda made, item, _: made.note_delivered(item), VimQueue.note_refused, VimQueue.note_put_off]
 )
 def test_whatever_the_vim_answers_ends_the_back_off(answer):
     made, now = outbox(failed("U"), failed("V")), NOW
     for _ in range(3):
-        made.unreached(made.next(now), now)
-        now = made.next_at()
-    answer(made, made.next(now), now)
-    made.unreached(made.next(now), now)
-    assert made.next(now + FIRST - 0.001) is None and made.next(now + FIRST) is not None
+        made.note_unreached(made.next_request(now), now)
+        now = made.next_due()
+    answer(made, made.next_request(now), now)
+    made.note_unreached(made.next_request(now), now)
+    assert made.next_request(now + FIRST - 0.001) is None and made.next_request(now + FIRST) is not None
 
 
 def test_news_do_not_break_the_back_off_but_are_kept():
     made = outbox(service("U"))
-    made.unreached(made.next(NOW), NOW)
-    made.take(failed("V"))
-    assert made.next(NOW) is None and made.next_at() == NOW + FIRST
+    made.note_unreached(made.next_request(NOW), NOW)
+    made.accept_effect(failed("V"))
+    assert made.next_request(NOW) is None and made.next_due() == NOW + FIRST
     assert drain(made, NOW + FIRST) == [("V", {"failed": 0}), ("U", {"service": 0})]
 
 
 def test_a_question_that_fails_is_left_to_the_next_audit():
-    for fail in (Outbox.unreached, Outbox.refused):
+    for fail in (VimQueue.note_unreached, VimQueue.note_refused):
         made = outbox(STATE)
-        fail(made, made.next(NOW), NOW)
-        assert made.next(NOW + MOST) is None and made.next_at() == NEVER
-        made.take(STATE)
-        assert made.next(NOW + MOST).body == STATE_BODY
+        fail(made, made.next_request(NOW), NOW)
+        assert made.next_request(NOW + MOST) is None and made.next_due() == NEVER
+        made.accept_effect(STATE)
+        assert made.next_request(NOW + MOST).body == STATE_BODY
 
 
 # --- a VIM that refuses ---
@@ -239,58 +249,58 @@ def test_a_question_that_fails_is_left_to_the_next_audit():
 @pytest.mark.parametrize("effect", [service(), action()])
 def test_silence_is_success_for_all_but_an_alarm(effect):
     made = outbox(effect)
-    made.refused(made.next(NOW), NOW)
-    assert len(made) == 0 and made.told == 1 and made.next_at() == NEVER
+    made.note_refused(made.next_request(NOW), NOW)
+    assert len(made) == 0 and made.delivered == 1 and made.next_due() == NEVER
 
 
 def test_a_refused_alarm_is_offered_again_and_holds_nothing_up():
     made = outbox(failed("U"), service("V"), service("U"))
-    made.refused(made.next(NOW), NOW)
+    made.note_refused(made.next_request(NOW), NOW)
     assert drain(made) == [("V", {"service": 0}), ("U", {"service": 0})]
-    assert made.next_at() == NOW + FIRST and made.next(NOW + FIRST - 0.001) is None
-    made.refused(made.next(NOW + FIRST), NOW + FIRST)
-    assert made.next_at() == NOW + FIRST + 2 * FIRST
-    assert drain(made, made.next_at()) == [("U", {"failed": 0})]
+    assert made.next_due() == NOW + FIRST and made.next_request(NOW + FIRST - 0.001) is None
+    made.note_refused(made.next_request(NOW + FIRST), NOW + FIRST)
+    assert made.next_due() == NOW + FIRST + 2 * FIRST
+    assert drain(made, made.next_due()) == [("U", {"failed": 0})]
     assert made.given_up == 0
 
 
 def test_a_refused_alarm_outlives_the_start_of_a_vim_but_not_for_ever():
     made, now, refusals = outbox(failed()), NOW, 0
     while True:
-        item = made.next(now)
+        item = made.next_request(now)
         if item is None:
             break
-        made.refused(item, now)
+        made.note_refused(item, now)
         refusals += 1
-        now = min(made.next_at(), now + 3600)
+        now = min(made.next_due(), now + 3600)
     assert refusals == vim_queue.REFUSALS_MAX == 64 and made.given_up == 1 and len(made) == 0
     assert now - NOW - 3600 > 300  # "It may be down for minutes"
-    made.take(failed("U", 2))  # a new failure is news again
-    made.take(failed("V"))
+    made.accept_effect(failed("U", 2))  # a new failure is news again
+    made.accept_effect(failed("V"))
     while len(made) > 1:
-        made.refused(made.next(now), now)
-        now = max(now, made.next_at())
+        made.note_refused(made.next_request(now), now)
+        now = max(now, made.next_due())
     assert made.given_up == 2
 
 
 def test_a_refusal_of_what_was_withdrawn_or_replaced_changes_nothing():
     made = outbox(failed("U", 1))
-    sent = made.next(NOW)
-    made.take(Withdraw("U", "why"))
-    made.refused(sent, NOW)
-    assert made.next_at() == NEVER
-    made.take(failed("U", 2))
-    assert made.next(NOW).body == {"failed": 2}
+    sent = made.next_request(NOW)
+    made.accept_effect(Withdraw("U", "why"))
+    made.note_refused(sent, NOW)
+    assert made.next_due() == NEVER
+    made.accept_effect(failed("U", 2))
+    assert made.next_request(NOW).body == {"failed": 2}
 
 
 def test_a_newer_failure_is_offered_as_if_no_other_had_been_refused():
     made, now = outbox(failed("U", 1)), NOW
     for _ in range(vim_queue.REFUSALS_MAX - 1):
-        made.refused(made.next(now), now)
-        now = made.next_at()
-    made.take(failed("U", 2))
-    made.refused(made.next(now), now)
-    assert made.given_up == 0 and made.next_at() == now + FIRST
+        made.note_refused(made.next_request(now), now)
+        now = made.next_due()
+    made.accept_effect(failed("U", 2))
+    made.note_refused(made.next_request(now), now)
+    assert made.given_up == 0 and made.next_due() == now + FIRST
     assert drain(made, now + FIRST) == [("U", {"failed": 2})]
 
 
@@ -302,7 +312,7 @@ NEWS = st.one_of(
     st.builds(ill, st.sampled_from("UV"), st.integers(0, 99)),
     st.builds(action, st.sampled_from("UV"), st.integers(0, 99)),
     st.sampled_from("UV").map(lambda uuid: Withdraw(uuid, "why")),
-    st.builds(Drop, st.sampled_from("UV")),
+    st.builds(ForgetVimEvents, st.sampled_from("UV")),
     st.sampled_from([STATE, LIST]),
 )
 TURN = st.tuples(NEWS, st.sampled_from(["delivered", "refused", "unreached", None]), st.floats(0, 3))
@@ -313,28 +323,28 @@ TURN = st.tuples(NEWS, st.sampled_from(["delivered", "refused", "unreached", Non
 def test_an_alarm_or_state_that_is_still_true_arrives(turns):
     made, now, open_news = outbox(), NOW, {}
     for news, outcome, seconds in turns:
-        made.take(news)
-        if isinstance(news, (Withdraw, Drop)):
+        made.accept_effect(news)
+        if isinstance(news, (Withdraw, ForgetVimEvents)):
             gone = [key for key in open_news if key[0] == news.uuid]
             for key in gone:
-                if isinstance(news, Drop) or key[1] in ("failed", "unhealthy"):
+                if isinstance(news, ForgetVimEvents) or key[1] in ("failed", "unhealthy"):
                     del open_news[key]
-        elif not isinstance(news, (AskVim, TellAction)):
+        elif not isinstance(news, (AskVim, ReportAction)):
             open_news[news.uuid, getattr(news, "state", "service")] = news.body
         now += seconds
-        item = made.next(now)
-        assert item is not None or made.next_at() > now
+        item = made.next_request(now)
+        assert item is not None or made.next_due() > now
         if item is None or outcome is None:
             if item is not None:
-                made.unsent(item)
+                made.note_unsent(item)
             continue
         if outcome == "delivered":
-            made.delivered(item)
+            made.note_delivered(item)
         else:
-            getattr(made, outcome)(item, now)
+            getattr(made, "note_" + outcome)(item, now)
         silence_is_success = item.kind == SERVICE and outcome == "refused"
         if item.kind in (ALARM, SERVICE) and (outcome == "delivered" or silence_is_success):
-            assert open_news.pop((item.uuid, item.what or "service")) == item.body
+            assert open_news.pop((item.uuid, item.topic or "service")) == item.body
     told = [(uuid, body) for uuid, body in drain(made, now + 3600) if uuid in "UV" and "action" not in body]
     assert sorted(map(repr, told)) == sorted(repr((key[0], body)) for key, body in open_news.items())
-    assert len(made) == 0 and made.next_at() == NEVER
+    assert len(made) == 0 and made.next_due() == NEVER

@@ -38,10 +38,11 @@ class Bench:
     def __init__(self, vim_users=""):
         self._lock = threading.Lock()
         self.inventory = Inventory()
-        self.inventory.host_set(HOST)
-        self.inventory.host_reporting(HOST.uuid, True)
+        self.inventory.note_host(HOST)
+        self.inventory.set_host_reporting(HOST.uuid, True)
         self.port = free_ports(1)[0]
-        self.commands = Commands("127.0.0.1", self.port, 2, self._apply, vim_users)
+        settings = AgentSettings(http_port=self.port, http_threads=2, vim_users=vim_users)
+        self.commands = Commands(settings, self._apply)
         self.commands.start()
         self.vim = CommandClient("127.0.0.1", self.port)
 

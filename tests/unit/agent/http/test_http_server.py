@@ -19,6 +19,7 @@ from guestmtce.agent.http.http_connections import Caller
 from guestmtce.agent.http.http_server import HttpServer
 from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
+from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import free_ports, wait_for
 from guestmtce.lab.pace import within
 from guestmtce.wire import vim_http
@@ -94,8 +95,9 @@ def seconds(act):
 def test_commands_beside_500_idle_and_50_dripping_connections(bench):
     """With CherryPy and one worker."""
     inventory, port = Inventory(), free_ports(1)[0]
-    inventory.host_set(HOST)
-    commands = Commands(LOCAL, port, 1, lambda act: act(inventory))
+    inventory.note_host(HOST)
+    settings = AgentSettings(http_address=LOCAL, http_port=port, http_threads=1)
+    commands = Commands(settings, lambda act: act(inventory))
     commands.start()
     stop = threading.Event()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from guestmtce.agent.effects import Send
 from guestmtce.agent.http import command_app, vim_commands
 from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
-from guestmtce.agent.model import Send
+from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import free_ports
 from guestmtce.lab.pace import within
 from guestmtce.lab.vim import CommandClient
@@ -50,7 +51,7 @@ class Bench:
         self.inventory = Inventory()
         self.effects = []
         self.port = free_ports(1)[0]
-        self.commands = Commands(LOCAL, self.port, 4, self.apply)
+        self.commands = Commands(AgentSettings(http_address=LOCAL, http_port=self.port), self.apply)
         self.commands.start()
         self.vim = CommandClient(LOCAL, self.port)
 
@@ -68,7 +69,7 @@ class Bench:
 
     def running(self, uuid=U, heartbeating=True):
         info = InstanceInfo(A.hostname, uuid, True, heartbeating, "reboot", 601, 11, 12, 13, 14)
-        self.apply(lambda inventory: inventory.server_state(info))
+        self.apply(lambda inventory: inventory.events.note_state(info))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,8 @@ def server():
 def bench(server):
     server.inventory = Inventory()
     for host in (A, B):
-        server.inventory.host_set(host)
-        server.inventory.vim_instances(host.hostname, [], 1 << 40, 0.0)
+        server.inventory.note_host(host)
+        server.inventory.note_list(host.hostname, [], 1 << 40, 0.0)
     server.inventory.take_effects()
     server.effects = []
     return server
@@ -344,7 +345,7 @@ def test_whoever_refuses_a_command_the_log_says_so(bench, caplog, name):
     """Our server, CherryPy or the application."""
     data, expected = RAW[name]
     for throttle in (command_app._throttle, bench.commands._server._throttle):
-        throttle._keys.clear()
+        throttle._throttle._passed.clear()
     raw(bench.port, data + b"\r\n")
     assert [line for line in caplog.messages if str(expected) in line or "a defect in guestmtce" in line]
 
@@ -363,7 +364,7 @@ def test_a_204_has_no_body(bench):
 
 
 def test_a_defect_of_ours_is_an_object_too(bench, monkeypatch):
-    monkeypatch.setattr(Inventory, "reply", lambda self, uuid: 1 // 0)
+    monkeypatch.setattr(Inventory, "query_instance", lambda self, uuid: 1 // 0)
     assert bench.vim.query(U) == fail(500, "bad state")
     assert bench.vim.host("GET", A.uuid, A.hostname)[0] == 200
 
@@ -429,7 +430,7 @@ def test_many_at_once(bench):
 
 
 def test_a_port_in_use_is_an_error_that_names_it(bench):
-    second = Commands(LOCAL, bench.port, 1, bench.apply)
+    second = Commands(AgentSettings(http_address=LOCAL, http_port=bench.port), bench.apply)
     with pytest.raises(OSError, match="%s port %d" % (LOCAL, bench.port)):
         second.start()
     second.close()
