@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from guest_process import FAST, GuestProcess, host, write_script
 from places import REPOSITORY
 from pythons import find_python
 
+from guestmtce.guest import log as guest_log
 from guestmtce.guest.log import Log, log_to, printable
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.pace import within
@@ -27,6 +29,7 @@ __all__ = ["host"]  # a fixture
 OLD_PYTHON = find_python("3.6")
 RSS_MAX = 15e6  # bytes
 SOURCES = [
+    *(REPOSITORY / "guestmtce" / "common").glob("*.py"),
     *(REPOSITORY / "guestmtce" / "guest").glob("*.py"),
     REPOSITORY / "guestmtce" / "wire" / "guest_channel.py",
 ]
@@ -321,14 +324,15 @@ def test_a_line_of_the_log_cannot_be_forged():
     assert printable("short") == "short"
 
 
-def test_of_lines_about_one_thing_one_a_period_is_logged():
-    lines = []
+def test_of_lines_about_one_thing_one_a_period_is_logged(monkeypatch):
+    lines, now = [], [5000.0]
+    monkeypatch.setattr(guest_log, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     log = Log(lines.append, 1000)
     for _ in range(3):
         log("again", "port")
         log("other")
     assert lines == ["again", "other", "other", "other"]
-    log._said["port"] = (-2000, 2)
+    now[0] += 1000
     log("again", "port")
     assert lines[-1] == "again (and 2 more like it)"
 
