@@ -14,9 +14,10 @@ from typing import Callable, Dict, FrozenSet, Generic, List, Optional, Sequence,
 
 import setproctitle
 
+from guestmtce.common.background import fill_standard_descriptors
 from guestmtce.daemon import atomic_file, config, pmon, sd_notify
 from guestmtce.daemon import log as logs
-from guestmtce.daemon.daemonise import Foreground, daemonise, fill_standard
+from guestmtce.daemon.daemonise import Foreground, daemonise
 from guestmtce.daemon.loop import Loop, reset_signals
 from guestmtce.daemon.pid_file import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
@@ -74,7 +75,7 @@ def run(
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
-    fill_standard()
+    fill_standard_descriptors()
     reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
