@@ -7,11 +7,12 @@ file is read CORRECTIVE_ACTION is `log`.
 
 from typing import Callable, List, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.guest import config
 from guestmtce.guest.config import DEFAULTS, Config
 from guestmtce.guest.errand import Errand
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.settings import Settings
 
 NOT_READ = DEFAULTS._replace(corrective_action="log")
