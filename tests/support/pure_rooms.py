@@ -21,8 +21,8 @@ PURE = [
     *sorted(PACKAGE.glob("server/child/session*.py")),
     *sorted(PACKAGE.glob("agent/inventory*.py")),
     *(PACKAGE / "agent" / (name + ".py") for name in ("effects", "hosts", "ledger", "model", "vim_queue")),
-    *(PACKAGE / "guest" / (name + ".py") for name in ("ballot", "client", "health")),
-    *(PACKAGE / "guest" / (name + ".py") for name in ("local_processes", "member")),
+    *(PACKAGE / "guest" / (name + ".py") for name in ("ballot", "client", "config", "health")),
+    *(PACKAGE / "guest" / (name + ".py") for name in ("local_processes", "log_text", "member")),
     *(PACKAGE / "common" / (name + ".py") for name in ("back_off", "log_line", "rate_limit", "throttle")),
 ]
 _NAMES = {

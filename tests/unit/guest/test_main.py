@@ -19,7 +19,8 @@ from places import REPOSITORY
 from pythons import find_python
 
 from guestmtce.guest import log as guest_log
-from guestmtce.guest.log import Log, log_to, printable
+from guestmtce.guest.log import Log, log_to
+from guestmtce.guest.log_text import printable
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.pace import within
 from guestmtce.wire import guest_channel, guest_channel_fast
