@@ -31,7 +31,7 @@ from guestmtce.daemon import lifecycle
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.peer.authentication import KEY_SETTINGS
+from guestmtce.peer.authentication import KEY_SETTINGS, Keys
 from guestmtce.peer.retransmit import SeenByPeer
 from guestmtce.wire import datagram, vim_http
 
@@ -105,9 +105,12 @@ class Agent(lifecycle.Service[AgentSettings]):
                 link.close()
         self._resolver.close()
 
-    def reload(self, settings: AgentSettings) -> None:
-        """HUP: take the keys. Raises OSError, and then leaves them as they are."""
-        keys = settings.keys()
+    def read_files(self, settings: AgentSettings) -> Keys:
+        """HUP: the keys. Raises OSError."""
+        return settings.keys()
+
+    def reload(self, _settings: AgentSettings, keys: Keys) -> None:
+        """HUP: take the keys."""
         if self._servers is not None:
             with self._lock:
                 self._servers.reload_keys(keys)

@@ -16,12 +16,13 @@ from typing import Any, Dict, NamedTuple, Optional, Protocol
 
 from guestmtce.agent.effects import Send
 from guestmtce.agent.model import Origin
+from guestmtce.common import NEVER
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp_port import Port
 from guestmtce.peer.authentication import NO_KEYS, Keys, Speaker, new_nonce
-from guestmtce.peer.retransmit import NEVER, Message, Outgoing
+from guestmtce.peer.retransmit import Message, Outgoing
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import GOODBYE, Seal, SealRefused, Tag
 

@@ -10,15 +10,15 @@ class Bucket:
         self._rate, self._burst = rate, burst
         self._left, self._at = burst, now
 
-    def spend(self, now: float) -> bool:
-        """Whether one more may be had now; it is taken then."""
-        if self.wait(now) > 0:
+    def spend(self, now: float, count: int = 1) -> bool:
+        """Whether `count` more may be had now; they are taken then. More than the burst never may."""
+        if self.wait(now, count) > 0:
             return False
-        self._left -= 1
+        self._left -= count
         return True
 
-    def wait(self, now: float) -> float:
-        """In how many s one more may be had."""
+    def wait(self, now: float, count: int = 1) -> float:
+        """In how many s `count` more may be had."""
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
         self._at = now
-        return max(0.0, 1 - self._left) / self._rate
+        return max(0.0, count - self._left) / self._rate

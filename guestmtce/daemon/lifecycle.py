@@ -10,13 +10,27 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable, Dict, FrozenSet, Generic, List, Optional, Sequence, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Generic,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+)
 
 import setproctitle
 
+from guestmtce.common.background import fill_standard_descriptors
 from guestmtce.daemon import atomic_file, config, pmon, sd_notify
 from guestmtce.daemon import log as logs
-from guestmtce.daemon.daemonise import Foreground, daemonise, fill_standard
+from guestmtce.daemon.beside_loop import BesideLoop
+from guestmtce.daemon.daemonise import Foreground, daemonise
 from guestmtce.daemon.loop import Loop, reset_signals
 from guestmtce.daemon.pid_file import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
@@ -27,6 +41,7 @@ END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
 LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
 DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
 STATUS_PERIOD = 2.0  # s between two looks whether systemd is to be told of another status
+RELOAD_PATIENCE = 5.0  # s; a configuration that takes longer to be read stands on a file system that hangs
 PRESENCE_CHECK = 5.0  # s between two looks whether our files are still in the run folder
 
 Settings = TypeVar("Settings", bound=DaemonSettings)
@@ -50,8 +65,17 @@ class Service(Generic[Settings]):
         """Stop everything; called once, also after a failed `open`."""
         raise NotImplementedError
 
-    def reload(self, settings: Settings) -> None:
-        """HUP: these were read, whatever has changed. Raises OSError if one of them cannot be used."""
+    def read_files(self, settings: Settings) -> Any:
+        """HUP, in a thread of its own: what stands in the files that `settings` names and `reload` takes.
+
+        Raises OSError for one that cannot be used.
+        """
+
+    def reload(self, settings: Settings, files: Any) -> None:
+        """HUP: these were read, whatever has changed; `files` is what `read_files` gave. Does not wait.
+
+        Raises OSError if one of them cannot be used.
+        """
 
     def status(self) -> str:
         """One line for `systemctl status`: what it does now."""
@@ -74,7 +98,7 @@ def run(
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
-    fill_standard()
+    fill_standard_descriptors()
     reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
@@ -170,7 +194,7 @@ class _Life(Generic[Settings]):
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(number, loop.stop)
-            loop.on_signal(signal.SIGHUP, lambda: self._reload(service))
+            loop.on_signal(signal.SIGHUP, self._reloading(loop, service))
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
             # Whoever waits for the pid file looks for the report next, and may send signals from then on.
@@ -258,18 +282,33 @@ class _Life(Generic[Settings]):
             return False
         return True
 
-    def _reload(self, service: Service[Settings]) -> None:
-        """HUP: take the new configuration as far as that can be done while running."""
-        sd_notify.tell(sd_notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * sd_notify.USEC))
-        try:
-            self._take_configuration(service)
-        finally:
-            sd_notify.tell(sd_notify.READY)
+    def _reloading(self, loop: Loop, service: Service[Settings]) -> Callable[[], None]:
+        """What HUP does: read the configuration beside the loop, and take it in the loop when it has come."""
 
-    def _take_configuration(self, service: Service[Settings]) -> None:
-        try:
+        def read() -> _Configuration:
             fresh, notes = config.load(self._kind, self._name, self._paths, self._arguments)
-            service.reload(fresh)
+            return _Configuration(fresh, notes, service.read_files(fresh))
+
+        def take(read: Callable[[], _Configuration]) -> None:
+            try:
+                self._take_configuration(service, read)
+            finally:
+                if not reading.is_asked_again:
+                    sd_notify.tell(sd_notify.READY)
+
+        reading = BesideLoop(loop, read, take, RELOAD_PATIENCE, _note_late_configuration)
+
+        def reload() -> None:
+            sd_notify.tell(sd_notify.RELOADING, "MONOTONIC_USEC=%d" % (time.monotonic() * sd_notify.USEC))
+            reading.start()
+
+        return reload
+
+    def _take_configuration(self, service: Service[Settings], read: Callable[[], _Configuration]) -> None:
+        """Take the new configuration as far as that can be done while running."""
+        try:
+            fresh, notes, files = read()
+            service.reload(fresh, files)
         except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
@@ -281,6 +320,21 @@ class _Life(Generic[Settings]):
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]
         text = "reloaded; these take effect at the next start: %s" if changed else "reloaded%s"
         log.info(text, ", ".join(changed))
+
+
+class _Configuration(NamedTuple):
+    """What was read at HUP: the settings, lines for the log, and what the service reads of files."""
+
+    settings: Any
+    notes: List[str]
+    files: Any
+
+
+def _note_late_configuration() -> None:
+    """systemd is not to wait for what may take for ever."""
+    text = "the configuration is not read within %g s, its file system hangs: until then it stays as it was"
+    log.warning(text, RELOAD_PATIENCE)
+    sd_notify.tell(sd_notify.READY)
 
 
 def _raise_descriptor_limit() -> None:

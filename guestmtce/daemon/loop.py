@@ -1,7 +1,6 @@
 """One flat event loop: descriptors, timers and signals, all handled in one thread.
 
-A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
-before any timer is judged by it: after a callback that stood still, nobody is late whose word has arrived.
+A turn has one moment, `now`, and what can be read at it is read before any timer is served (`common.turn`).
 
 Signal handlers only note the signal; the loop serves it. A callback that raises is a defect of ours: it
 is logged with its traceback and counted, and the loop goes on, because every other guest still needs it.
@@ -19,9 +18,10 @@ import socket
 import time
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
+from guestmtce.common import NEVER, turn
+
 log = logging.getLogger(__name__)
 
-NEVER = float("inf")
 WAKE_BUFFER = 4096  # bytes, one a signal or a call
 STALL = 1.0  # s that this process stands still before it is worth a line in the log
 TIMERS_KEPT = 256  # cancelled ones are looked for beyond so many, and beyond twice as many as were left
@@ -141,18 +141,15 @@ class Loop:
             self._busy = time.monotonic() - self.now
             self._turn = None
 
-    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> turn.Ready:
         """Begin a turn; what can be read at its moment."""
         when = self._timers[0][0] if self._timers else NEVER
         ready = self._selector.select(0) if self.on_idle is not None else []
         if not ready:
             self._become_idle()
-            ready = self._selector.select(None if when == NEVER else max(0.0, when - time.monotonic()))
+            ready = turn.wait_until(self._selector, when)
             self.idle = False
-        self._turn = time.monotonic()
-        if when <= self._turn:
-            # What arrived after the wait and before the moment was read is there, too, before a timer judges.
-            ready = self._selector.select(0)
+        self._turn, ready = turn.begin_turn(self._selector, when, ready)
         self.wake_ups += 1
         self._note_stall(max(self._busy, self._turn - when))
         return ready

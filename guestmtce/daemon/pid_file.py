@@ -6,11 +6,13 @@ which the kernel releases however the holder ends. Both are made again when some
 
 from __future__ import annotations
 
-import fcntl
 import os
 from typing import Optional
 
+from guestmtce.common import lock_file
 from guestmtce.daemon import atomic_file
+
+LOCK_MODE = 0o600
 
 
 class AlreadyRunning(Exception):
@@ -43,20 +45,11 @@ class PidFile:
             raise AlreadyRunning(str(other))
 
     def _open_lock(self) -> int:
-        """The lock file's descriptor, locked. The file may be removed by its last holder as we open it."""
-        while True:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                raise AlreadyRunning(str(self.read() or "?")) from None
-            try:
-                if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
-                    return lock
-            except FileNotFoundError:
-                pass
-            os.close(lock)
+        """The lock file's descriptor, locked. Raises AlreadyRunning, OSError."""
+        try:
+            return lock_file.open_locked(self._lock_path, LOCK_MODE)
+        except lock_file.Held:
+            raise AlreadyRunning(str(self.read() or "?")) from None
 
     def write(self) -> None:
         """Write this process's pid. Raises OSError.
@@ -84,10 +77,7 @@ class PidFile:
 
     def _keeps_lock(self) -> bool:
         """Whether the file at the lock's path is the one that we have locked."""
-        try:
-            return self._lock is not None and os.path.samestat(os.fstat(self._lock), os.stat(self._lock_path))
-        except FileNotFoundError:
-            return False
+        return self._lock is not None and lock_file.is_at(self._lock, self._lock_path)
 
     def read(self) -> Optional[int]:
         """The pid in the file, if there is one."""

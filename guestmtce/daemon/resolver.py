@@ -13,6 +13,7 @@ import socket
 import threading
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
+from guestmtce.common.back_off import BackOff
 from guestmtce.daemon.log import printable
 from guestmtce.daemon.loop import Loop, Timer
 
@@ -54,10 +55,10 @@ def plain(address: str) -> str:
 class _Name:
     """What is known of one name. `quiet`: nobody minds if there is no such name."""
 
-    def __init__(self, quiet: bool, delay: float) -> None:
+    def __init__(self, quiet: bool, first: float, period: float) -> None:
         self.addresses: Tuple[str, ...] = ()
         self.quiet = quiet
-        self.delay = delay  # s until an unknown one is asked for again
+        self.back_off = BackOff(first, period)  # until an unknown one is asked for again
         self.failing = False
         self.answered: List[Callable[[], None]] = []
         self.timer: Optional[Timer] = None
@@ -86,7 +87,7 @@ class Resolver:
         """
         entry = self._names.get(name)
         if entry is None:
-            entry = self._names[name] = _Name(quiet, self._first)
+            entry = self._names[name] = _Name(quiet, self._first, self._period)
             if is_address(name):
                 entry.addresses = (spelled(name),)
             else:
@@ -141,13 +142,14 @@ class Resolver:
             self._ask_later(name, self._period)
         else:
             self._complain(name, entry, why)
-            self._ask_later(name, self._period if entry.addresses else entry.delay)
-            entry.delay = min(2 * entry.delay, self._period)
+            delay = entry.back_off.next_delay()
+            self._ask_later(name, self._period if entry.addresses else delay)
 
     def _learn(self, name: str, entry: _Name, found: Tuple[str, ...]) -> None:
         if set(found) != set(entry.addresses):
             log.info("%s is at %s", name, ", ".join(found))
-        entry.addresses, entry.failing, entry.delay = found, False, self._first
+        entry.addresses, entry.failing = found, False
+        entry.back_off.reset()
         for answered in entry.answered:
             self._loop.call(answered)
 

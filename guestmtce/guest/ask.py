@@ -5,7 +5,7 @@ import socket
 import sys
 from typing import Any, Dict
 
-from guestmtce.guest.log import printable
+from guestmtce.guest.log_text import printable
 
 WAIT = 5.0  # s for its answer
 ANSWER_MAX = 262144  # bytes; 48 processes, every byte of name and illness escaped as six

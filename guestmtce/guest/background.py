@@ -1,11 +1,14 @@
 """Going into the background, and the pid file: one guest client runs at a time."""
 
-import fcntl
 import os
 import signal
 from typing import Optional
 
+from guestmtce.common import background, lock_file
+
 MODE = 0o644
+PID_DIGITS = 20  # read at most
+STARTED = b"1"  # what the client says to the process that was started
 
 
 class AlreadyRunning(Exception):
@@ -13,17 +16,17 @@ class AlreadyRunning(Exception):
 
 
 class PidFile:
-    """A file with our pid, locked as long as we live. Raises OSError, AlreadyRunning."""
+    """A file with our pid, locked as long as we live. Raises OSError, AlreadyRunning.
+
+    The lock is on the pid file itself, as deployed init scripts expect it; the daemons lock a file beside it.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(self._descriptor, 20).decode("ascii", "replace").strip()
-            os.close(self._descriptor)
-            raise AlreadyRunning("it runs already, with pid %s" % pid) from None
+            self._descriptor = lock_file.open_locked(path, MODE)
+        except lock_file.Held:
+            raise AlreadyRunning("it runs already, with pid %s" % _read_pid(path)) from None
 
     def write(self) -> None:
         """Put our pid in; after going into the background, which keeps the lock. Raises OSError."""
@@ -43,30 +46,31 @@ class PidFile:
 
     def remove(self) -> None:
         """We end. A file that was cleaned away, or is another's by now, is not ours to remove."""
-        try:
-            if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
-                os.unlink(self._path)
-        except FileNotFoundError:
-            pass
+        if lock_file.is_at(self._descriptor, self._path):
+            os.unlink(self._path)
         os.close(self._descriptor)
+
+
+def _read_pid(path: str) -> str:
+    """What stands in the pid file; its holder may have removed it meanwhile."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(PID_DIGITS).strip()
+    except FileNotFoundError:
+        return "?"
 
 
 def go_background(pid_file: Optional[PidFile]) -> None:
     """Leave the terminal; the process that was started ends with status 0 once the pid file is written."""
-    ready, tell = os.pipe()
-    if os.fork():
-        os.close(tell)
-        os._exit(0 if os.read(ready, 1) else 1)
-    os.close(ready)
-    os.setsid()
+    started = background.go_background(_await_start)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
-    os.umask(0o022)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
     if pid_file is not None:
         pid_file.write_if_possible()
-    os.write(tell, b"1")
-    os.close(tell)
+    os.write(started, STARTED)
+    os.close(started)
+
+
+def _await_start(descriptor: int) -> int:
+    """The exit status of the process that was started."""
+    return 0 if os.read(descriptor, 1) else 1

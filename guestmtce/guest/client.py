@@ -35,6 +35,7 @@ Beside the state a client carries two facts that cross it:
 
 from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
 
+from guestmtce.common import NEVER
 from guestmtce.guest.ballot import ERROR, Ballot
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
@@ -64,8 +65,6 @@ DUE = "due"
 EXIT = "exit"
 CHANGE = "change"
 INPUTS = (OPENED, CLOSED, ACK, CHALLENGE, DUE, EXIT, CHANGE)
-
-NEVER = float("inf")
 
 
 class Put(NamedTuple):

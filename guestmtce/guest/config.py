@@ -1,17 +1,14 @@
 """The configuration of the guest client: a file of shell-style `KEY=value` lines.
 
 A value that cannot be used never keeps a guest from being watched: it is named, with its key and its line,
-and the default is taken.
+and the default is taken. Pure: `config_file` reads the file.
 """
 
-import errno
-import os
 import re
 import shlex
-import stat
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from guestmtce.guest.log import escape
+from guestmtce.guest.log_text import escape
 from guestmtce.guest.settings import Settings
 from guestmtce.wire import guest_channel
 
@@ -30,7 +27,6 @@ NOT_USED = {
 }
 _EXPORT = re.compile(r"export[ \t]+")
 DAY = 86400.0  # s
-FILE_MAX = 65536  # bytes of the file
 LINE_WIDTH = 300  # characters of a line that tells what is in effect: the log cuts no line of that length
 
 
@@ -207,27 +203,6 @@ def _unquoted(value: str) -> str:
     return words[0] if words else ""
 
 
-def read_file(path: str) -> bytes:
-    """What is in the file; this waits for its file system. Raises OSError.
-
-    A pipe is refused: who opens it would wait for a writer.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is a pipe, and no file")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            data = b""
-            while len(data) <= FILE_MAX:
-                more = file.read(FILE_MAX + 1 - len(data))
-                if not more:
-                    return data
-                data += more
-    finally:
-        os.close(descriptor)
-    raise OSError(errno.EFBIG, "it has more than %d bytes" % FILE_MAX)
-
-
 def parse_bytes(data: bytes, path: str, settings: Settings, before: Config) -> Tuple[Config, List[str]]:
     """The configuration in what the file `path` holds, and lines for the log."""
     text = data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
@@ -238,16 +213,3 @@ def keep(before: Config, path: str, why: str) -> Tuple[Config, List[str]]:
     """The configuration when the file `path` cannot be used, and a line for the log."""
     kept = "the defaults are taken" if before == DEFAULTS else "what is in effect stays"
     return before, ["%s: %s: %s" % (path, why, kept)]
-
-
-def load(path: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
-    """The configuration in the file `path`, and lines for the log; this waits for its file system.
-
-    `before` is what is in effect: it stays where the file, or a value in it, cannot be used. So a slip of the
-    pen, or a file that is just being replaced, does not make a `reboot` of a `log`.
-    """
-    try:
-        data = read_file(path)
-    except OSError as error:
-        return keep(before, path, str(error.strerror))
-    return parse_bytes(data, path, settings, before)

@@ -5,15 +5,20 @@ file has a moment. A client that goes on without it asks for no reboot that nobo
 file is read CORRECTIVE_ACTION is `log`.
 """
 
-from typing import Callable, List, Optional
+import errno
+import os
+import stat
+from typing import Callable, List, Optional, Tuple
 
+from guestmtce.common import NEVER
 from guestmtce.guest import config
 from guestmtce.guest.config import DEFAULTS, Config
 from guestmtce.guest.errand import Errand
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.settings import Settings
 
+FILE_MAX = 65536  # bytes
 NOT_READ = DEFAULTS._replace(corrective_action="log")
 
 
@@ -34,9 +39,9 @@ class ConfigFile:
     def load(self) -> None:
         """At the start."""
         try:
-            self._errand = Errand(lambda: config.read_file(self._path))
+            self._errand = Errand(lambda: read_file(self._path))
         except OSError:  # a guest without a process to spare is watched all the same
-            self._take(*config.load(self._path, self._settings))
+            self._take(*load(self._path, self._settings))
             return
         if self._errand.wait(self._settings.config_wait):
             self._take_result(DEFAULTS)
@@ -55,7 +60,7 @@ class ConfigFile:
             self._again = True
             return
         try:
-            self._errand = Errand(lambda: config.read_file(self._path))
+            self._errand = Errand(lambda: read_file(self._path))
         except OSError as error:
             self._log("%s: cannot be read now: %s: what is in effect stays" % (self._path, error.strerror))
             return
@@ -103,3 +108,37 @@ class ConfigFile:
         for line in notes:
             self._log(line)
         self.log_config()
+
+
+def load(path: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
+    """The configuration in the file `path`, and lines for the log; this waits for its file system.
+
+    `before` is what is in effect: it stays where the file, or a value in it, cannot be used. So a slip of the
+    pen, or a file that is just being replaced, does not make a `reboot` of a `log`.
+    """
+    try:
+        data = read_file(path)
+    except OSError as error:
+        return config.keep(before, path, str(error.strerror))
+    return config.parse_bytes(data, path, settings, before)
+
+
+def read_file(path: str) -> bytes:
+    """What is in the file; this waits for its file system. Raises OSError.
+
+    A pipe is refused: who opens it would wait for a writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe, and no file")
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            data = b""
+            while len(data) <= FILE_MAX:
+                more = file.read(FILE_MAX + 1 - len(data))
+                if not more:
+                    return data
+                data += more
+    finally:
+        os.close(descriptor)
+    raise OSError(errno.EFBIG, "it has more than %d bytes" % FILE_MAX)

@@ -21,9 +21,9 @@ The rules: a line of at most LINE_MAX bytes, an object that we understand, a num
 import json
 from typing import Any, Dict, FrozenSet, List, NamedTuple
 
+from guestmtce.common import NEVER
 from guestmtce.guest.ballot import ACCEPT, REJECT
 from guestmtce.guest.health import Illness
-from guestmtce.guest.loop import NEVER
 from guestmtce.guest.member import (
     NAME_MAX,
     ROOT,

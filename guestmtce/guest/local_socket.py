@@ -13,10 +13,11 @@ import stat
 import struct
 from typing import Callable, Dict, Tuple
 
+from guestmtce.common import NEVER
 from guestmtce.guest import local_processes
 from guestmtce.guest.local_processes import Registry
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.member import Peer
 from guestmtce.guest.settings import Settings
 

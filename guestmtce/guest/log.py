@@ -14,26 +14,15 @@ from typing import Callable
 
 from guestmtce.common.throttle import Throttle
 from guestmtce.guest.errand import Errand
+from guestmtce.guest.log_text import printable
 from guestmtce.guest.writer import FileWriter, keep_open
 
 NAME = "guestClient"
 SYSLOG_SOCKET = "/dev/log"
 SYSLOG_INFO = b"<30>"  # facility daemon, severity info
-TEXT_MAX = 400  # characters of a line
 OPEN_WAIT = 0.25  # s; a file system that takes longer to tell of a file stands still
 LOCAL_TIME = ":/etc/localtime"  # the C library's own default, spelt out
 SUBJECTS_MAX = 100  # remembered at once
-
-
-def escape(text: str) -> str:
-    """`text` in ASCII without control characters."""
-    return text.encode("unicode_escape").decode("ascii")
-
-
-def printable(text: str) -> str:
-    """`text` made harmless for a log: ASCII, no control characters, at most TEXT_MAX characters."""
-    cut = escape(text[:TEXT_MAX])[:TEXT_MAX]
-    return cut + ("..." if len(text) > len(cut) else "")
 
 
 class Log:

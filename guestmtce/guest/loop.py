@@ -1,8 +1,7 @@
 """The event loop of the guest client: descriptors, signals, and parts that have a deadline.
 
-A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
-before any deadline is judged by it: after a pause of the whole guest, or a callback that stood still, nobody
-is blamed for what waits to be read. Signal handlers only note the signal; the loop serves it.
+A turn has one moment, `now`; what can be read at it is read before any deadline is judged (`common.turn`).
+Signal handlers only note the signal; the loop serves it.
 """
 
 import os
@@ -10,11 +9,11 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set
 
-NEVER = float("inf")
+from guestmtce.common import NEVER, turn
+
 WAKE_BUFFER = 4096  # bytes, one a signal
-WAIT_MAX = 3600.0  # s; a wait without end is no number that the system takes
 
 
 class Loop:
@@ -80,14 +79,11 @@ class Loop:
         finally:
             self._turn = None
 
-    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> turn.Ready:
         """Begin a turn; what can be read at its moment."""
         deadline = min([part.deadline for part in self.parts], default=NEVER)
-        ready = self._selector.select(max(0.0, min(deadline - time.monotonic(), WAIT_MAX)))
-        self._turn = time.monotonic()
-        if deadline <= self._turn:
-            # What arrived after the wait and before the moment was read is there, too, before a part judges.
-            ready = self._selector.select(0)
+        ready = turn.wait_until(self._selector, deadline)
+        self._turn, ready = turn.begin_turn(self._selector, deadline, ready)
         return ready
 
     def close(self) -> None:

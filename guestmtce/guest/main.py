@@ -8,7 +8,7 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.guest import ask, background, client, config, endurance, errand, host, options
+from guestmtce.guest import ask, background, client, config, config_file, endurance, errand, host, options
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.config_file import ConfigFile
 from guestmtce.guest.health import Illness, worst
@@ -273,7 +273,7 @@ def _open_log(given: Options, settings: Settings) -> Log:
 def _is_kept_out(given: Options, settings: Settings) -> bool:
     """Whether this is a host of guests that is not to be watched as a guest; says so."""
     evidence = host.host_evidence()
-    if evidence is None or config.load(given.config, settings)[0].run_on_host:
+    if evidence is None or config_file.load(given.config, settings)[0].run_on_host:
         return False
     remedy = "if it is a guest as well, put RUN_ON_HOST=yes into %s" % given.config
     print("guestClient: not started, %s: a host is no guest; %s" % (evidence, remedy), file=sys.stderr)

@@ -6,9 +6,10 @@ Pure, as the registry is. What a message holds is read, or refused with the reas
 import json
 from typing import Any, Dict, NamedTuple, Optional
 
+from guestmtce.common import NEVER
+from guestmtce.common.rate_limit import Bucket
 from guestmtce.guest.ballot import PROCESS
 from guestmtce.guest.health import GRAVITY, Illness
-from guestmtce.guest.loop import NEVER
 from guestmtce.wire import json_lines
 
 NAME_MAX = 31  # bytes
@@ -71,14 +72,11 @@ class Link:
         self.lines = json_lines.LineBuffer()
         self.member: Optional[Member] = None
         self.register_by = register_by
-        self._allowance = BURST
-        self._counted_at = now
+        self._allowed = Bucket(RATE, BURST, now)
 
     def count(self, lines: int, now: float) -> None:
         """So many lines came. Raises Broken."""
-        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE) - lines
-        self._counted_at = now
-        if self._allowance < 0:
+        if not self._allowed.spend(now, lines):
             raise Broken("more than %d lines a second" % RATE)
 
 

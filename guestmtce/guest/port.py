@@ -17,9 +17,10 @@ import stat
 import time
 from typing import Callable, Deque, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.common.back_off import BackOff
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.settings import Settings
 
 READ_SIZE = 65536  # bytes

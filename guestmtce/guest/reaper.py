@@ -17,9 +17,12 @@ import os
 import signal
 from typing import Callable, Iterable, List, NamedTuple, Optional, Set
 
+from guestmtce.common import NEVER
+from guestmtce.common.back_off import BackOff
+from guestmtce.common.background import STANDARD, discard_standard_descriptors
 from guestmtce.guest import process
 from guestmtce.guest.endurance import become_ordinary
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 NAME = "guestClient-run"
@@ -80,10 +83,8 @@ def become_reaper(arguments: List[str], report: int, client: int) -> None:
 
 def _leave_descriptors(kept: int) -> None:
     """Nothing of the client's stays open. The standard ones are taken: a pipe must not become one of them."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    process.close_others({0, 1, 2, kept})
+    discard_standard_descriptors()
+    process.close_others({*STANDARD, kept})
 
 
 class _Reaper:
@@ -98,7 +99,8 @@ class _Reaper:
         self._adopts = False
         self._script = 0
         self._killed: Set[int] = set()
-        self._rest = REST_FIRST
+        self._rest = 0.0  # s; the latest
+        self._back_off = BackOff(REST_FIRST, REST_MAX)
         self._kept = b""
         self._size = 0  # of the output, in bytes
         self._output, self._inlet = os.pipe()
@@ -185,7 +187,11 @@ class _Reaper:
         elif not found and self._rest == REST_MAX:
             os._exit(0)
         _kill_all(found)
-        self._rest = min(max(2 * self._rest, REST_FIRST), REST_MAX) if found <= self._killed else 0.0
+        if found <= self._killed:
+            self._rest = self._back_off.next_delay()
+        else:
+            self._rest = 0.0
+            self._back_off.reset()
         self.deadline = now + self._rest
         self._killed = found
 
@@ -237,7 +243,7 @@ def _become_script(arguments: List[str], output: int, trouble: int) -> None:
         output = _open_for_good(output)
         for standard in (1, 2):
             os.dup2(output, standard)
-        process.close_others({0, 1, 2, trouble})
+        process.close_others({*STANDARD, trouble})
         become_ordinary()  # last: in a guest without a processor to spare all before would take its time
         os.execve(arguments[0], arguments, ENVIRONMENT)
     except OSError as error:

@@ -11,8 +11,8 @@ import signal
 import time
 from typing import Callable, List, NamedTuple, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.guest import process
-from guestmtce.guest.loop import NEVER
 from guestmtce.guest.reaper import KILL_ORDER, Report, become_reaper, unpack
 from guestmtce.wire import json_lines
 

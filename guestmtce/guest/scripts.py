@@ -4,11 +4,11 @@ import errno
 import time
 from typing import Callable, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.guest.ballot import ACCEPT, ERROR, REJECT
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER
 from guestmtce.guest.runner import Ended, Runner
 from guestmtce.wire import guest_channel
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import heapq
 from typing import Any, Callable, Dict, Hashable, Iterable, List, NamedTuple, Optional, Tuple
 
+from guestmtce.common import NEVER
+from guestmtce.common.back_off import BackOff
 from guestmtce.wire.datagram_ext import SEQUENCES
 
 REPEAT_FIRST = 0.2  # s, doubling
@@ -18,8 +20,6 @@ SEEN_MAX = 4096  # numbers remembered per peer
 # s for which a number is remembered after it last came. Who was not confirmed repeats every REPEAT_MAX.
 SEEN_FOR = 600.0
 STALE_MAX = 64  # entries that a queue of times may hold beyond twice what is in it
-
-NEVER = float("inf")
 
 
 class Numbers:
@@ -107,7 +107,7 @@ class Outgoing:
     def __init__(self) -> None:
         self._by_key: Dict[Hashable, Message] = {}  # the oldest first
         self._by_number: Dict[int, Message] = {}
-        self._delays: Dict[int, float] = {}
+        self._back_offs: Dict[int, BackOff] = {}
         self._repeats = Deadlines()
         self._ends = Deadlines()
 
@@ -119,8 +119,8 @@ class Outgoing:
         self.drop(key)
         message = Message(key, number, content, until, now)
         self._by_key[key] = self._by_number[number] = message
-        self._delays[number] = REPEAT_FIRST
-        self._repeats.set(number, now + REPEAT_FIRST)
+        self._back_offs[number] = back_off = BackOff(REPEAT_FIRST, REPEAT_MAX)
+        self._repeats.set(number, now + back_off.next_delay())
         if until != NEVER:
             self._ends.set(number, until)
 
@@ -128,7 +128,7 @@ class Outgoing:
         """The message of this key is no longer true; it is returned, if there was one."""
         message = self._by_key.pop(key, None)
         if message is not None:
-            del self._by_number[message.number], self._delays[message.number]
+            del self._by_number[message.number], self._back_offs[message.number]
             self._repeats.drop(message.number)
             self._ends.drop(message.number)
         return message
@@ -158,8 +158,7 @@ class Outgoing:
         self.expire(now)
         ready = [self._by_number[number] for number in self._repeats.pop_due(now)]
         for message in ready:
-            self._delays[message.number] = delay = min(2 * self._delays[message.number], REPEAT_MAX)
-            self._repeats.set(message.number, now + delay)
+            self._repeats.set(message.number, now + self._back_offs[message.number].next_delay())
         return ready
 
     def messages(self) -> List[Message]:
@@ -175,7 +174,8 @@ class Outgoing:
 
     def again(self, now: float) -> None:
         """Somebody new listens: everything is due at once."""
-        self._delays = dict.fromkeys(self._by_number, REPEAT_FIRST / 2)
+        for back_off in self._back_offs.values():
+            back_off.reset()
         self._repeats.set_all(self._by_number, now)
 
     @property

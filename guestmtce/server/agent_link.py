@@ -15,12 +15,13 @@ import logging
 import time
 from typing import Callable, Dict, List, NamedTuple, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import LookUp, Resolver, look_up
 from guestmtce.daemon.udp_port import Port
 from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
-from guestmtce.peer.retransmit import NEVER, Outgoing
+from guestmtce.peer.retransmit import Outgoing
 from guestmtce.server.answers import Answers
 from guestmtce.server.following import CommandOrder, Following, Identity, ReceivedDatagram
 from guestmtce.server.old_agent import OldAgent, is_failure

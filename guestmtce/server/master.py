@@ -20,7 +20,7 @@ from guestmtce.common.log_line import LogLine
 from guestmtce.daemon import lifecycle
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.peer.authentication import KEY_SETTINGS
+from guestmtce.peer.authentication import KEY_SETTINGS, Keys
 from guestmtce.peer.retransmit import Numbers
 from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
@@ -102,12 +102,15 @@ class Master(lifecycle.Service[ServerSettings]):
         if self._link is not None:
             self._link.close()
 
-    def reload(self, settings: ServerSettings) -> None:
-        """HUP: take the keys; raises OSError, and then leaves them as they are.
+    def read_files(self, settings: ServerSettings) -> Keys:
+        """HUP: the keys. Raises OSError."""
+        return settings.keys()
+
+    def reload(self, settings: ServerSettings, keys: Keys) -> None:
+        """HUP: take the keys.
 
         A host that got another name while we serve goes on under the one that guestAgent knows.
         """
-        keys = settings.keys()
         named = {name: getattr(settings, name) for name in KEY_SETTINGS}
         self._settings = dataclasses.replace(self._settings, **named)  # it may not have started yet
         if self._link is not None:

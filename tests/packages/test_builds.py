@@ -46,7 +46,7 @@ def wanted(units, pmon, modules):
     """Package → path → mode: the paths that others rely on."""
     shared = {
         modules + "/guestmtce/%s/__init__.py" % part: PLAIN
-        for part in ("daemon", "wire", "server", "agent", "lab")
+        for part in ("common", "daemon", "wire", "peer", "server", "agent", "lab")
     }
     return {
         "mtce-guest-server": {
@@ -63,6 +63,18 @@ def wanted(units, pmon, modules):
             "/usr/local/lib/guest-client/guestmtce/guest/main.py": PLAIN,
             "/usr/local/lib/guest-client/guestmtce/wire/guest_channel.py": PLAIN,
             "/usr/local/lib/guest-client/guestmtce/wire/json_lines.py": PLAIN,
+            **{
+                "/usr/local/lib/guest-client/guestmtce/common/%s.py" % name: PLAIN
+                for name in (
+                    "back_off",
+                    "background",
+                    "lock_file",
+                    "log_line",
+                    "rate_limit",
+                    "throttle",
+                    "turn",
+                )
+            },
             "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
             "/etc/init.d/heartbeat_init": PROGRAM,
             units + "/guestClient.service": PLAIN,

@@ -22,8 +22,8 @@ PURE = [
     *sorted(PACKAGE.glob("agent/inventory*.py")),
     *(PACKAGE / "agent" / (name + ".py") for name in ("effects", "held_origins", "hosts", "ledger", "model")),
     *(PACKAGE / "agent" / (name + ".py") for name in ("vim_lanes", "vim_pace", "vim_queue", "vim_request")),
-    *(PACKAGE / "guest" / (name + ".py") for name in ("ballot", "client", "health")),
-    *(PACKAGE / "guest" / (name + ".py") for name in ("local_processes", "member")),
+    *(PACKAGE / "guest" / (name + ".py") for name in ("ballot", "client", "config", "health")),
+    *(PACKAGE / "guest" / (name + ".py") for name in ("local_processes", "log_text", "member")),
     *(PACKAGE / "common" / (name + ".py") for name in ("back_off", "log_line", "rate_limit", "throttle")),
 ]
 _NAMES = {

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from guest_process import as_root
+from slow_open import FAN_OPEN_PERM, SlowOpen
 
 from guestmtce.lab.cluster import wait_for
 
@@ -29,11 +31,15 @@ class Service(lifecycle.Service):
     def health(self): return []
     def dump(self): return []
     def status(self): return "serving"
-    def reload(self, settings):
+    def read_files(self, settings):
+        if settings.key_file.startswith("/"):
+            with open(settings.key_file) as file:
+                return file.read()
+    def reload(self, settings, files):
         if settings.key_file == "bad":
             raise OSError("bad: it holds no key")
         with open(sys.argv[1] + "/reloads", "a") as file:
-            file.write("%s %d\\\\n" % (settings.key_file, settings.port))
+            file.write("%s %d\\\\n" % (files or settings.key_file, settings.port))
 
 sys.exit(lifecycle.run("daemon", Settings, {MAIN: sys.argv[1] + "/ini"}, Service,
                      ["-f", "--run-dir", sys.argv[1], "--log-dir", sys.argv[1]]))
@@ -87,6 +93,37 @@ def test_what_the_service_refuses_leaves_all_as_it_was(running):
     running.configure("")
     running.reload("reloaded\n")
     assert "DEBUG" not in running.log()
+
+
+@as_root
+@pytest.mark.parametrize("slow", ["ini", "key"])
+def test_a_configuration_that_stands_still_holds_up_nothing_else(running, tmp_path, slow):
+    (tmp_path / "key").write_text("k")
+    running.configure("[security]\nkey_file = %s\n" % (tmp_path / "key"))
+    with SlowOpen(tmp_path / slow, FAN_OPEN_PERM) as opening:
+        running.process.send_signal(signal.SIGHUP)
+        assert opening.waiting.wait(60)
+        for _ in range(3):
+            running.process.send_signal(signal.SIGHUP)
+            (tmp_path / "daemon.info").unlink()
+            running.process.send_signal(signal.SIGUSR1)
+            wait_for((tmp_path / "daemon.info").exists, "the loop goes on")
+        wait_for(lambda: "until then it stays as it was" in running.log(), "it says so", 30)
+        assert not (tmp_path / "reloads").exists()
+        opening.allow()
+        # Who asked while it was read is given one more reading, of all that has changed since.
+        wait_for(lambda: running.log().count("reloaded\n") == 2, "it is read twice")
+    assert running.reloads() == ["k 1", "k 1"]
+
+
+@as_root
+def test_a_daemon_ends_in_time_while_its_configuration_stands_still(running, tmp_path):
+    with SlowOpen(tmp_path / "ini", FAN_OPEN_PERM) as opening:
+        running.process.send_signal(signal.SIGHUP)
+        assert opening.waiting.wait(60)
+        running.process.terminate()
+        assert running.process.wait(60) == 0
+        assert not (tmp_path / "daemon.pid").exists()
 
 
 def test_a_key_that_is_unknown_or_misspelt_is_named_as_at_the_start(running):

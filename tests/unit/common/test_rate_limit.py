@@ -28,3 +28,10 @@ def test_never_more_than_burst_and_rate(waits):
         now += wait
         had += bucket.spend(now)
     assert had <= 10 + 3 * now + 1e-6
+
+
+def test_several_at_once_are_had_together_or_not_at_all():
+    bucket = Bucket(2, 5, 0.0)
+    assert [bucket.spend(0.0, count) for count in (4, 2, 1, 0, 1)] == [True, False, True, True, False]
+    assert bucket.wait(0.0, 2) == 1.0
+    assert not bucket.spend(1000.0, 6)

@@ -11,11 +11,13 @@ import socket
 import sys
 import threading
 import time
+import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.daemon import log as logs
 from guestmtce.daemon import log_writer
 from guestmtce.lab.cluster import wait_for
@@ -74,24 +76,37 @@ def test_nothing_foreign_has_control_characters_or_length(text):
 # --- the throttle ----------------------------------------------------------------------------------
 
 
-def test_one_line_per_key_and_period_with_the_number_of_those_held_back(caplog):
-    throttle = logs.Throttle(logging.getLogger("sample"), 0.05)
-    for number in range(5):
-        throttle.warning("a", "trouble %d of %s", number, "x\ny")
+@pytest.fixture
+def clock(monkeypatch):
+    """What the log takes for the time, in s: a list of one."""
+    now = [5000.0]
+    monkeypatch.setattr(logs, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_one_line_per_subject_and_period_with_the_number_of_those_held_back(caplog, clock):
+    throttle = logs.Throttle(logging.getLogger("sample"), 10)
+    for count in range(5):
+        throttle.warning("a", "trouble %d of %s", count, "x\ny")
     throttle.warning("b", "other trouble")
     assert [record.getMessage() for record in caplog.records] == ["trouble 0 of x\\ny", "other trouble"]
-    assert throttle.held_back == 4
-
-    def again():
-        throttle.warning("a", "trouble %d", 9)
-        return len(caplog.records) > 2
-
-    wait_for(again, "the period ended", 2)
-    assert "trouble 9 (and " in caplog.records[2].getMessage()
-    held_back = throttle.held_back
-    assert "(and %d more like it)" % held_back in caplog.records[2].getMessage()
+    clock[0] += 9.9
+    throttle.warning("a", "trouble %d", 8)
+    assert len(caplog.records) == 2
+    clock[0] += 0.1
+    throttle.warning("a", "trouble %d", 9)
+    assert caplog.records[2].getMessage() == "trouble 9 (and 5 more like it)"
     throttle.warning("a", "trouble")
-    assert throttle.held_back == held_back + 1
+    clock[0] += 10
+    throttle.warning("a", "trouble")
+    assert caplog.records[3].getMessage() == "trouble (and 1 more like it)"
+
+
+def test_a_line_without_a_subject_is_never_held_back(caplog, clock):
+    throttle = logs.Throttle(logging.getLogger("sample"), 10)
+    for _ in range(3):
+        throttle.write(LogLine(logging.WARNING, "each of them"))
+    assert [record.getMessage() for record in caplog.records] == ["each of them"] * 3
 
 
 def test_the_words_of_an_exception_are_foreign_too(caplog):
@@ -102,9 +117,9 @@ def test_the_words_of_an_exception_are_foreign_too(caplog):
 def test_the_throttle_s_memory_is_bounded(caplog):
     caplog.set_level(logging.ERROR)
     throttle = logs.Throttle(logging.getLogger("sample"), 60)
-    for number in range(3 * logs.THROTTLE_KEYS):
-        throttle.warning(str(number), "trouble")
-    assert len(throttle._keys) <= logs.THROTTLE_KEYS
+    for subject in range(3 * logs.THROTTLE_SUBJECTS):
+        throttle.warning(str(subject), "trouble")
+    assert len(throttle._throttle._passed) <= logs.THROTTLE_SUBJECTS
 
 
 # --- where it goes ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import sys
 import psutil
 import pytest
 
+from guestmtce.common import lock_file
 from guestmtce.daemon import atomic_file, pid_file
 from guestmtce.daemon.pid_file import AlreadyRunning, PidFile
 from guestmtce.lab.cluster import wait_for
@@ -222,7 +223,7 @@ def test_a_lock_file_that_was_removed_under_us_is_no_lock(tmp_path, monkeypatch)
             os.unlink(tmp_path / "daemon.lock")
         real(descriptor, how)
 
-    monkeypatch.setattr(pid_file.fcntl, "flock", flock)
+    monkeypatch.setattr(lock_file.fcntl, "flock", flock)
     one = claimed(tmp_path)
     with pytest.raises(AlreadyRunning):
         claimed(tmp_path)

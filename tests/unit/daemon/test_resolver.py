@@ -109,7 +109,7 @@ def test_an_unknown_name_costs_one_line_or_none_and_is_asked_for_ever_less_often
     service.resolver.watch("one", quiet=quiet)
     service.asked_again("one", 5)
     assert len(lines(caplog, "cannot resolve")) == (0 if quiet else 1)
-    assert service.resolver._names["one"].delay == PERIOD
+    assert service.resolver._names["one"].back_off.delay == PERIOD
     service.names["one"] = ["10.0.0.1"]
     service.until(lambda: service.resolver.addresses("one"))
 

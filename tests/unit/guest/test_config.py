@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import SCRIPTS
 
-from guestmtce.guest import config, options
+from guestmtce.guest import config, config_file, options
 from guestmtce.guest.config import Config, describe
-from guestmtce.guest.log import Log, escape
+from guestmtce.guest.log import Log
+from guestmtce.guest.log_text import escape
 from guestmtce.guest.settings import Settings, overridden
 from guestmtce.wire import guest_channel
 
@@ -115,7 +116,7 @@ def test_what_is_unknown_is_named_and_ignored(line):
 
 
 def test_a_file_that_is_not_there_means_the_defaults(tmp_path):
-    taken, notes = config.load(str(tmp_path / "none"), Settings())
+    taken, notes = config_file.load(str(tmp_path / "none"), Settings())
     assert taken == Config() and "No such file" in notes[0]
 
 
@@ -123,7 +124,7 @@ def test_what_an_editor_leaves_in_a_file_is_no_word_of_it(tmp_path):
     """A byte order mark, lines of Windows, a comment in Latin-1."""
     path = tmp_path / "conf"
     path.write_bytes(b"\xef\xbb\xbfHB_INTERVAL=2000\r\n# gr\xf6\xdfe\r\nVOTE=3\r\n")
-    taken, notes = config.load(str(path), Settings())
+    taken, notes = config_file.load(str(path), Settings())
     assert (taken, notes) == (Config(interval_ms=2000, vote=3), [])
 
 
@@ -174,7 +175,7 @@ def test_settings():
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "conf")
     with time_limit(5):
-        taken, notes = config.load(str(tmp_path / "conf"), Settings())
+        taken, notes = config_file.load(str(tmp_path / "conf"), Settings())
     assert taken == Config()
     assert notes == ["%s: it is a pipe, and no file: the defaults are taken" % (tmp_path / "conf")]
 

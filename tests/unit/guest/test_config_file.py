@@ -20,8 +20,8 @@ from slow_open import FAN_OPEN_PERM, SlowOpen
 
 from guestmtce.guest import config_file as config_file_module
 from guestmtce.guest import errand, log
-from guestmtce.guest.config import DEFAULTS, FILE_MAX, Config
-from guestmtce.guest.config_file import NOT_READ, ConfigFile
+from guestmtce.guest.config import DEFAULTS, Config
+from guestmtce.guest.config_file import FILE_MAX, NOT_READ, ConfigFile
 from guestmtce.guest.errand import Errand
 from guestmtce.guest.settings import Settings
 from guestmtce.lab.cluster import wait_for

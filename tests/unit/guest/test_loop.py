@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.common import NEVER
+from guestmtce.guest.loop import Loop
 
 
 class Part:

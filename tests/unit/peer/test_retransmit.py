@@ -125,7 +125,7 @@ def test_what_waits_takes_no_more_room_however_often_it_changes(ends):
     for number in range(1, 100_000):
         outgoing.add("state", number, "running", float(number), **ends)
         assert max(sizes(outgoing)) <= 2 + STALE_MAX + 1
-    assert (len(outgoing), len(outgoing._delays), len(outgoing._by_number)) == (1, 1, 1)
+    assert (len(outgoing), len(outgoing._back_offs), len(outgoing._by_number)) == (1, 1, 1)
 
 
 def test_what_waited_takes_no_room_once_it_is_confirmed_or_dropped():

@@ -11,6 +11,7 @@ import time
 import pytest
 from master_bench import ONE, Bench
 
+from guestmtce.peer.authentication import NO_KEYS
 from guestmtce.server import master as master_module
 from guestmtce.server.state.effects import ReportEvent
 from guestmtce.wire import datagram, guest_channel
@@ -91,13 +92,13 @@ def test_a_name_that_is_configured_holds(make, monkeypatch):
 
 def test_hup_says_that_the_host_has_got_another_name(make, monkeypatch, caplog):
     bench = make()
-    bench.master.reload(bench.settings)  # before it serves there is nothing to say
+    bench.master.reload(bench.settings, NO_KEYS)  # before it serves there is nothing to say
     monkeypatch.setattr(socket, "gethostname", lambda: "host-7")
     bench.master.open()
-    bench.master.reload(bench.settings)
+    bench.master.reload(bench.settings, NO_KEYS)
     assert "is called" not in caplog.text
     monkeypatch.setattr(socket, "gethostname", lambda: "host-9")
-    bench.master.reload(bench.settings)
+    bench.master.reload(bench.settings, NO_KEYS)
     assert "this host is called host-9 now, and is host-7 to guestAgent until" in caplog.text
 
 
