@@ -138,7 +138,11 @@ class Master(lifecycle.Service[ServerSettings]):
         next_sequence = Numbers(self._store.reserve_sequences).take
         self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
-            self._command, self._event_confirmed, self._guests.instance_info, self._store.save_agent
+            self._command,
+            self._event_confirmed,
+            self._guests.instance_info,
+            self._guests.find_report,
+            self._store.save_agent,
         )
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), next_sequence, handlers,
