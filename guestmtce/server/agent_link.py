@@ -24,10 +24,10 @@ from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
 from guestmtce.peer.retransmit import Outgoing
 from guestmtce.server.answers import Answers
 from guestmtce.server.following import CommandOrder, Following, Identity, ReceivedDatagram
-from guestmtce.server.old_agent import OldAgent, is_failure
+from guestmtce.server.old_agent import OldAgent
 from guestmtce.server.settings import ServerSettings
 from guestmtce.server.state.effects import ReportEvent
-from guestmtce.server.state.guest import PendingKey
+from guestmtce.server.state.guest import FAILURES, PendingKey
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
@@ -40,24 +40,28 @@ REPEATED = datagram_ext.WANTS_ACK | datagram_ext.TAKES_MARKS  # flags of an even
 
 class Handlers(NamedTuple):
     """Whom to call: with a command, with the key of an event that was confirmed, for a guest's present state,
-    and with the address of the agent that is followed from now on, empty if none is.
+    for what is to be sent under a key (None: nothing any more), and with the address of the agent that is
+    followed from now on, empty if none is.
     """
 
     command: Callable[[datagram.Command], None]
     confirmed: Callable[[PendingKey], None]
     info: Callable[[str], Optional[datagram.InstanceInfo]]
+    report: Callable[[PendingKey], Optional[ReportEvent]]
     followed: Callable[[str], None] = lambda _: None
 
 
 class _SentEvent:
-    """`address`: where it was sent first; nowhere if nobody was there. `vim`: the VIM to which an agent is
+    """What the link knows of an event that is to be confirmed. What is to be sent stands in the table alone.
+
+    `address`: where it was sent first; nowhere if nobody was there. `vim`: the VIM to which an agent is
     telling it; 0: none.
     """
 
-    __slots__ = ("address", "report", "vim")
+    __slots__ = ("address", "key", "vim")
 
-    def __init__(self, report: ReportEvent, address: str) -> None:
-        self.report = report
+    def __init__(self, key: PendingKey, address: str) -> None:
+        self.key = key
         self.address = address
         self.vim = 0
 
@@ -86,7 +90,9 @@ class AgentLink:
         self._next_sequence = next_sequence
         self._handlers = handlers
         self._outgoing = Outgoing()
-        self._old_agent = OldAgent(lambda report: self._send_event(report, 0), next_sequence, handlers.info)
+        self._old_agent = OldAgent(
+            lambda report: self._send_event(report, 0), next_sequence, handlers.info, handlers.report
+        )
         self._grace: Optional[Timer] = None  # of an old agent that may have just started
         self._repeat: Optional[Timer] = None
         self._order = CommandOrder()
@@ -125,13 +131,13 @@ class AgentLink:
         """Send the agent this until it has confirmed it, or `withdraw_event` says that it is over."""
         self._old_agent.withdraw_event(report.key)
         old = self._speaker.spoken is False
-        if old and not (self._grace is not None and is_failure(report)):
+        if old and not (self._grace is not None and report.key.kind in FAILURES):
             self._report_to_old(report)
             return
         if not old:
             self._send_event(report, REPEATED)
         nobody = old or self._following.said_goodbye
-        sent = _SentEvent(report, "" if nobody else self.agent)
+        sent = _SentEvent(report.key, "" if nobody else self.agent)
         self._outgoing.add(report.key, report.sequence, sent, time.monotonic(), report.until)
         self._schedule_repeat()
 
@@ -238,13 +244,20 @@ class AgentLink:
         self._repeat = None
         now = time.monotonic()
         for message in self._outgoing.expire(now):
-            key = message.content.report.key
+            key = message.content.key
             log.info("%s: nobody waits for its %s any more", key.uuid, key)
             self._handlers.confirmed(key)
         if self._repeats:
             for message in self._outgoing.due(now):
-                self._send_event(message.content.report, REPEATED, message.content.vim)
+                self._repeat_event(message.content)
         self._schedule_repeat()
+
+    def _repeat_event(self, sent: _SentEvent) -> None:
+        report = self._handlers.report(sent.key)
+        if report is not None:
+            self._send_event(report, REPEATED, sent.vim)
+        else:
+            self._outgoing.drop(sent.key)
 
     def _check_unconfirmed(self) -> None:
         self._loop.after(self._settings.unconfirmed_warn, self._check_unconfirmed)
@@ -263,9 +276,15 @@ class AgentLink:
     def _report_waiting_to_old(self, uuid: str = "") -> None:
         """To an old agent: what it has not heard yet, of one instance or of all."""
         for message in self._outgoing.messages():
-            if not uuid or message.content.report.key.uuid == uuid:
-                self._outgoing.drop(message.key)
-                self._report_to_old(message.content.report)
+            key = message.content.key
+            if not uuid or key.uuid == uuid:
+                self._hand_to_old(key)
+
+    def _hand_to_old(self, key: PendingKey) -> None:
+        self._outgoing.drop(key)
+        report = self._handlers.report(key)
+        if report is not None:
+            self._report_to_old(report)
 
     def _end_grace(self) -> None:
         self._grace = None
@@ -352,7 +371,7 @@ class AgentLink:
         """One that confirms: it hears all that nobody confirmed, at once."""
         now = time.monotonic()
         for report in self._old_agent.pop_failures():
-            sent = _SentEvent(report, self.agent)
+            sent = _SentEvent(report.key, self.agent)
             self._outgoing.add(report.key, report.sequence, sent, now, report.until)
         self._outgoing.again(now)
         self._schedule_repeat()
@@ -360,15 +379,14 @@ class AgentLink:
     def _meet_old(self, spoke: Optional[bool]) -> None:
         """One that confirms nothing; `spoke`: whether the agent before it spoke our extension."""
         for message in self._outgoing.messages():
-            report = message.content.report
+            key = message.content.key
             if spoke is None and self._was_heard(message.content):
                 # Said once is enough for an old one, but not if it was said to one of ours before it.
-                self._outgoing.drop(message.key)
-                self._old_agent.note_said(report)
-                self._handlers.confirmed(report.key)
-            elif not is_failure(report):
-                self._outgoing.drop(message.key)
-                self._report_to_old(report)
+                self._outgoing.drop(key)
+                self._old_agent.note_said(key)
+                self._handlers.confirmed(key)
+            elif key.kind not in FAILURES:
+                self._hand_to_old(key)
         if self._grace is not None:
             self._grace.cancel()
         self._grace = self._loop.after(self._settings.old_agent_grace, self._end_grace)
@@ -442,4 +460,4 @@ class AgentLink:
         if tag is not None and tag.acked_sender == self._speaker.sender:
             message = self._outgoing.acked(tag.number)
             if message is not None:
-                self._handlers.confirmed(message.content.report.key)
+                self._handlers.confirmed(message.content.key)

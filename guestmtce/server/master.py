@@ -58,6 +58,7 @@ class Master(lifecycle.Service[ServerSettings]):
         self._store: Optional[Store] = None
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
+        self._carrying_out = False
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, effects.Connect] = {}  # in turn, when a child can be had
         handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
@@ -140,7 +141,11 @@ class Master(lifecycle.Service[ServerSettings]):
         next_sequence = Numbers(self._store.reserve_sequences).take
         self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
-            self._command, self._event_confirmed, self._guests.instance_info, self._store.save_agent
+            self._command,
+            self._event_confirmed,
+            self._guests.instance_info,
+            self._guests.find_report,
+            self._store.save_agent,
         )
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), next_sequence, handlers,
@@ -222,8 +227,7 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def _event_confirmed(self, key: guest.PendingKey) -> None:
         self._guests.confirm_event(key)
-        # Not from within what is just being carried out.
-        self._loop.after(0, self._carry_out)
+        self._carry_out()
 
     def _tick(self) -> None:
         self._due = None
@@ -233,11 +237,21 @@ class Master(lifecycle.Service[ServerSettings]):
     # --- what is to be done ------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        wanted = self._guests.drain_effects()
-        while wanted:
-            for effect in wanted:
-                self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
+        """Do all that the table wants. From within an effect: the outer call does it, in its turn."""
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
             wanted = self._guests.drain_effects()
+            while wanted:
+                for effect in wanted:
+                    self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
+                wanted = self._guests.drain_effects()
+        finally:
+            self._carrying_out = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._due is None or self._guests.next_due < self._due.when:
             if self._due is not None:
                 self._due.cancel()

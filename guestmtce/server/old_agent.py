@@ -16,24 +16,23 @@ from guestmtce.server.state.guest import FAILURES, STATE, PendingKey
 from guestmtce.wire import datagram
 
 
-def is_failure(report: ReportEvent) -> bool:
-    """Whether it is of a loss or an illness."""
-    return report.key.kind in FAILURES
-
-
 class OldAgent:
-    """See the module's text. `send` sends, `next_sequence` names, `info` gives an instance's state."""
+    """See the module's text. `send` sends, `next_sequence` names, `info` gives an
+    instance's state and `report` what is to be said under a key.
+    """
 
     def __init__(
         self,
         send: Callable[[ReportEvent], None],
         next_sequence: Callable[[], int],
         info: Callable[[str], Optional[datagram.InstanceInfo]],
+        report: Callable[[PendingKey], Optional[ReportEvent]],
     ) -> None:
         self._send = send
         self._next_sequence = next_sequence
         self._info = info
-        self._failures: Dict[PendingKey, ReportEvent] = {}  # that were said, and are still true
+        self._report = report
+        self._failures: Dict[PendingKey, None] = {}  # that were said, and are still true; the oldest first
         self._stop_said: Optional[datagram.Event] = None  # with a loss; the table tells it after the loss
 
     def report_event(self, report: ReportEvent) -> None:
@@ -45,12 +44,12 @@ class OldAgent:
             self._report_stop_first(report)
         if report.cmd != datagram.STOPPED or report.event != stop:
             self._send(report)
-        self.note_said(report)
+        self.note_said(report.key)
 
-    def note_said(self, report: ReportEvent) -> None:
+    def note_said(self, key: PendingKey) -> None:
         """This was said to it."""
-        if is_failure(report):
-            self._failures[report.key] = report
+        if key.kind in FAILURES:
+            self._failures[key] = None
 
     def introduce_instance(self, uuid: str) -> None:
         """It names an instance, maybe for the first time: say how that is, and the failures that it has."""
@@ -62,8 +61,9 @@ class OldAgent:
         self._stop_said = info
         for kind in FAILURES:
             key = PendingKey(uuid, kind)
-            if key in self._failures:
-                self._send(self._failures[key])
+            report = self._report(key) if key in self._failures else None
+            if report is not None:
+                self._send(report)
 
     def withdraw_event(self, key: PendingKey) -> None:
         """It is no longer true."""
@@ -71,7 +71,9 @@ class OldAgent:
 
     def pop_failures(self) -> List[ReportEvent]:
         """What was said of failures and is still true; it is forgotten here."""
-        failures, self._failures = list(self._failures.values()), {}
+        reports = map(self._report, self._failures)
+        failures = [report for report in reports if report is not None]
+        self._failures = {}
         return failures
 
     def _report_stop_first(self, loss: ReportEvent) -> None:

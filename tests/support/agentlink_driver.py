@@ -124,13 +124,26 @@ class Bench:
         )  # fmt: skip
         self.loop = Loop()
         self.commands, self.told, self.infos = [], [], {}
+        self.reports = {}  # what the table has, by key
         self.numbers = itertools.count(1000)
         self.serve = self.commands.append
-        handlers = Handlers(lambda command: self.serve(command), self.told.append, self.infos.get)
+        handlers = Handlers(
+            lambda command: self.serve(command), self.told.append, self.infos.get, self.reports.get
+        )
         self.names, self.asked = dict(names or {}), []  # of the name service: name → addresses
         self.link = AgentLink(
             self.loop, self.settings, SERVER, self.numbers.__next__, handlers, self.look_up
         )  # fmt: skip
+
+    def report(self, report):
+        """The table wants this told."""
+        self.reports[report.key] = report
+        self.link.report_event(report)
+
+    def withdraw(self, key):
+        """It is over."""
+        self.reports.pop(key, None)
+        self.link.withdraw_event(key)
 
     def look_up(self, name):
         """The name service, in the resolver's thread."""

@@ -96,8 +96,11 @@ class Life:
         self.confirms = 1.0
         self.bench = Bench(agents="", old_agent_grace=2 * MOMENT, ready_repeat=60)
         self.table = guest_table.GuestTable(self.bench.settings, self.bench.numbers.__next__)
-        self.bench.link._handlers = agent_link.Handlers(self.command, self.told, self.table.instance_info)
+        self.bench.link._handlers = agent_link.Handlers(
+            self.command, self.told, self.table.instance_info, self.table.find_report
+        )
         self.bench.link._old_agent._info = self.table.instance_info
+        self.bench.link._old_agent._report = self.table.find_report
         self.agent, self.lost, self.alarmed, self.wrong = None, 0, [], []
         self.confirmed = set()  # losses
         self.table.socket_found(UUID, PATH, 1, False, time.monotonic())

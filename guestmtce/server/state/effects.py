@@ -48,7 +48,8 @@ class ReportEvent(NamedTuple):
     """Send guestAgent this until it has confirmed it. A newer event of the same key takes its place.
 
     `GuestTable.confirm_event` answers, also when `until` (s, monotonic) has passed and nobody wants it any
-    more. `still_ill`: the event is a RUNNING, and the illness in the same row goes on.
+    more. What is to be repeated is asked for with `GuestTable.find_report`: the table alone keeps it.
+    `still_ill`: the event is a RUNNING, and the illness in the same row goes on.
     """
 
     cmd: int

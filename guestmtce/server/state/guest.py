@@ -61,7 +61,8 @@ class PendingEvent(NamedTuple):
     """What guestAgent has not confirmed yet; `sequence` names it for ever, over restarts too.
 
     `held`: it is from before a restart, and a guest that lives has the time to show it first. `until`: nobody
-    wants it after that (s, monotonic).
+    wants it after that (s, monotonic). `still_ill`: it is a RUNNING, and the illness in the same row went on
+    when it was said first.
     """
 
     sequence: int
@@ -69,6 +70,7 @@ class PendingEvent(NamedTuple):
     event: datagram.Event
     held: bool = False
     until: float = NEVER
+    still_ill: bool = False
 
 
 class OpenQuestion(NamedTuple):
@@ -237,7 +239,10 @@ class Guest:
             owes_answer=self.liveness.owes_answer,
             silence_until=self.liveness.silence_until,
             socket_identity=self.connection.socket_identity,
-            pending=tuple((key, event._replace(held=False)) for key, event in self.pending.events.items()),
+            pending=tuple(
+                (key, event._replace(held=False, still_ill=False))
+                for key, event in self.pending.events.items()
+            ),
             questions=tuple(
                 (question_id, one.notification_type, one.event_type, one.deadline)
                 for question_id, one in self.questions.items()

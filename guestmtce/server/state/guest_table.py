@@ -34,7 +34,7 @@ from guestmtce.server.state import liveness
 from guestmtce.server.state.agenda import Agenda
 from guestmtce.server.state.child_reports import ChildReports
 from guestmtce.server.state.connections import Connections
-from guestmtce.server.state.effects import DropChild, Effect, LookForSocket, PutCommand, SaveHost
+from guestmtce.server.state.effects import DropChild, Effect, LookForSocket, PutCommand, ReportEvent, SaveHost
 from guestmtce.server.state.failures import Failures
 from guestmtce.server.state.guest import (
     ABSENT,
@@ -114,8 +114,12 @@ class GuestTable:
     def confirm_event(self, key: PendingKey) -> None:
         """guestAgent has confirmed what was reported under this key, or nobody waits for it any more."""
         guest = self.guests.get(key.uuid)
-        if guest is not None and self._pending.confirm_event(guest, key):
+        if self._pending.confirm_event(guest, key) and guest is not None:
             self._forget_if_over(guest)
+
+    def find_report(self, key: PendingKey) -> Optional[ReportEvent]:
+        """What guestAgent is to hear under this key now; None: nothing any more."""
+        return self._pending.find_report(self.guests.get(key.uuid), key)
 
     def _do_due(self, guest: Guest, now: float) -> None:
         """Whatever of this guest has fallen due."""

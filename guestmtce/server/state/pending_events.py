@@ -5,7 +5,7 @@ docs/protocol/2-datagrams.md#confirmed-and-repeated
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Set
+from typing import Callable, Dict, Optional
 
 from guestmtce.common.log_line import WARNING
 from guestmtce.server.state.agenda import Agenda
@@ -20,7 +20,8 @@ class PendingEvents:
     def __init__(self, agenda: Agenda, next_sequence: Callable[[], int]) -> None:
         self.next_sequence = next_sequence
         self._agenda = agenda
-        self._delivered: Set[PendingKey] = set()  # failures that were confirmed and are still true
+        self._delivered: Dict[PendingKey, ReportEvent] = {}  # failures that were confirmed and are still true
+        self._of_unknown: Dict[PendingKey, ReportEvent] = {}  # of instances without a row; each expires soon
 
     def report_event(
         self,
@@ -36,7 +37,7 @@ class PendingEvents:
         A newer one of the same key takes its place. `sequence`: it was named before.
         """
         guest.pending.events[key] = PendingEvent(sequence or self.next_sequence(), cmd, event, until=until)
-        self._delivered.discard(key)
+        self._delivered.pop(key, None)
         self.resend_event(guest, key)
         self._agenda.save_guest(guest)
 
@@ -44,11 +45,22 @@ class PendingEvents:
         """guestAgent is to hear this of the row, under the sequence number that it has."""
         one = guest.pending.events[key]
         still_ill = one.cmd == datagram.RUNNING and PendingKey(guest.uuid, ILLNESS) in guest.pending.events
-        self._agenda.add_effect(ReportEvent(one.cmd, one.event, one.sequence, key, one.until, still_ill))
+        guest.pending.events[key] = one._replace(still_ill=still_ill)
+        self._agenda.add_effect(self._make_report(guest, key))
 
     def report_once(self, key: PendingKey, cmd: int, event: datagram.Event, until: float) -> None:
         """guestAgent is to hear this of an instance that we do not know."""
-        self._agenda.add_effect(ReportEvent(cmd, event, self.next_sequence(), key, until))
+        report = self._of_unknown[key] = ReportEvent(cmd, event, self.next_sequence(), key, until)
+        self._agenda.add_effect(report)
+
+    def find_report(self, guest: Optional[Guest], key: PendingKey) -> Optional[ReportEvent]:
+        """What is to be sent under this key now; None: nothing. `guest`: its row, if there is one.
+
+        A failure that was delivered is found while it is true: it may be the next agent's to hear.
+        """
+        if guest is not None and key in guest.pending.events:
+            return self._make_report(guest, key)
+        return self._delivered.get(key) or self._of_unknown.get(key)
 
     def withdraw_event(self, guest: Guest, key: PendingKey, why: str) -> None:
         """This is no longer true."""
@@ -85,17 +97,23 @@ class PendingEvents:
                 guest.pending.events[key] = one._replace(held=False)
                 self.resend_event(guest, key)
 
-    def confirm_event(self, guest: Guest, key: PendingKey) -> bool:
+    def confirm_event(self, guest: Optional[Guest], key: PendingKey) -> bool:
         """guestAgent has it; whether it was pending.
 
         If that is an old agent, the next one is to hear of a failure while it is true: it may be withdrawn.
         """
-        if not self._remove_event(guest, key):
+        self._of_unknown.pop(key, None)
+        if guest is None or key not in guest.pending.events:
             return False
         if key.kind in FAILURES:
-            self._delivered.add(key)
+            self._delivered[key] = self._make_report(guest, key)
+        self._remove_event(guest, key)
         self._agenda.save_guest(guest)
         return True
+
+    def _make_report(self, guest: Guest, key: PendingKey) -> ReportEvent:
+        one = guest.pending.events[key]
+        return ReportEvent(one.cmd, one.event, one.sequence, key, one.until, one.still_ill)
 
     def _remove_event(self, guest: Guest, key: PendingKey) -> bool:
         """Whether it was pending."""
@@ -105,6 +123,5 @@ class PendingEvents:
         return removed
 
     def _withdraw_delivered(self, key: PendingKey) -> None:
-        if key in self._delivered:
-            self._delivered.discard(key)
+        if self._delivered.pop(key, None) is not None:
             self._agenda.add_effect(WithdrawEvent(key))

@@ -47,7 +47,7 @@ def test_a_controller_without_an_address_is_told_when_it_has_one():
     bench = Bench(controller="the.controller", agents="127.0.0.1", resolve_first=0.01, ready_repeat=60)
     try:
         bench.link.start()
-        bench.link.report_event(loss())
+        bench.report(loss())
         bench.until(lambda: len(bench.asked) > 1)
         bench.names["the.controller"] = ["fd00::1", "127.0.0.1"]  # the socket reaches the second
         bench.until(lambda: bench.first.hear())
@@ -153,7 +153,7 @@ def follow_to_the_agents_port(bench):
     assert bench.link.agent == "127.0.0.1"
     bench.send(old_command(), agent=bench.second)
     bench.until(lambda: bench.commands)
-    bench.link.report_event(running())
+    bench.report(running())
     bench.until(lambda: bench.second.hear())
     assert bench.second.events() == [INFO]
     # From another port of the first address: the answer goes to the agent's port all the same.
@@ -161,7 +161,7 @@ def follow_to_the_agents_port(bench):
     bench.send(old_command(), agent=stranger)
     stranger.socket.close()
     bench.until(lambda: len(bench.commands) == 2)
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: datagram.Loss(HOST, UUID) in bench.first.events())
     assert bench.second.events() == [INFO]
 
@@ -170,7 +170,7 @@ def test_events_have_the_full_size_for_an_old_agent(bench):
     bench.send(old_command())
     bench.until(lambda: bench.commands)
     result = datagram.VoteResult(HOST, UUID, "r", "stop", "reject", '"é\n' * 99)
-    bench.link.report_event(ReportEvent(datagram.VOTE_NOTIFY, result, 5, PendingKey(UUID, OUTCOME, 1)))
+    bench.report(ReportEvent(datagram.VOTE_NOTIFY, result, 5, PendingKey(UUID, OUTCOME, 1)))
     bench.until(lambda: bench.first.hear())
     assert len(bench.first.heard[0]) == datagram.FULL_SIZE
 
@@ -268,7 +268,7 @@ def test_a_controller_that_cannot_be_told_is_one_line_however_much_there_is_to_t
         resolver = bench.link._resolver
         bench.until(lambda: resolver.addresses("the.controller") or lines(caplog, "cannot resolve"))
         for number in range(10):
-            bench.link.report_event(running(number))
+            bench.report(running(number))
         (line,) = lines(caplog, "the.controller")
         assert said in line
     finally:
@@ -281,16 +281,16 @@ def test_an_agent_that_takes_nothing_is_complained_of(caplog):
         bench.link.start()
         bench.send(Process(5).query())
         assert bench.link.complaint() == ""
-        bench.link.report_event(running())
-        bench.link.report_event(loss())
+        bench.report(running())
+        bench.report(loss())
         bench.until(lambda: lines(caplog, "does not take our events"))
         (line,) = lines(caplog, "does not take our events")
         assert "(2 unconfirmed since 0 s ago)" in line and HOST in line
         assert bench.link.complaint() == line
         bench.quiet(0.3)
         assert len(lines(caplog, "does not take our events")) == 1
-        bench.link.withdraw_event(running().key)
-        bench.link.withdraw_event(loss().key)
+        bench.withdraw(running().key)
+        bench.withdraw(loss().key)
         assert bench.link.complaint() == ""
     finally:
         bench.close()
@@ -300,7 +300,7 @@ def test_where_no_agent_speaks_the_complaint_names_the_setting(caplog):
     bench = Bench(unconfirmed_warn=0.1)
     try:
         bench.link.start()
-        bench.link.report_event(loss())
+        bench.report(loss())
         bench.until(lambda: lines(caplog, "no guestAgent has spoken to us (1 unconfirmed since"))
         assert lines(caplog, "--controller 127.0.0.1")
     finally:

@@ -73,7 +73,7 @@ def events(agent):
 def lost_to_ours(bench):
     """An agent of ours was told of a loss, did not confirm, and is gone."""
     bench.send(Process(5).query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: bench.first.count(loss()))
     bench.first.heard.clear()
 
@@ -82,7 +82,7 @@ def lost_to_old(bench):
     """An old agent was told of a loss."""
     bench.send(old_command())
     settle(bench)
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: LOST in bench.first.events())
     bench.first.heard.clear()
 
@@ -123,9 +123,9 @@ def test_an_old_agent_that_names_no_instance_hears_of_the_loss_after_a_while(ben
 
 def test_a_loss_in_the_while_waits_and_is_withdrawn_like_others(bench):
     bench.send(old_command(datagram.Query(), datagram.QRY_INST))
-    bench.link.report_event(loss())
-    bench.link.report_event(running(9))
-    bench.link.withdraw_event(loss().key)
+    bench.report(loss())
+    bench.report(running(9))
+    bench.withdraw(loss().key)
     settle(bench)
     bench.quiet(NONE)
     assert (events(bench.first), bench.told) == ([INFO], [running().key])
@@ -137,7 +137,7 @@ def test_a_loss_in_the_while_waits_and_is_withdrawn_like_others(bench):
 @pytest.mark.parametrize("speaks_from", ["127.0.0.1", "127.0.0.2"])
 def test_an_old_agent_has_heard_what_was_said_to_the_controller_wherever_it_speaks_from(bench, speaks_from):
     bench.link.start()
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.send(old_command(), agent=bench.first if speaks_from == "127.0.0.1" else bench.second)
     bench.quiet(NONE)
     assert (bench.told, bench.second.events()) == ([loss().key], [])
@@ -149,7 +149,7 @@ def test_of_two_addresses_of_the_controller_the_old_agent_may_have_heard_the_oth
     bench = make(controller="the.controller", names=names, ready_repeat=60)
     bench.link.start()
     bench.until(bench.first.events)
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.send(old_command(), agent=bench.second)
     bench.until(lambda: LOST in bench.second.events())
     assert (bench.told, bench.link.waiting) == ([loss().key], 0)
@@ -172,7 +172,7 @@ def test_ours_hears_of_what_an_old_one_was_told_and_is_still_true(bench):
 
 def test_ours_hears_nothing_of_what_is_over(bench):
     lost_to_old(bench)
-    bench.link.withdraw_event(loss().key)
+    bench.withdraw(loss().key)
     bench.send(Process(5).query())
     bench.quiet(NONE)
     assert (events(bench.first), bench.link.waiting) == ([], 0)
@@ -180,7 +180,7 @@ def test_ours_hears_nothing_of_what_is_over(bench):
 
 def test_a_newer_loss_takes_the_place_of_the_one_that_was_said(bench):
     lost_to_old(bench)
-    bench.link.report_event(loss(33))
+    bench.report(loss(33))
     bench.send(Process(5).query())
     bench.until(lambda: bench.first.count(loss(33)) == 2)
     assert (bench.first.count(loss()), bench.link.waiting) == (0, 1)
@@ -212,7 +212,7 @@ def test_one_at_another_address_too(make):
 def test_the_action_on_a_loss_ends_it(bench):
     """The VIM disables reporting when it acts; what is told after that would be a second reboot."""
     lost_to_old(bench)
-    bench.serve = lambda command: bench.link.withdraw_event(loss().key)  # as the table does
+    bench.serve = lambda command: bench.withdraw(loss().key)  # as the table does
     bench.send(old_command(UNSET, datagram.MOD_INST), old_command(cmd=ADD))
     bench.until(bench.first.events)
     bench.quiet(NONE)
@@ -240,7 +240,7 @@ def test_an_illness_is_kept_like_a_loss(bench):
     ill = ReportEvent(datagram.ILLHEALTH, INFO, 4, PendingKey(UUID, ILLNESS))
     bench.send(old_command())
     settle(bench)
-    bench.link.report_event(ill)
+    bench.report(ill)
     bench.send(Process(5).query())
     bench.until(lambda: bench.first.count(ill) == 2)
 
@@ -265,7 +265,7 @@ def test_an_outcome_ends_with_its_question(make, agent):
     elif agent == "old":
         bench.send(old_command())
     tell = outcome(0.05 if agent != "old" else -1)
-    bench.link.report_event(tell)
+    bench.report(tell)
     bench.until(lambda: bench.told)
     assert (bench.told, bench.link.waiting) == ([tell.key], 0)
     bench.first.hear()
@@ -306,7 +306,7 @@ def test_the_other_one_s_confirmations_count_nothing_and_its_queries_are_answere
     first, second = Process(5), Process(6)
     bench.send(first.query())
     bench.until(bench.first.events)
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.send(*second.ack(loss()), second.query(), agent=bench.second)
     bench.until(bench.second.events)
     assert (bench.told, bench.link.waiting, bench.second.events()) == ([], 1, [INFO])
@@ -332,7 +332,7 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
             assert datagram_ext.read_tag(datagram.unpack(data)).echo == process.speaker.nonce
         agent.heard.clear()
     assert bench.commands.count(SET) == 1 and bench.link.agent == "127.0.0.1"
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: bench.first.count(loss()))
     assert datagram_ext.read_tag(bench.first.frames()[-1]).echo == first.speaker.nonce
     bench.send(*first.ack(loss()))
@@ -342,7 +342,7 @@ def test_with_a_key_too_the_second_agent_can_ask_and_the_first_is_not_disturbed(
 def test_after_a_goodbye_the_next_one_is_followed_at_once_and_hears_all(bench):
     first, second = Process(5), Process(6)
     bench.send(first.query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.send(goodbye(first))
     bench.send(first.command(UNSET))  # late
     assert bench.commands == [datagram.Query()]
@@ -356,7 +356,7 @@ def test_nothing_is_repeated_to_one_that_has_said_goodbye(monkeypatch, make):
     bench, agent = make(), Process(5)
     bench.send(agent.query())
     bench.send(goodbye(agent))
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: bench.first.count(loss()))
     bench.quiet(NONE)
     assert bench.first.count(loss()) == 1  # an old one may listen there soon, who bears no repetition
@@ -465,9 +465,9 @@ def test_predecessors_are_forgotten_in_the_end():
 
 def test_the_stopped_of_the_table_is_not_said_a_second_time(bench):
     lost_to_old(bench)
-    bench.link.report_event(stopped())
-    bench.link.report_event(running(9))
-    bench.link.report_event(stopped(10))
+    bench.report(stopped())
+    bench.report(running(9))
+    bench.report(stopped(10))
     bench.until(lambda: len(bench.first.hear()) == 2)
     assert events(bench.first) == [INFO, STOP_INFO]
     assert bench.told == [loss().key, *[running().key] * 3]

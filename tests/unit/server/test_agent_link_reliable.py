@@ -36,7 +36,7 @@ def told(bench, *tells):
     agent = Process(5)
     bench.send(agent.query())
     for tell in tells:
-        bench.link.report_event(tell)
+        bench.report(tell)
     bench.until(lambda: all(bench.first.count(tell) for tell in tells))
     return agent
 
@@ -84,8 +84,8 @@ def test_confirmations_of_something_else_confirm_nothing(bench):
 
 def test_a_withdrawn_event_is_not_repeated(bench):
     agent = told(bench, running(), loss())
-    bench.link.withdraw_event(loss().key)
-    bench.link.withdraw_event(PendingKey(OTHER, STATE))
+    bench.withdraw(loss().key)
+    bench.withdraw(PendingKey(OTHER, STATE))
     assert no_more(bench, loss())
     assert bench.link.waiting == 1
     bench.send(*agent.ack(loss()))  # it was on its way
@@ -94,7 +94,7 @@ def test_a_withdrawn_event_is_not_repeated(bench):
 
 def test_a_newer_event_takes_the_place_of_the_older(bench):
     agent = told(bench, running())
-    bench.link.report_event(stopped())
+    bench.report(stopped())
     bench.until(lambda: counts(bench, stopped())[0] > 1)
     assert no_more(bench, running())
     bench.send(*agent.ack(running()))
@@ -135,7 +135,7 @@ def test_a_new_agent_hears_everything_again_at_once(slow, how):
 
 def test_an_agent_that_speaks_at_last_hears_what_it_may_have_missed(slow):
     slow.link.start()
-    slow.link.report_event(running())
+    slow.report(running())
     slow.until(lambda: counts(slow, running()) == [1])
     agent = Process(5)
     slow.send(agent.query())
@@ -151,7 +151,7 @@ def test_an_old_agent_is_told_once_in_the_old_form_and_the_state_before_the_loss
     bench.send(old_command())
     bench.quiet(2 * bench.settings.old_agent_grace)
     for tell in (running(), loss(), stopped()):
-        bench.link.report_event(tell)
+        bench.report(tell)
     assert bench.told == [tell.key for tell in (running(), loss(), stopped())]
     assert bench.link.waiting == 0
     bench.until(lambda: len(bench.first.hear()) == 3)
@@ -164,7 +164,7 @@ def test_an_old_agent_is_told_once_in_the_old_form_and_the_state_before_the_loss
 
 def test_what_was_told_before_an_old_agent_spoke_is_not_repeated_to_it(bench):
     bench.link.start()
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: counts(bench, loss()) == [1])
     assert no_more(bench, loss())
     assert bench.told == []
@@ -189,10 +189,10 @@ def test_an_old_agent_in_the_place_of_ours_is_told_once_what_ours_did_not_confir
 
 def test_one_of_ours_in_the_place_of_an_old_agent_has_to_confirm(bench):
     bench.send(old_command())
-    bench.link.report_event(running())
+    bench.report(running())
     agent = Process(5)
     bench.send(agent.query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: counts(bench, loss())[0] > SEVERAL)
     assert (bench.told, counts(bench, running())) == ([running().key], [1])
     bench.send(*agent.ack(loss()))
@@ -310,3 +310,17 @@ def test_what_was_disabled_and_enabled_again_is_both_though_only_the_last_arrive
     bench.send(agent.query(), data, data)
     assert bench.commands[-2:] == [on._replace(reporting=False), on]
     assert bench.commands.count(on) == 1
+
+
+# --- what is repeated stands in the table ----------------------------------------------------------
+
+
+def test_what_the_table_has_no_more_is_not_repeated(bench):
+    bench.send(Process(5).query())
+    bench.report(loss())
+    bench.until(lambda: bench.first.count(loss()) >= 2)
+    del bench.reports[loss().key]
+    bench.until(lambda: bench.link.waiting == 0)
+    said = bench.first.count(loss())
+    bench.quiet(0.2)
+    assert bench.first.count(loss()) == said and bench.told == []

@@ -63,7 +63,7 @@ def test_nobody_is_believed_before_both_know_each_other(bench):
 def test_events_are_sealed_and_confirmed(bench):
     agent = introduce(bench, Process(5, key=KEY))
     bench.send(agent.query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: bench.first.count(loss()))
     data = bench.first.heard[-1]
     agent.meet(data)
@@ -78,7 +78,7 @@ def test_events_are_sealed_and_confirmed(bench):
 
 def test_what_was_told_before_the_handshake_is_told_again_after_it(bench):
     bench.link.start()
-    bench.link.report_event(loss())
+    bench.report(loss())
     agent = introduce(bench, Process(5, key=KEY))
     assert bench.first.count(loss()) <= 1
     before = bench.first.count(loss())
@@ -90,7 +90,7 @@ def test_what_was_told_before_the_handshake_is_told_again_after_it(bench):
 def test_a_new_agent_process_is_introduced_and_hears_everything_again_at_once(bench, sender):
     agent = introduce(bench, Process(5, key=KEY))
     bench.send(agent.query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.until(lambda: bench.first.count(loss()) == 1)
     again = introduce(bench, Process(sender, key=KEY))
     assert bench.first.count(loss()) == 0
@@ -169,7 +169,7 @@ def test_what_is_not_proven_is_counted_and_changes_nothing(bench, dropped):
     agent = introduce(bench, Process(5, key=KEY))
     used = agent.command()
     bench.send(used)
-    bench.link.report_event(running())
+    bench.report(running())
     bench.until(lambda: bench.first.acks() and bench.first.count(running()))
     bench.first.heard.clear()
     bench.send(dropped(agent, used), agent=bench.second)
@@ -191,7 +191,7 @@ def test_a_recording_finds_nobody_after_a_restart(make):
     old.send(*recording)
     assert len(old.commands) == 3
     new = make()
-    new.link.report_event(running())
+    new.report(running())
     new.send(*recording)
     assert (new.commands, new.told, new.link.agent, new.link.refused) == ([], [], "", 4)
     # Nor does it keep the agent of today from being heard.

@@ -13,6 +13,7 @@ from master_bench import ONE, Bench
 
 from guestmtce.peer.authentication import NO_KEYS
 from guestmtce.server import master as master_module
+from guestmtce.server.state import effects
 from guestmtce.server.state.effects import ReportEvent
 from guestmtce.wire import datagram, guest_channel
 
@@ -137,3 +138,42 @@ def test_what_cannot_be_saved_is_saved_when_there_is_room_again(make, monkeypatc
     bench.turn(lambda: "memory unsaved 0" in bench.master.health(), "all is saved")
     (memory,) = bench.master._store.load_guests()
     assert not memory.reporting
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+def test_what_an_effect_brings_about_comes_after_those_that_wait(make, monkeypatch):
+    bench = make()
+    bench.master.open()
+    done = []
+
+    def drop(master, effect):
+        done.append(("drop", effect.uuid))
+        if effect.uuid == "first":
+            master._guests._agenda.add_effect(effects.LookForSocket("brought about"))
+            master._carry_out()
+            done.append("back")
+
+    monkeypatch.setitem(master_module._CARRY_OUT, effects.DropChild, drop)
+    monkeypatch.setitem(
+        master_module._CARRY_OUT, effects.LookForSocket, lambda _, effect: done.append(effect.uuid)
+    )
+    for uuid in ("first", "second"):
+        bench.master._guests._agenda.add_effect(effects.DropChild(uuid))
+    bench.master._carry_out()
+    assert done == [("drop", "first"), "back", ("drop", "second"), "brought about"]
+
+
+def test_a_defect_of_the_table_does_not_stop_what_it_wants_later(make, monkeypatch):
+    bench = make()
+    bench.master.open()
+
+    def fail():
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.master._guests, "drain_effects", fail)
+        with pytest.raises(ZeroDivisionError):
+            bench.master._carry_out()
+    bench.start_guest()

@@ -37,16 +37,16 @@ def test_a_deleted_instance_takes_it_along():
     bench.take()
     bench.table.handle_command(datagram.DeleteInstance(UUID), bench.now)
     assert row.PendingKey(UUID, row.LOSS) in untells(bench)
-    assert bench.table._pending._delivered == set()
+    assert bench.table._pending._delivered == {}
 
 
 def test_a_newer_failure_is_one_of_its_own():
     bench = lost()
     bench.confirm()
     bench.report(session_types.Running(), session_types.Lost(2))
-    assert bench.table._pending._delivered == set()
+    assert bench.table._pending._delivered == {}
     bench.confirm()
-    assert bench.table._pending._delivered == {row.PendingKey(UUID, row.LOSS)}
+    assert list(bench.table._pending._delivered) == [row.PendingKey(UUID, row.LOSS)]
 
 
 def test_states_and_outcomes_are_not_kept():
@@ -54,7 +54,7 @@ def test_states_and_outcomes_are_not_kept():
     bench.ask("dance")
     bench.report(session_types.Stopped())
     bench.confirm()
-    assert bench.table._pending._delivered == set()
+    assert bench.table._pending._delivered == {}
 
 
 # --- how many guests a host has --------------------------------------------------------------------
@@ -74,3 +74,49 @@ def test_no_more_guests_are_taken_than_the_setting_says(caplog):
     assert lines == ["%s: not taken: 2 guests are known already, [supervision] max_guests" % uuids[2]]
     bench.found()  # a guest that is there is served
     assert UUID in bench.table.guests and OTHER not in bench.table.guests
+
+
+# --- what is to be repeated ------------------------------------------------------------------------
+
+
+def test_what_is_pending_is_found_as_it_was_reported_until_it_is_over():
+    bench = lost()
+    for told in bench.tells():
+        assert bench.table.find_report(told.key) == told
+    bench.report(session_types.Running())
+    assert bench.table.find_report(row.PendingKey(UUID, row.LOSS)) is None
+    (running,) = bench.tells()
+    assert bench.table.find_report(running.key) == running
+
+
+def test_a_delivered_failure_is_found_while_it_is_true_and_a_state_is_not():
+    bench = lost()
+    loss, stopped = bench.tells()
+    bench.confirm()
+    assert bench.table.find_report(loss.key) == loss
+    assert bench.table.find_report(stopped.key) is None
+    bench.report(session_types.Running())
+    assert bench.table.find_report(loss.key) is None
+
+
+def test_that_a_guest_is_still_ill_is_repeated_as_it_was_said_first():
+    bench = ill()
+    bench.report(session_types.Running())
+    bench.run(SETTINGS.state_period)
+    bench.end(session_types.PEER_CLOSED)
+    bench.run(SETTINGS.stopped_grace)
+    bench.connect()
+    bench.report(session_types.Running())
+    running = bench.tells()[-1]
+    bench.report(session_types.Ill("reboot", "disk"))
+    assert bench.table.find_report(running.key) == running
+
+
+def test_an_outcome_of_an_unknown_instance_is_found_until_nobody_waits_for_it():
+    bench = Bench()
+    bench.ask(uuid=OTHER)
+    (outcome,) = bench.tells()
+    assert bench.table.find_report(outcome.key) == outcome
+    bench.table.confirm_event(outcome.key)
+    assert bench.table.find_report(outcome.key) is None
+    assert bench.table._pending._of_unknown == {}
