@@ -118,7 +118,7 @@ def test_commands_that_need_no_systemd_work_on_real_daemons(cluster):
         done = subprocess.run(["sh", "-c", _here(line, cluster)], stdout=subprocess.PIPE, timeout=60)
         assert done.returncode == 0, line
         assert done.stdout or "HUP" in line, line
-    assert cluster.hosts[0].server.alive() and cluster.agent.alive()
+    assert cluster.hosts[0].server.is_alive() and cluster.agent.is_alive()
 
 
 @pytest.mark.parametrize("name", DAEMONS)

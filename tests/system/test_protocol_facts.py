@@ -22,7 +22,7 @@ from guestmtce.agent.http.command_routes import ROUTES
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.server.child import session_types
 from guestmtce.server.settings import ServerSettings
-from guestmtce.wire import datagram, datagram_ext, guest_channel, vim_http
+from guestmtce.wire import datagram, datagram_ext, guest_channel, json_lines, vim_http
 
 # --- the guest channel ---------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def test_the_sizes_are_those_that_are_kept():
     sizes = (guest_channel.MESSAGE_MAX, guest_channel.NAME_MAX, guest_channel.LOG_MSG_MAX)
     assert [int(size) for _, size in cells] == [*sizes, guest_channel.WORD_MAX]
     assert "above %d " % guest_channel.SECS_MAX in section(GUEST_CHANNEL, "Sizes and numbers")
-    assert "at most %d bytes" % guest_channel.LINE_MAX in section(GUEST_CHANNEL, "Framing")
+    assert "at most %d bytes" % json_lines.LINE_MAX in section(GUEST_CHANNEL, "Framing")
 
 
 def test_the_example_of_a_message_is_what_is_sent():
@@ -113,10 +113,10 @@ def test_instance_info_has_these_keys_in_this_order():
 
 def test_the_added_fields_stand_where_they_are_said_to():
     tag = datagram_ext.Tag(0x0102, 0x03040506, 0x0708090A, 0x0B0C0D0E, 0x0F101112, 0x13141516, 0x1718191A)
-    data = datagram_ext.stamp(bytes(datagram.FULL_SIZE), tag)
+    data = datagram_ext.stamp_tag(bytes(datagram.FULL_SIZE), tag)
     values = {"rev": tag.flags, "res": tag.sender, "num": tag.number, "parm[0]": tag.acked_sender,
               "parm[1]": tag.nonce, "parm[2]": tag.echo, "parm[3]": tag.vim,
-              "ver": datagram_ext.SPOKEN}  # fmt: skip
+              "ver": datagram_ext.EXTENSION_VERSION}  # fmt: skip
     places = {name.strip("`"): (int(place), int(size))
               for place, size, name, _ in cells_in(section(DATAGRAMS, "The added fields"))}  # fmt: skip
     for name, value in values.items():
