@@ -19,7 +19,7 @@ from guestmtce.common import NEVER
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import LookUp, Resolver, look_up
-from guestmtce.daemon.udp_port import Port
+from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
 from guestmtce.peer.retransmit import Outgoing
 from guestmtce.server.answers import Answers
@@ -104,7 +104,7 @@ class AgentLink:
         self._route_out = b"server>" + settings.hostname.encode()
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
         self._allowed = Allowed(self._resolver, settings.agent_names())
-        self.port = Port(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
+        self.port = UdpPort(loop, settings.bind, settings.rx_port, self._serve, self._resolver)
         self._candidates = Candidates(self._resolver, settings.controller, self.port)
         self._resolver.watch(settings.controller, self._controller_known)
         for name in settings.agent_names():
@@ -123,7 +123,7 @@ class AgentLink:
     def tell(self, tell: Tell) -> None:
         """Tell the agent, until it has confirmed or `untell` says that it is no longer true."""
         self._old_agent.untell(tell.key)
-        old = self._speaker.spoken is False
+        old = self._speaker.speaks_extension is False
         if old and not (self._grace is not None and is_failure(tell)):
             self._tell_old(tell)
             return
@@ -171,7 +171,7 @@ class AgentLink:
 
     def _say(self, tell: Tell, flags: int, vim: int = 0) -> None:
         event = tell.event
-        full = not self._speaker.spoken
+        full = not self._speaker.speaks_extension
         if full and tell.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # as in docs/protocol/2-datagrams.md#events
         if tell.still_ill:
@@ -181,7 +181,7 @@ class AgentLink:
 
     def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
-            data = speaker.dress(data, tag, self._route_out)
+            data = speaker.tag_and_seal(data, tag, self._route_out)
             self.port.send(data, address, self._settings.agent_port)
         elif self._resolver.addresses(self._settings.controller):  # if it has none, that has been said once
             text = "guestAgent is not told: --bind %s reaches no address of --controller %s"
@@ -214,7 +214,7 @@ class AgentLink:
         info = self._handlers.info(uuid)
         if info is not None:
             speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
-            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
+            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.speaks_extension)
             self._send(data, Tag(number=self._number()), speaker, address)
 
     def _schedule(self) -> None:
@@ -231,7 +231,7 @@ class AgentLink:
     @property
     def _repeats(self) -> bool:
         """Only who has shown that he speaks the extension, and is there, bears a repetition."""
-        return bool(self._speaker.spoken) and not self._following.said_goodbye
+        return bool(self._speaker.speaks_extension) and not self._following.said_goodbye
 
     def _send_again(self) -> None:
         self._repeat = None
@@ -268,7 +268,7 @@ class AgentLink:
 
     def _end_grace(self) -> None:
         self._grace = None
-        if self._speaker.spoken is False:
+        if self._speaker.speaks_extension is False:
             self._tell_waiting()
 
     # --- in ----------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class AgentLink:
             return
         identity = heard.identity
         speaker = self._speaker_with(identity)
-        if not speaker.introduced(heard.tag):
+        if not speaker.knows_this_process(heard.tag):
             if heard.tag is not None and heard.tag.echo:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
@@ -291,7 +291,7 @@ class AgentLink:
             self._follow(heard, speaker)
             self._obey(heard)
         else:
-            speaker.heard(heard.tag)
+            speaker.note_peer(heard.tag)
             self._answer_other(heard)
 
     def _read(self, data: bytes, address: str) -> Heard:
@@ -327,9 +327,9 @@ class AgentLink:
 
     def _follow(self, heard: Heard, speaker: Speaker) -> None:
         """The sender is the agent that is followed; it may be a new one."""
-        spoke = self._speaker.spoken
+        spoke = self._speaker.speaks_extension
         moved = speaker is not self._speaker or self.agent != heard.address
-        another = speaker.heard(heard.tag) or moved
+        another = speaker.note_peer(heard.tag) or moved
         if moved:
             if self.agent != heard.address or spoke is None:
                 log.info("guestAgent is at %s", heard.address)
@@ -438,6 +438,6 @@ class AgentLink:
 
     def _note_confirmation(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:
-            message = self._outgoing.acked(tag.number)
+            message = self._outgoing.confirm(tag.number)
             if message is not None:
                 self._handlers.told(message.content.tell.key)

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from guestmtce.daemon import lifecycle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.peer.authentication import KEY_SETTINGS, Keys
-from guestmtce.peer.retransmit import Numbers
+from guestmtce.peer.retransmit import Sequences
 from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
@@ -134,7 +134,7 @@ class Master(lifecycle.Service[ServerSettings]):
     def _start(self) -> None:
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        self._guests.outbox.number = Numbers(self._store.reserve).take
+        self._guests.outbox.number = Sequences(self._store.reserve).next_sequence
         handlers = agent_link.Handlers(
             self._command, self._told, self._guests.info_of, self._store.save_agent
         )
