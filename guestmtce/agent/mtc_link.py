@@ -14,7 +14,7 @@ from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.resolver import Resolver, is_address, spelled
-from guestmtce.daemon.udp_port import Port
+from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.peer.authentication import Allowed, Candidates
 from guestmtce.wire import datagram
 
@@ -61,7 +61,7 @@ class MtcLink:
         for name in names:
             resolver.watch(name, self._address_known, quiet=name != settings.mtc_address)
         self._allowed = Allowed(resolver, names)
-        self.port = Port(loop, settings.bind, settings.mtc_cmd_port, self._serve, resolver)
+        self.port = UdpPort(loop, settings.bind, settings.mtc_cmd_port, self._serve, resolver)
         self._candidates = Candidates(resolver, settings.mtc_address, self.port)
 
     def start(self) -> None:

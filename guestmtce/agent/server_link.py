@@ -20,7 +20,7 @@ from guestmtce.common import NEVER
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.daemon.udp_port import Port
+from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.peer.authentication import NO_KEYS, Keys, Speaker, new_nonce
 from guestmtce.peer.retransmit import Message, Outgoing
 from guestmtce.wire import datagram, datagram_ext
@@ -117,7 +117,7 @@ class ServerLink:
         self._repeat: Optional[Timer] = None
         self._scheduling = False
         self._throttle = Throttle(log)
-        self.port = Port(loop, endpoint.address, endpoint.rx_port, self._serve, resolver)
+        self.port = UdpPort(loop, endpoint.address, endpoint.rx_port, self._serve, resolver)
 
     @property
     def unconfirmed(self) -> int:
@@ -129,7 +129,7 @@ class ServerLink:
         peer = self._peer(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
         key = _key_command(send.command, next(self._sequences))
-        if key is None or peer.speaker.spoken is False:
+        if key is None or peer.speaker.speaks_extension is False:
             self._send(send, peer, Tag())
             return
         sequence = next(self._sequences)
@@ -228,7 +228,7 @@ class ServerLink:
 
     def _seal_and_send(self, data: bytes, tag: Tag, ip: str, peer: _Peer) -> None:
         route = b"agent>" + peer.hostname.encode()
-        self.port.send(peer.speaker.dress(data, tag, route), ip, self._server_port)
+        self.port.send(peer.speaker.tag_and_seal(data, tag, route), ip, self._server_port)
 
     def _schedule_soon(self) -> None:
         if not self._scheduling:  # once for all that is sent in a burst: it looks at every host
@@ -252,9 +252,9 @@ class ServerLink:
         with self._lock:
             for peer in self._peers.values():
                 for message in peer.outgoing.due(now):
-                    if peer.speaker.spoken:
+                    if peer.speaker.speaks_extension:
                         self._send(
-                            message.content.send, peer, Tag(message.content.flags, number=message.number)
+                            message.content.send, peer, Tag(message.content.flags, number=message.sequence)
                         )
         self._schedule_resend()
 
@@ -286,21 +286,21 @@ class ServerLink:
 
     def _is_believed(self, peer: _Peer, address: str, cmd: int, tag: Optional[Tag]) -> bool:
         """Note what the datagram says of its sender; whether it is to be listened to."""
-        if not peer.speaker.introduced(tag):
+        if not peer.speaker.knows_this_process(tag):
             if cmd == datagram.MONITOR_READY:
                 return True  # it cannot know us yet, and asks for no more than our state
             self._send(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
         if tag is None or tag.wants_ack:
             peer.takes_marks = tag is not None and bool(tag.flags & datagram_ext.TAKES_MARKS)
-        if peer.speaker.heard(tag):
+        if peer.speaker.note_peer(tag):
             if tag is None:
                 peer.outgoing.drain()
             else:
                 peer.outgoing.again(time.monotonic())
                 self._schedule_soon()
         if cmd == datagram_ext.ACK and tag is not None and tag.acked_sender == self._sender:
-            peer.outgoing.acked(tag.number)
+            peer.outgoing.confirm(tag.number)
         return True
 
 

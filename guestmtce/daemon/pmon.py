@@ -31,7 +31,7 @@ def answer(name: str, pulse: bytes) -> bytes:
     return ("%s %8x %s" % (name, ~MAGIC & 0xFFFFFFFF, sequence)).encode("ascii")
 
 
-def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp_port.Port:
+def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp_port.UdpPort:
     """Answer pmon's pulses on UDP `port` of this host, to its `reply_port`. Raises OSError."""
     throttle = Throttle(log)
 
@@ -43,5 +43,5 @@ def serve(loop: Loop, name: str, port: int, reply_port: int) -> udp_port.Port:
         else:
             pulses.send(reply, ADDRESS, reply_port)
 
-    pulses = udp_port.Port(loop, ADDRESS, port, take)
+    pulses = udp_port.UdpPort(loop, ADDRESS, port, take)
     return pulses

@@ -28,7 +28,7 @@ OWN_ADDRESS_PERIOD = 60.0  # s for which the route to a peer is taken to be the 
 ADDRESSES_MAX = 8192  # peers of whom anything is remembered; more than hosts in any cloud
 
 
-class Port:
+class UdpPort:
     """A UDP socket in a loop: `serve(data, address)` gets each datagram.
 
     `address` is what to listen on: empty for all, an address, or a name that `resolver` looks up. With a name

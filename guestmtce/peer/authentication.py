@@ -1,4 +1,4 @@
-"""Whom we speak to over UDP and whom we believe: the part that both daemons share.
+"""What we send a peer over UDP, and which peers we believe: the part that both daemons share.
 
 docs/protocol/2-datagrams.md#whom-the-daemons-believe
 docs/protocol/2-datagrams.md#the-seal
@@ -12,7 +12,7 @@ from typing import List, NamedTuple, Optional
 
 from guestmtce.daemon.config import Finding
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.daemon.udp_port import Port
+from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
@@ -84,21 +84,21 @@ def _check_owner(path: str, found: os.stat_result) -> None:
 
 
 def new_nonce() -> int:
-    """A number for a process, that no process before had."""
+    """A nonce for this process, 1 … 2³²−1, odd: 0 stands for none."""
     return int.from_bytes(os.urandom(4), "little") | 1
 
 
 class Speaker:
-    """Our side of the conversation with one peer: does it speak the extension, what is its nonce.
+    """Our side of the conversation with one peer: does it speak our extension, what is its nonce.
 
-    `spoken` is whether the peer speaks the extension: None while it has not spoken at all. All speakers of a
-    process share its nonce and its seal: what passed from one address must not pass from another. Where there
-    is a key nobody is believed who has not shown, by echoing the nonce of this process, that he speaks to it
-    now and not to one before it.
+    `speaks_extension` is None until the peer has sent something. All speakers of a process share one nonce
+    and one seal: a datagram accepted from one address is a replay from any other. Where there is a key, a
+    peer is believed once it has echoed our nonce: that shows that it speaks to this process, and not to one
+    before it.
     """
 
     def __init__(self, seal: Seal, sender: int, nonce: int = 0) -> None:
-        self.spoken: Optional[bool] = None
+        self.speaks_extension: Optional[bool] = None
         self.sender = sender
         self.nonce = nonce or new_nonce()
         self._seal = seal
@@ -114,7 +114,7 @@ class Speaker:
         """Our side of the conversation with another peer."""
         return Speaker(self._seal, self.sender, self.nonce)
 
-    def dress(self, data: bytes, tag: Tag, route: bytes) -> bytes:
+    def tag_and_seal(self, data: bytes, tag: Tag, route: bytes) -> bytes:
         """`data` with a tag, and a seal where there is a key."""
         tag = tag._replace(sender=self.sender, nonce=self.nonce, echo=self._peer_nonce)
         return self._seal.add_seal(datagram_ext.stamp_tag(data, tag), route)
@@ -127,8 +127,8 @@ class Speaker:
                 raise SealRefused("not sealed")
             self._seal.check_seal(data, route, tag.nonce)
 
-    def introduced(self, tag: Optional[Tag]) -> bool:
-        """Whether the sender of a checked datagram knows this process. Who does not is to be told of it."""
+    def knows_this_process(self, tag: Optional[Tag]) -> bool:
+        """Whether the sender of a checked datagram knows our nonce; one that does not is to be sent it."""
         if not self.sealed:
             return True
         assert tag is not None
@@ -137,18 +137,18 @@ class Speaker:
         self._peer_nonce = tag.nonce
         return False
 
-    def heard(self, tag: Optional[Tag]) -> bool:
-        """A believed datagram has come; whether its sender, or his manner of speaking, is a new one."""
-        before = (self.spoken, self._believed)
-        self.spoken = tag is not None
+    def note_peer(self, tag: Optional[Tag]) -> bool:
+        """A believed datagram has come: whether its sender, or its speaking the extension, has changed."""
+        before = (self.speaks_extension, self._believed)
+        self.speaks_extension = tag is not None
         if tag is not None:
             self._peer_nonce = tag.nonce
             self._believed = (tag.nonce, tag.sender)
-        return before != (self.spoken, self._believed)
+        return before != (self.speaks_extension, self._believed)
 
 
 class Allowed:
-    """All addresses of some names, as far as they are known. Nobody is allowed before that."""
+    """All addresses of some names, as far as they are known; while none is known no address is allowed."""
 
     def __init__(self, resolver: Resolver, names: List[str]) -> None:
         self._resolver = resolver
@@ -161,7 +161,7 @@ class Allowed:
 class Candidates:
     """The addresses of a watched name that `port` reaches: somebody listens at one of them at least."""
 
-    def __init__(self, resolver: Resolver, name: str, port: Port) -> None:
+    def __init__(self, resolver: Resolver, name: str, port: UdpPort) -> None:
         self._resolver = resolver
         self._name = name
         self._port = port

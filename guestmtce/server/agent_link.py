@@ -19,7 +19,7 @@ from guestmtce.common import NEVER
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import LookUp, Resolver, look_up
-from guestmtce.daemon.udp_port import Port
+from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.peer.authentication import Allowed, Candidates, Keys, Speaker
 from guestmtce.peer.retransmit import Outgoing
 from guestmtce.server.answers import Answers
@@ -111,7 +111,7 @@ class AgentLink:
         self._route_out = b"server>" + settings.hostname.encode()
         self._resolver = Resolver(loop, settings.resolve_first, settings.resolve_period, ask_names)
         self._allowed = Allowed(self._resolver, settings.agent_names())
-        self.port = Port(loop, settings.bind, settings.rx_port, self._serve_datagram, self._resolver)
+        self.port = UdpPort(loop, settings.bind, settings.rx_port, self._serve_datagram, self._resolver)
         self._candidates = Candidates(self._resolver, settings.controller, self.port)
         self._resolver.watch(settings.controller, self._controller_known)
         for name in settings.agent_names():
@@ -130,7 +130,7 @@ class AgentLink:
     def report_event(self, report: ReportEvent) -> None:
         """Send the agent this until it has confirmed it, or `withdraw_event` says that it is over."""
         self._old_agent.withdraw_event(report.key)
-        old = self._speaker.spoken is False
+        old = self._speaker.speaks_extension is False
         if old and not (self._grace is not None and report.key.kind in FAILURES):
             self._report_to_old(report)
             return
@@ -178,7 +178,7 @@ class AgentLink:
 
     def _send_event(self, report: ReportEvent, flags: int, vim: int = 0) -> None:
         event = report.event
-        full = not self._speaker.spoken
+        full = not self._speaker.speaks_extension
         if full and report.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # as in docs/protocol/2-datagrams.md#events
         if report.still_ill:
@@ -188,7 +188,7 @@ class AgentLink:
 
     def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
-            data = speaker.dress(data, tag, self._route_out)
+            data = speaker.tag_and_seal(data, tag, self._route_out)
             self.port.send(data, address, self._settings.agent_port)
         elif self._resolver.addresses(self._settings.controller):  # if it has none, that has been said once
             text = "guestAgent is not told: --bind %s reaches no address of --controller %s"
@@ -221,7 +221,7 @@ class AgentLink:
         info = self._handlers.info(uuid)
         if info is not None:
             speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
-            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.spoken)
+            data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.speaks_extension)
             self._send(data, Tag(number=self._next_sequence()), speaker, address)
 
     def _schedule_repeat(self) -> None:
@@ -238,7 +238,7 @@ class AgentLink:
     @property
     def _repeats(self) -> bool:
         """Only who has shown that he speaks the extension, and is there, bears a repetition."""
-        return bool(self._speaker.spoken) and not self._following.said_goodbye
+        return bool(self._speaker.speaks_extension) and not self._following.said_goodbye
 
     def _send_again(self) -> None:
         self._repeat = None
@@ -288,7 +288,7 @@ class AgentLink:
 
     def _end_grace(self) -> None:
         self._grace = None
-        if self._speaker.spoken is False:
+        if self._speaker.speaks_extension is False:
             self._report_waiting_to_old()
 
     # --- in ----------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class AgentLink:
             return
         identity = received.identity
         speaker = self._speaker_with(identity)
-        if not speaker.introduced(received.tag):
+        if not speaker.knows_this_process(received.tag):
             if received.tag is not None and received.tag.echo:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
@@ -311,7 +311,7 @@ class AgentLink:
             self._follow_sender(received, speaker)
             self._obey_sender(received)
         else:
-            speaker.heard(received.tag)
+            speaker.note_peer(received.tag)
             self._answer_other(received)
 
     def _read_datagram(self, data: bytes, address: str) -> ReceivedDatagram:
@@ -347,9 +347,9 @@ class AgentLink:
 
     def _follow_sender(self, received: ReceivedDatagram, speaker: Speaker) -> None:
         """The sender is the agent that is followed; it may be a new one."""
-        spoke = self._speaker.spoken
+        spoke = self._speaker.speaks_extension
         moved = speaker is not self._speaker or self.agent != received.address
-        another = speaker.heard(received.tag) or moved
+        another = speaker.note_peer(received.tag) or moved
         if moved:
             if self.agent != received.address or spoke is None:
                 log.info("guestAgent is at %s", received.address)
@@ -458,6 +458,6 @@ class AgentLink:
 
     def _note_confirmation(self, tag: Optional[Tag]) -> None:
         if tag is not None and tag.acked_sender == self._speaker.sender:
-            message = self._outgoing.acked(tag.number)
+            message = self._outgoing.confirm(tag.number)
             if message is not None:
                 self._handlers.confirmed(message.content.key)

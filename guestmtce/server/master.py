@@ -21,7 +21,7 @@ from guestmtce.daemon import lifecycle
 from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.peer.authentication import KEY_SETTINGS, Keys
-from guestmtce.peer.retransmit import Numbers
+from guestmtce.peer.retransmit import Sequences
 from guestmtce.server import agent_link
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
@@ -138,7 +138,7 @@ class Master(lifecycle.Service[ServerSettings]):
     def _start(self) -> None:
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        next_sequence = Numbers(self._store.reserve_sequences).take
+        next_sequence = Sequences(self._store.reserve_sequences).next_sequence
         self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
             self._command,

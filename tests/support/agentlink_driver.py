@@ -84,28 +84,28 @@ class Process:
         self.host = host.encode()
         self.numbers = itertools.count(1)
 
-    def dress(self, data, tag):
-        return self.speaker.dress(data, tag, b"agent>" + self.host)
+    def tag_and_seal(self, data, tag):
+        return self.speaker.tag_and_seal(data, tag, b"agent>" + self.host)
 
     def command(self, wanted=SET, cmd=datagram.MOD_INST, number=None):
         number = next(self.numbers) if number is None else number
-        return self.dress(old_command(wanted, cmd), Tag(datagram_ext.WANTS_ACK, number=number))
+        return self.tag_and_seal(old_command(wanted, cmd), Tag(datagram_ext.WANTS_ACK, number=number))
 
     def query(self):
-        return self.dress(old_command(datagram.Query(), datagram.QRY_INST), Tag())
+        return self.tag_and_seal(old_command(datagram.Query(), datagram.QRY_INST), Tag())
 
     def ack(self, *tells, sender=SERVER):
         ack = datagram_ext.build_ack(datagram.AGENT_SIGNATURE)
         tags = [datagram_ext.ack_tag(Tag(sender=sender, number=tell.sequence)) for tell in tells]
-        return [self.dress(ack, tag) for tag in tags]
+        return [self.tag_and_seal(ack, tag) for tag in tags]
 
     def meet(self, data):
         """Take note of whom the server's datagram shows. Raises SealRefused for a wrong seal."""
         frame = datagram.unpack(data)
         tag = datagram_ext.read_tag(frame)
         self.speaker.check(data, frame, b"server>" + self.host)
-        if self.speaker.introduced(tag):
-            self.speaker.heard(tag)
+        if self.speaker.knows_this_process(tag):
+            self.speaker.note_peer(tag)
 
 
 class Bench:

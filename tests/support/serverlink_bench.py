@@ -99,8 +99,8 @@ class OurServer:
                 self.refused += 1
                 continue
             tag = datagram_ext.read_tag(frame)
-            if self.speaker.introduced(tag):
-                self.speaker.heard(tag)
+            if self.speaker.knows_this_process(tag):
+                self.speaker.note_peer(tag)
                 of_event = frame.cmd in (datagram_ext.ACK, datagram_ext.MARK)
                 command = None if of_event else datagram.parse_command(frame)
                 self.got.append((frame.cmd, command, tag))
@@ -112,7 +112,7 @@ class OurServer:
     def dressed(self, cmd, event=None, tag=None):
         """A datagram as we say it."""
         data = datagram_ext.build_ack(b"") if event is None else datagram.build_event(cmd, event, full=False)
-        return self.speaker.dress(data, tag or Tag(), b"server>" + self.name.encode())
+        return self.speaker.tag_and_seal(data, tag or Tag(), b"server>" + self.name.encode())
 
     def say(self, cmd, event=None, tag=None):
         """Say it; it was served. Returns the datagram."""

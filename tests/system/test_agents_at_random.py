@@ -85,7 +85,7 @@ class OurAgent:
             if frame.cmd == datagram.LOSS:
                 self.life.confirmed.add(self.life.lost)
             ack = datagram_ext.build_ack(datagram.AGENT_SIGNATURE)
-            self.life.bench.send(self.process.dress(ack, datagram_ext.ack_tag(tag)))
+            self.life.bench.send(self.process.tag_and_seal(ack, datagram_ext.ack_tag(tag)))
 
 
 class Life:

@@ -25,7 +25,7 @@ def bench(monkeypatch):
 
 def mark(agent, tell, vim, sender=SERVER):
     tag = datagram_ext.mark_tag(Tag(sender=sender, number=tell.sequence), vim)
-    return agent.dress(datagram_ext.build_mark(datagram.AGENT_SIGNATURE), tag)
+    return agent.tag_and_seal(datagram_ext.build_mark(datagram.AGENT_SIGNATURE), tag)
 
 
 def shown(bench, tell):

@@ -323,7 +323,7 @@ FORGED = {
     "altered counter": lambda server, data: altered(data, 32, b"\xff"),
     "cut": lambda server, data: data[:-1] + b"\0",
     "of another host": lambda server, data: data.replace(b"compute-0", b"compute-1"),
-    "to a server": lambda server, data: server.speaker.dress(
+    "to a server": lambda server, data: server.speaker.tag_and_seal(
         datagram.build_event(*LOSS), Tag(number=3), b"agent>compute-0"
     ),
 }

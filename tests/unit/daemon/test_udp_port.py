@@ -36,7 +36,7 @@ class Ports:
     def make(self, address, number=0):
         heard = []
         number = number or free_ports(1)[0]
-        port = udp_port.Port(self.loop, address, number, lambda *what: heard.append(what))
+        port = udp_port.UdpPort(self.loop, address, number, lambda *what: heard.append(what))
         self.made.append(port)
         return port, number, heard
 
@@ -86,7 +86,7 @@ def test_a_port_bound_to_a_name_listens_as_soon_as_its_address_is_known(ports):
     entries = {"the.name": []}
     resolver = Resolver(ports.loop, 0.01, 0.02, entries.__getitem__)
     heard, number = [], free_ports(1)[0]
-    port = udp_port.Port(ports.loop, "the.name", number, lambda *what: heard.append(what), resolver)
+    port = udp_port.UdpPort(ports.loop, "the.name", number, lambda *what: heard.append(what), resolver)
     ports.made.append(port)
     single, _, _ = ports.make(V4)
     port.send(b"x", V4, 9)  # to nowhere: it is only logged

@@ -23,9 +23,9 @@ def tag_of(data):
 def take(speaker, data, route=ROUTE):
     """Whether the speaker believes the datagram; SealRefused if it is not even read."""
     speaker.check(data, datagram.unpack(data), route)
-    believed = speaker.introduced(tag_of(data))
+    believed = speaker.knows_this_process(tag_of(data))
     if believed:
-        speaker.heard(tag_of(data))
+        speaker.note_peer(tag_of(data))
     return believed
 
 
@@ -105,9 +105,9 @@ def test_nonces_differ():
 def test_what_we_say_bears_who_we_are_and_whom_we_speak_to(key):
     speaker = Speaker(Seal(key), 7, 8)
     assert speaker.sealed is bool(key)
-    assert tag_of(speaker.dress(PLAIN, Tag(1, number=3), ROUTE)) == Tag(1, 7, 3, 0, 8, 0)
-    speaker.heard(Tag(sender=9, nonce=10))
-    data = speaker.dress(PLAIN, Tag(2, number=3, acked_sender=9), ROUTE)
+    assert tag_of(speaker.tag_and_seal(PLAIN, Tag(1, number=3), ROUTE)) == Tag(1, 7, 3, 0, 8, 0)
+    speaker.note_peer(Tag(sender=9, nonce=10))
+    data = speaker.tag_and_seal(PLAIN, Tag(2, number=3, acked_sender=9), ROUTE)
     assert tag_of(data) == Tag(2, 7, 3, 9, 8, 10)
     assert any(data[32:64]) is bool(key)
 
@@ -117,23 +117,23 @@ def test_what_we_say_bears_who_we_are_and_whom_we_speak_to(key):
 
 def test_the_peer_may_change_its_manner_of_speaking_and_who_it_is():
     speaker = Speaker(Seal(b""), 7)
-    assert speaker.spoken is None
+    assert speaker.speaks_extension is None
     said = [
         (None, True, False), (None, False, False), (Tag(sender=1, nonce=2), True, True),
         (Tag(sender=1, nonce=2, number=5), False, True), (Tag(sender=1, nonce=3), True, True),
         (Tag(sender=2, nonce=3), True, True), (None, True, False), (Tag(sender=2, nonce=3), True, True),
     ]  # fmt: skip
     for tag, another, spoken in said:
-        assert speaker.introduced(tag)
-        assert (speaker.heard(tag), speaker.spoken) == (another, spoken)
+        assert speaker.knows_this_process(tag)
+        assert (speaker.note_peer(tag), speaker.speaks_extension) == (another, spoken)
 
 
 def test_without_a_key_everything_passes():
     speaker = Speaker(Seal(b""), 7)
     for data in (
         PLAIN,
-        Speaker(Seal(b""), 1).dress(PLAIN, Tag(), ROUTE),
-        Speaker(Seal(KEY), 1).dress(PLAIN, Tag(), ROUTE),
+        Speaker(Seal(b""), 1).tag_and_seal(PLAIN, Tag(), ROUTE),
+        Speaker(Seal(KEY), 1).tag_and_seal(PLAIN, Tag(), ROUTE),
     ):
         assert take(speaker, data)
 
@@ -141,38 +141,38 @@ def test_without_a_key_everything_passes():
 def test_the_introduction_takes_one_round_trip():
     server, agent = Speaker(Seal(KEY), 1), Speaker(Seal(KEY), 2)
     back = b"server>host-0"
-    assert not take(server, agent.dress(PLAIN, Tag(), ROUTE))
-    assert take(agent, server.dress(PLAIN, Tag(), back), back)
-    assert take(server, agent.dress(PLAIN, Tag(), ROUTE))
-    assert (server.spoken, agent.spoken) == (True, True)
+    assert not take(server, agent.tag_and_seal(PLAIN, Tag(), ROUTE))
+    assert take(agent, server.tag_and_seal(PLAIN, Tag(), back), back)
+    assert take(server, agent.tag_and_seal(PLAIN, Tag(), ROUTE))
+    assert (server.speaks_extension, agent.speaks_extension) == (True, True)
 
 
 @pytest.mark.parametrize("sender", [1, 2])
 def test_a_new_process_is_another_one_though_its_nonce_is_known_from_the_introduction(sender):
     ours = Speaker(Seal(KEY), 7)
-    assert ours.heard(Tag(sender=1, nonce=2, echo=ours.nonce))
-    assert not ours.introduced(Tag(sender=sender, nonce=3))
-    assert tag_of(ours.dress(PLAIN, Tag(), ROUTE)).echo == 3
+    assert ours.note_peer(Tag(sender=1, nonce=2, echo=ours.nonce))
+    assert not ours.knows_this_process(Tag(sender=sender, nonce=3))
+    assert tag_of(ours.tag_and_seal(PLAIN, Tag(), ROUTE)).echo == 3
     again = Tag(sender=sender, nonce=3, echo=ours.nonce)
-    assert ours.introduced(again)
-    assert ours.heard(again)
-    assert not ours.heard(again)
+    assert ours.knows_this_process(again)
+    assert ours.note_peer(again)
+    assert not ours.note_peer(again)
 
 
 def test_what_is_not_sealed_is_refused_where_there_is_a_key():
     ours, theirs = Speaker(Seal(KEY), 7), Speaker(Seal(KEY), 1)
-    good = theirs.dress(PLAIN, Tag(), ROUTE)
+    good = theirs.tag_and_seal(PLAIN, Tag(), ROUTE)
     take(ours, good)
     for data, why in [
         (PLAIN, "not sealed"),
-        (Speaker(Seal(b""), 1).dress(PLAIN, Tag(), ROUTE), "not sealed"),
-        (Speaker(Seal(KEY + b"x"), 1).dress(PLAIN, Tag(), ROUTE), "wrong"),
-        (theirs.dress(PLAIN, Tag(), b"agent>host-1"), "wrong"),
+        (Speaker(Seal(b""), 1).tag_and_seal(PLAIN, Tag(), ROUTE), "not sealed"),
+        (Speaker(Seal(KEY + b"x"), 1).tag_and_seal(PLAIN, Tag(), ROUTE), "wrong"),
+        (theirs.tag_and_seal(PLAIN, Tag(), b"agent>host-1"), "wrong"),
         (good, "replay"),
     ]:
         with pytest.raises(SealRefused, match=why):
             take(ours, data)
-    assert ours.spoken is None
+    assert ours.speaks_extension is None
 
 
 # --- addresses -------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from guestmtce.peer.retransmit import (
     SEEN_MAX,
     STALE_MAX,
     Deadlines,
-    Numbers,
     Outgoing,
     Seen,
     SeenByPeer,
+    Sequences,
 )
 from guestmtce.wire.datagram_ext import is_newer
 
@@ -34,8 +34,8 @@ def test_a_message_is_repeated_at_doubling_intervals_until_it_is_acknowledged():
     outgoing.add("state", 1, "stopped", 0.0)
     assert times(outgoing, 10.0) == [(at, "stopped") for at in (0.2, 0.6, 1.4, 3.0, 6.2)]
     assert [at for at, _ in times(outgoing, 30.0)] == [11.2, 16.2, 21.2, 26.2]
-    assert outgoing.acked(1).content == "stopped"
-    assert outgoing.acked(1) is None
+    assert outgoing.confirm(1).content == "stopped"
+    assert outgoing.confirm(1) is None
     assert times(outgoing, 1000.0) == [] and len(outgoing) == 0
 
 
@@ -44,7 +44,7 @@ def test_a_newer_message_of_the_same_key_takes_the_place_of_the_older():
     outgoing.add("state", 1, "stopped", 0.0)
     outgoing.add("failure", 2, "lost", 0.0)
     outgoing.add("state", 3, "running", 0.1)
-    assert outgoing.acked(1) is None
+    assert outgoing.confirm(1) is None
     assert times(outgoing, 0.35) == [(0.2, "lost"), (0.3, "running")]
     outgoing.drop("failure")
     outgoing.drop("no such key")
@@ -74,13 +74,13 @@ def test_numbers_grow_over_restarts_wrap_and_are_never_zero():
         reserved.append(reserved[-1] + count)
         return reserved[-2]
 
-    first, second = Numbers(reserve), None
-    taken = [first.take() for _ in range(5)]
+    first, second = Sequences(reserve), None
+    taken = [first.next_sequence() for _ in range(5)]
     assert taken == [2**32 - 3, 2**32 - 2, 2**32 - 1, 1, 2]
-    second = Numbers(reserve)
-    assert is_newer(second.take(), taken[-1])
+    second = Sequences(reserve)
+    assert is_newer(second.next_sequence(), taken[-1])
     for _ in range(BLOCK):
-        second.take()
+        second.next_sequence()
     assert len(reserved) == 4
 
 
@@ -94,7 +94,7 @@ def test_nothing_is_forgotten_and_nothing_lingers(steps):
             wanted[key] = next(numbers)
             outgoing.add(key, wanted[key], key, now)
         elif what == "k" and key in wanted:
-            assert outgoing.acked(wanted.pop(key)).content == key
+            assert outgoing.confirm(wanted.pop(key)).content == key
         elif what == "d":
             wanted.pop(key, None)
             outgoing.drop(key)
@@ -125,7 +125,7 @@ def test_what_waits_takes_no_more_room_however_often_it_changes(ends):
     for number in range(1, 100_000):
         outgoing.add("state", number, "running", float(number), **ends)
         assert max(sizes(outgoing)) <= 2 + STALE_MAX + 1
-    assert (len(outgoing), len(outgoing._back_offs), len(outgoing._by_number)) == (1, 1, 1)
+    assert (len(outgoing), len(outgoing._back_offs), len(outgoing._by_sequence)) == (1, 1, 1)
 
 
 def test_what_waited_takes_no_room_once_it_is_confirmed_or_dropped():
@@ -133,7 +133,7 @@ def test_what_waited_takes_no_room_once_it_is_confirmed_or_dropped():
     for number in range(1, 10_001):
         outgoing.add(number, number, "lost", 0.0, until=1e9)
     for number in range(1, 5_001):
-        assert outgoing.acked(number).key == number
+        assert outgoing.confirm(number).key == number
     for number in range(5_001, 10_001):
         outgoing.drop(number)
     assert len(outgoing) == 0 and max(sizes(outgoing)) <= STALE_MAX
@@ -146,7 +146,7 @@ def test_an_expired_message_is_returned_once_and_never_due():
     outgoing.add("state", 2, "running", 0.05)
     assert (outgoing.next_end, outgoing.next_due, outgoing.since) == (0.1, 0.1, 0.0)
     assert [message.key for message in outgoing.expire(0.1)] == ["vote"]
-    assert outgoing.expire(1.0) == [] and outgoing.acked(1) is None
+    assert outgoing.expire(1.0) == [] and outgoing.confirm(1) is None
     assert (outgoing.next_end, outgoing.since) == (float("inf"), 0.05)
 
 

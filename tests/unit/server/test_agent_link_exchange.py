@@ -280,7 +280,7 @@ def test_an_outcome_ends_with_its_question(make, agent):
 
 def goodbye(process):
     data = datagram.build_command(datagram.LOOPBACK, "192.0.2.1", datagram.Loopback())
-    return process.dress(data, Tag(GOODBYE))
+    return process.tag_and_seal(data, Tag(GOODBYE))
 
 
 @pytest.mark.parametrize("kinds", ["ours ours", "old old", "ours old", "old ours"])

@@ -303,7 +303,7 @@ def test_whoever_may_command_is_looked_up_by_name_and_never_because_of_a_strange
 def test_what_was_disabled_and_enabled_again_is_both_though_only_the_last_arrives(bench):
     agent = Process(5)
     on = datagram.SetInstance(SET.uuid, True)
-    data = agent.dress(
+    data = agent.tag_and_seal(
         old_command(on, datagram.MOD_INST),
         datagram_ext.Tag(datagram_ext.WANTS_ACK | datagram_ext.ANEW, number=7),
     )

@@ -148,7 +148,7 @@ def of_another_key(agent, used):
 
 def of_the_server(agent, used):
     """The server's own words, sent back to it."""
-    return agent.speaker.dress(
+    return agent.speaker.tag_and_seal(
         old_command(), Tag(datagram_ext.WANTS_ACK, number=9), b"server>" + HOST.encode()
     )
 
