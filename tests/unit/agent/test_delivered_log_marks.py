@@ -42,7 +42,7 @@ def test_a_marked_event_shows_its_mark_until_it_is_taken_off(bench):
     agent = Process(5)
     bench.send(agent.query())
     for tell in (running(), loss()):
-        bench.link.report_event(tell)
+        bench.report(tell)
     assert shown(bench, loss()) == 0
     bench.send(mark(agent, loss(), SOMEWHERE))
     other = Process(6)
@@ -56,7 +56,7 @@ def test_a_marked_event_shows_its_mark_until_it_is_taken_off(bench):
 def test_a_mark_of_something_else_marks_nothing(bench):
     agent = Process(5)
     bench.send(agent.query())
-    bench.link.report_event(loss())
+    bench.report(loss())
     bench.send(mark(agent, loss(), SOMEWHERE, sender=SERVER + 1), mark(agent, running(), SOMEWHERE))
     assert shown(bench, loss()) == 0
     assert (bench.told, bench.link.waiting, bench.link.refused) == ([], 1, 0)
