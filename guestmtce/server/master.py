@@ -6,7 +6,6 @@ what the table wants comes out as effects, which are carried out here, one short
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -22,7 +21,7 @@ from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.peer.authentication import KEY_SETTINGS
 from guestmtce.peer.retransmit import Numbers
-from guestmtce.server import agent_link
+from guestmtce.server import agent_link, reports
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
 from guestmtce.server.child import confine, session_types
@@ -39,9 +38,6 @@ from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
 
-# States of guests in `systemctl status`, in its order.
-OK, CRASH_LOOPING, SILENT = "ok", "without process", "not heartbeating"
-STATES = (OK, guest.LOST, guest.ILL, CRASH_LOOPING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
@@ -331,89 +327,31 @@ class Master(lifecycle.Service[ServerSettings]):
         """What it waits for, or how many guests there are, and how they are."""
         if self._store is None:
             return "waiting for " + (" and ".join(_missing_flags()) or "the end of [timeouts] start_delay")
-        states = collections.Counter(_shown_state(row) for row in self._guests.guests.values())
-        text = ", ".join("%d %s" % (states[state], state) for state in STATES if states[state])
-        return "%d guests" % len(self._guests.guests) + (": " + text if text else "")
+        return reports.status_line(self._guests.guests.values())
 
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
-        table = self._guests.guests.values()
-        children = self._children
+        rows, children = self._guests.guests.values(), self._children
         means = " ".join("%s %s" % mean for mean in children.confinement.items())
-        looping = sum(row.crashes.crash_looping for row in table)
         loop = self._loop
         return [
-            "guests %d heartbeating %d" % (len(table), sum(row.liveness.heartbeating for row in table)),
+            reports.guests_line(rows),
             "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
-            *self._agent_health(),
-            "counts " + " ".join("%s %d" % count for count in self._sum_counters().items()),
+            *(reports.agent_lines(self._link) if self._link is not None else ()),
+            reports.counts_line(rows),
             resource_usage.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement user %s %s" % (children.uids or self._child_user, means),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
-            "failing %d crash-looping %d" % (sum(map(_is_failing, table)), looping),
+            reports.failing_line(rows),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
             "loop defects %d wake-ups %d stalls %d" % (loop.defects, loop.wake_ups, loop.stalls),
         ]
 
-    def _agent_health(self) -> List[str]:
-        link = self._link
-        if link is None:
-            return []
-        counts = (link.port.received, link.port.sent, link.refused, link.waiting)
-        return [
-            "agent %s" % (link.agent or "unknown"),
-            "other-agents %d" % link.not_followed,
-            "events %s" % (link.complaint() or "taken"),
-            "datagrams received %d sent %d refused %d unconfirmed %d" % counts,
-        ]
-
-    def _sum_counters(self) -> Dict[str, int]:
-        table = self._guests.guests.values()
-        return {
-            "misses": sum(row.liveness.misses for row in table),
-            "losses": sum(row.liveness.losses for row in table),
-            "crashes": sum(row.crashes.count for row in table),
-            "late": sum(row.liveness.late for row in table),
-        }
-
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
         pids = self._children.pids()
-        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
-
-
-def _guest_line(row: guest.Guest, pid: int) -> str:
-    init = row.init
-    values: Dict[str, Any] = {
-        "connection": row.connection.state,
-        "pid": pid,
-        "reporting": datagram.state_word(row.reporting),
-        "heartbeating": datagram.state_word(row.liveness.heartbeating),
-        "owes_answer": _yes_or_no(row.liveness.owes_answer),
-        "interval_ms": init.heartbeat_interval_ms if init else 0,
-        "action": init.corrective_action if init else "unknown",
-        "connections": row.connection.connections_made,
-        "crashes": row.crashes.count,
-        "misses": row.liveness.misses,
-        "losses": row.liveness.losses,
-        "late": row.liveness.late,
-        "withdrawn": row.pending.withdrawn,
-        "failing": _yes_or_no(_is_failing(row)),
-        "failure": row.liveness.failure or "none",
-        "crash_looping": _yes_or_no(row.crashes.crash_looping),
-        "pending": ",".join(map(str, row.pending.events)) or "nothing",
-    }
-    return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
-
-
-def _yes_or_no(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _is_failing(row: guest.Guest) -> bool:
-    """Whether it is lost or ill, or its children die too often."""
-    return bool(row.liveness.failure or row.crashes.crash_looping)
+        return [reports.guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
 
 
 _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
@@ -433,15 +371,6 @@ _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
 def _missing_flags() -> List[str]:
     """What a host of StarlingX does not have before it is configured and go-enabled."""
     return [flag for flag in (CONFIGURED_FLAG, GO_FLAG) if not os.path.exists(flag)]
-
-
-def _shown_state(row: guest.Guest) -> str:
-    """One of STATES: what matters most of a guest to who looks at this host."""
-    if row.liveness.failure:
-        return row.liveness.failure
-    if row.crashes.crash_looping:
-        return CRASH_LOOPING
-    return OK if row.liveness.heartbeating else SILENT
 
 
 def _child_identity(user: str) -> Optional[confine.Identity]:
