@@ -184,9 +184,9 @@ class AgentLink:
         if report.still_ill:
             flags |= datagram_ext.STILL_ILL
         data = datagram.build_event(report.cmd, event, full=full)
-        self._send(data, Tag(flags, number=report.sequence, vim=vim), self._speaker, self.agent)
+        self._send_datagram(data, Tag(flags, number=report.sequence, vim=vim), self._speaker, self.agent)
 
-    def _send(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
+    def _send_datagram(self, data: bytes, tag: Tag, speaker: Speaker, address: str) -> None:
         if address:
             data = speaker.tag_and_seal(data, tag, self._route_out)
             self.port.send(data, address, self._settings.agent_port)
@@ -197,7 +197,7 @@ class AgentLink:
 
     def _send_ready(self, address: str, speaker: Speaker) -> None:
         ready = datagram.Ready(self._settings.hostname)
-        self._send(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), speaker, address)
+        self._send_datagram(datagram.build_event(datagram.MONITOR_READY, ready), Tag(), speaker, address)
 
     def _send_ready_again(self) -> None:
         if self._following.current is None:
@@ -222,7 +222,7 @@ class AgentLink:
         if info is not None:
             speaker = self._speaker if address == self.agent else self._others.get(address, self._speaker)
             data = datagram.build_event(datagram.QRY_INST, info, full=not speaker.speaks_extension)
-            self._send(data, Tag(number=self._next_sequence()), speaker, address)
+            self._send_datagram(data, Tag(number=self._next_sequence()), speaker, address)
 
     def _schedule_repeat(self) -> None:
         """Have `_send_again` called when the first message is due or has expired."""
@@ -417,7 +417,7 @@ class AgentLink:
             self._carry_out_command(received, command)
         if tag is not None and tag.wants_ack:
             ack = datagram_ext.build_ack(datagram.NO_SIGNATURE)
-            self._send(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
+            self._send_datagram(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
 
     def _carry_out_command(self, received: ReceivedDatagram, command: datagram.Command) -> None:
         if received.tag is not None and received.tag.is_anew:

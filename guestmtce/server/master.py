@@ -6,7 +6,6 @@ what the table wants comes out as effects, which are carried out here, one short
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -22,7 +21,7 @@ from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.peer.authentication import KEY_SETTINGS, Keys
 from guestmtce.peer.retransmit import Sequences
-from guestmtce.server import agent_link
+from guestmtce.server import agent_link, reports
 from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
 from guestmtce.server.child import confine, session_types
@@ -39,9 +38,6 @@ from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
 
-# States of guests in `systemctl status`, in its order.
-OK, CRASH_LOOPING, SILENT = "ok", "without process", "not heartbeating"
-STATES = (OK, guest.LOST, guest.ILL, CRASH_LOOPING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
@@ -61,8 +57,10 @@ class Master(lifecycle.Service[ServerSettings]):
         self._carrying_out = False
         self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, effects.Connect] = {}  # in turn, when a child can be had
-        handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
-        means = _means(settings)
+        handlers = Handlers(
+            self._child_started, self._child_reported, self._child_ended, self._connect_waiting
+        )
+        means = _choose_means(settings)
         auto = settings.child_uids == uid_pool.AUTO
         own_uids = None if auto and means.identity is None else uid_pool.choose(settings.child_uids)
         self._children = Children(
@@ -141,7 +139,7 @@ class Master(lifecycle.Service[ServerSettings]):
         next_sequence = Sequences(self._store.reserve_sequences).next_sequence
         self._guests = GuestTable(self._settings, next_sequence)
         handlers = agent_link.Handlers(
-            self._command,
+            self._handle_command,
             self._event_confirmed,
             self._guests.instance_info,
             self._guests.find_report,
@@ -153,7 +151,7 @@ class Master(lifecycle.Service[ServerSettings]):
         )  # fmt: skip
         self._children.open()
         self._children.prove()
-        self._recall()
+        self._recall_guests()
         self._mark_alive()
         self._liveness.start()
         self._channels.start()
@@ -166,7 +164,7 @@ class Master(lifecycle.Service[ServerSettings]):
             self._settings = dataclasses.replace(self._settings, hostname=socket.gethostname())
         log.info("this host is %s", self._settings.hostname)
 
-    def _recall(self) -> None:
+    def _recall_guests(self) -> None:
         assert self._store is not None
         now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
@@ -217,7 +215,7 @@ class Master(lifecycle.Service[ServerSettings]):
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
         self._children.replace(uuid)
 
-    def _command(self, command: datagram.Command) -> None:
+    def _handle_command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
             assert self._link is not None
             self._link.answer_query(list(self._guests.guests))
@@ -229,7 +227,7 @@ class Master(lifecycle.Service[ServerSettings]):
         self._guests.confirm_event(key)
         self._carry_out()
 
-    def _tick(self) -> None:
+    def _do_due(self) -> None:
         self._due = None
         self._guests.tick(self._loop.now)
         self._carry_out()
@@ -257,9 +255,9 @@ class Master(lifecycle.Service[ServerSettings]):
                 self._due.cancel()
             self._due = None
             if self._guests.next_due != guest.NEVER:
-                self._due = self._loop.at(self._guests.next_due, self._tick)
+                self._due = self._loop.at(self._guests.next_due, self._do_due)
 
-    def _connect(self, effect: effects.Connect) -> None:
+    def _queue_connect(self, effect: effects.Connect) -> None:
         """A guest that is connected speaks at once: it is, when there will be somebody to listen."""
         self._to_connect[effect.uuid] = effect
         self._connect_next()
@@ -268,7 +266,7 @@ class Master(lifecycle.Service[ServerSettings]):
         while self._to_connect and self._children.spawner.has_room:
             self._connect_now(self._to_connect.pop(next(iter(self._to_connect))))
 
-    def _room(self) -> None:
+    def _connect_waiting(self) -> None:
         self._connect_next()
         self._carry_out()
 
@@ -332,88 +330,35 @@ class Master(lifecycle.Service[ServerSettings]):
         """What it waits for, or how many guests there are, and how they are."""
         if self._store is None:
             return "waiting for " + (" and ".join(_missing_flags()) or "the end of [timeouts] start_delay")
-        states = collections.Counter(_state(row) for row in self._guests.guests.values())
-        text = ", ".join("%d %s" % (states[state], state) for state in STATES if states[state])
-        return "%d guests" % len(self._guests.guests) + (": " + text if text else "")
+        return reports.status_line(self._guests.guests.values())
 
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
-        table = self._guests.guests.values()
-        lines = [
-            "guests %d heartbeating %d" % (len(table), sum(row.liveness.heartbeating for row in table)),
-            "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
-        ]
-        if self._link is not None:
-            port = self._link.port
-            lines.append("agent %s" % (self._link.agent or "unknown"))
-            lines.append("other-agents %d" % self._link.not_followed)
-            lines.append("events %s" % (self._link.complaint() or "taken"))
-            datagrams = (port.received, port.sent, self._link.refused, self._link.waiting)
-            lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % datagrams)
-        counts = {
-            "misses": sum(row.liveness.misses for row in table),
-            "losses": sum(row.liveness.losses for row in table),
-            "crashes": sum(row.crashes.count for row in table),
-            "late": sum(row.liveness.late for row in table),
-        }
-        children = self._children
-        means = children.confinement.items()
-        user = children.uids or self._child_user
+        rows, children = self._guests.guests.values(), self._children
+        means = " ".join("%s %s" % mean for mean in children.confinement.items())
+        loop = self._loop
         return [
-            *lines,
-            "counts " + " ".join("%s %d" % count for count in counts.items()),
+            reports.guests_line(rows),
+            "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
+            *(reports.agent_lines(self._link) if self._link is not None else ()),
+            reports.counts_line(rows),
             resource_usage.line(list(children.pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
-            "confinement user %s %s" % (user, " ".join("%s %s" % mean for mean in means)),
+            "confinement user %s %s" % (children.uids or self._child_user, means),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
-            "failing %d crash-looping %d"
-            % (sum(map(_is_failing, table)), sum(row.crashes.crash_looping for row in table)),
+            reports.failing_line(rows),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
-            "loop defects %d wake-ups %d stalls %d"
-            % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
+            "loop defects %d wake-ups %d stalls %d" % (loop.defects, loop.wake_ups, loop.stalls),
         ]
 
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
         pids = self._children.pids()
-        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
-
-
-def _guest_line(row: guest.Guest, pid: int) -> str:
-    init = row.init
-    values: Dict[str, Any] = {
-        "connection": row.connection.state,
-        "pid": pid,
-        "reporting": datagram.state_word(row.reporting),
-        "heartbeating": datagram.state_word(row.liveness.heartbeating),
-        "owes_answer": _yes_or_no(row.liveness.owes_answer),
-        "interval_ms": init.heartbeat_interval_ms if init else 0,
-        "action": init.corrective_action if init else "unknown",
-        "connections": row.connection.connections_made,
-        "crashes": row.crashes.count,
-        "misses": row.liveness.misses,
-        "losses": row.liveness.losses,
-        "late": row.liveness.late,
-        "withdrawn": row.pending.withdrawn,
-        "failing": _yes_or_no(_is_failing(row)),
-        "failure": row.liveness.failure or "none",
-        "crash_looping": _yes_or_no(row.crashes.crash_looping),
-        "pending": ",".join(map(str, row.pending.events)) or "nothing",
-    }
-    return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
-
-
-def _yes_or_no(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _is_failing(row: guest.Guest) -> bool:
-    """Whether it is lost or ill, or its children die too often."""
-    return bool(row.liveness.failure or row.crashes.crash_looping)
+        return [reports.guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
 
 
 _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
-    effects.Connect: Master._connect,
+    effects.Connect: Master._queue_connect,
     effects.DropChild: Master._drop_child,
     effects.PutCommand: Master._put_command,
     effects.LookForSocket: Master._look_for_socket,
@@ -431,16 +376,7 @@ def _missing_flags() -> List[str]:
     return [flag for flag in (CONFIGURED_FLAG, GO_FLAG) if not os.path.exists(flag)]
 
 
-def _state(row: guest.Guest) -> str:
-    """One of STATES: what matters most of a guest to who looks at this host."""
-    if row.liveness.failure:
-        return row.liveness.failure
-    if row.crashes.crash_looping:
-        return CRASH_LOOPING
-    return OK if row.liveness.heartbeating else SILENT
-
-
-def _identity(user: str) -> Optional[confine.Identity]:
+def _child_identity(user: str) -> Optional[confine.Identity]:
     """What children become. Raises OSError for a user that does not exist."""
     if os.geteuid() != 0:
         log.warning("not root: children keep the user they have")
@@ -452,9 +388,9 @@ def _identity(user: str) -> Optional[confine.Identity]:
     return confine.Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _means(settings: ServerSettings) -> confine.Means:
+def _choose_means(settings: ServerSettings) -> confine.Means:
     """What children are confined with. Raises OSError where root lacks what it takes."""
-    identity = _identity(settings.child_user)
+    identity = _child_identity(settings.child_user)
     if identity is not None:
         confinement_trial.require_capabilities()
     return confine.Means(identity, seccomp.choose_filter(settings.no_seccomp, required=identity is not None))

@@ -91,22 +91,22 @@ class Store:
 
     def save_guest(self, memory: GuestMemory) -> None:
         """Remember this of the guest."""
-        self._write(memory.uuid, _values(memory))
+        self._write_file(memory.uuid, _values(memory))
 
     def forget_guest(self, uuid: str) -> None:
         """Remember nothing of the guest."""
-        self._remove(uuid)
+        self._remove_file(uuid)
 
     def mark_alive(self, now: float) -> None:
         """Note that the daemon lives at `now`."""
-        self._marked |= self._write(ALIVE, {"at": now})
+        self._marked |= self._write_file(ALIVE, {"at": now})
 
     def was_cleaned(self) -> bool:
         """Whether somebody has removed our files; to be called before each `mark_alive`.
 
         It says so twice: who cleans may be at it still, and remove what is written now.
         """
-        gone = self._marked and ALIVE not in self.unsaved and not os.path.exists(self._path(ALIVE))
+        gone = self._marked and ALIVE not in self.unsaved and not os.path.exists(self._path_of(ALIVE))
         before, self._cleaned = self._cleaned, gone or not os.path.isdir(self._folder)
         return self._cleaned or before
 
@@ -130,7 +130,7 @@ class Store:
         if not self.unsaved:
             return False
         for name, values in list(itertools.islice(self.unsaved.items(), SAVED_A_TURN)):
-            if not (self._remove(name) if values is None else self._write(name, values)):
+            if not (self._remove_file(name) if values is None else self._write_file(name, values)):
                 return False
         if not self.unsaved:
             log.info("all is saved in %s", self._folder)
@@ -138,7 +138,7 @@ class Store:
 
     def alive_at(self) -> float:
         """When the daemon last noted that it lives; before all time if it never did in this boot."""
-        mark = self._read(ALIVE)
+        mark = self._read_file(ALIVE)
         try:
             return float(mark["at"]) if mark else -NEVER
         except (KeyError, ValueError, TypeError, OverflowError):
@@ -147,66 +147,66 @@ class Store:
     def save_host(self, reporting: bool) -> None:
         """Remember whether this host's failures are to be reported."""
         self._host_reporting = reporting
-        self._write(HOST, {"reporting": reporting})
+        self._write_file(HOST, {"reporting": reporting})
 
     def host_reporting(self) -> bool:
         """What is remembered of that; enabled by default."""
-        return (self._read(HOST) or {}).get("reporting") is not False
+        return (self._read_file(HOST) or {}).get("reporting") is not False
 
     def save_agent(self, address: str) -> None:
         """Remember which guestAgent is followed; empty: none."""
         self._agent = address
-        self._write(AGENT, {"address": address})
+        self._write_file(AGENT, {"address": address})
 
     def followed_agent(self) -> str:
         """What is remembered of that."""
-        address = (self._read(AGENT) or {}).get("address")
+        address = (self._read_file(AGENT) or {}).get("address")
         return address if isinstance(address, str) else ""
 
     def sender(self) -> int:
         """Who we are to guestAgent: the same over restarts, as long as the numbers below are known."""
-        return self._sender()[0]
+        return self._known_sender()[0]
 
     def reserve_sequences(self, count: int) -> int:
         """The first of `count` numbers that no one gets again under the present `sender`."""
-        sender, first = self._sender()
+        sender, first = self._known_sender()
         self._numbers = sender, first + count
         # If it cannot be written it is gone: the next daemon does not give them again, but is another sender.
-        self._write(SENDER, self._sender_values())
+        self._write_file(SENDER, self._sender_values())
         return first
 
     def _sender_values(self) -> Dict[str, Any]:
-        sender, following = self._sender()
+        sender, following = self._known_sender()
         return {"sender": sender, "next": following}
 
-    def _sender(self) -> Tuple[int, int]:
+    def _known_sender(self) -> Tuple[int, int]:
         if self._numbers is None:
             self._numbers = self._read_sender()
         return self._numbers
 
     def _read_sender(self) -> Tuple[int, int]:
-        values = self._read(SENDER) or {}
+        values = self._read_file(SENDER) or {}
         sender, first = values.get("sender"), values.get("next")
         if isinstance(sender, int) and isinstance(first, int) and 0 < sender < 2**32 and first > 0:
             return sender, first
         sender = int.from_bytes(os.urandom(4), "little") | 1
         first = int.from_bytes(os.urandom(3), "little") + 1  # what is remembered still bears older numbers
-        self._write(SENDER, {"sender": sender, "next": first})
+        self._write_file(SENDER, {"sender": sender, "next": first})
         return sender, first
 
     def load_guests(self) -> List[GuestMemory]:
         """All that is remembered and sound."""
         memories = []
-        for name in self._names():
+        for name in self._file_names():
             if datagram.UUID.fullmatch(name):
                 memory = self._load_guest(name)
                 if memory is not None:
                     memories.append(memory)
                 else:
-                    self._remove(name)
+                    self._remove_file(name)
         return memories
 
-    def _names(self) -> List[str]:
+    def _file_names(self) -> List[str]:
         try:
             return sorted(os.listdir(self._folder))
         except OSError as error:
@@ -215,7 +215,7 @@ class Store:
 
     def _load_guest(self, uuid: str) -> Optional[GuestMemory]:
         try:
-            values = self._read(uuid)
+            values = self._read_file(uuid)
             if values is None or values["uuid"] != uuid or uuid != uuid.lower():
                 return None  # an upper-case one is of a release that took it for another instance
             return _memory_of(values)
@@ -223,28 +223,28 @@ class Store:
             log.warning("the memory of %s is damaged and ignored: %r", uuid, error)
             return None
 
-    def _path(self, name: str) -> str:
+    def _path_of(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
-    def _remove(self, name: str) -> bool:
+    def _remove_file(self, name: str) -> bool:
         self.unsaved.pop(name, None)
         try:
-            atomic_file.remove(self._path(name))
+            atomic_file.remove(self._path_of(name))
         except OSError as error:
             self.unsaved[name] = None
             self._throttle.warning("remove", "cannot remove a file, trying again: %s", error)
             return False
         return True
 
-    def _write(self, name: str, values: Dict[str, Any]) -> bool:
+    def _write_file(self, name: str, values: Dict[str, Any]) -> bool:
         text = json.dumps({"boot": self._boot, **values})
-        path = self._path(name)
+        path = self._path_of(name)
         self.unsaved.pop(name, None)
         try:
             atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
             self._log_failed_write(error)
-            self._remove(name)
+            self._remove_file(name)
             self.unsaved[name] = values
             return False
         return True
@@ -253,10 +253,10 @@ class Store:
         text = "cannot write, trying again: %s: is there room in %s?"
         self._throttle.warning("write", text, error, self._folder)
 
-    def _read(self, name: str) -> Optional[Dict[str, Any]]:
+    def _read_file(self, name: str) -> Optional[Dict[str, Any]]:
         """The values in a file, if it is whole and from this boot."""
         try:
-            with open(self._path(name), encoding="utf-8", opener=_open_file) as file:
+            with open(self._path_of(name), encoding="utf-8", opener=_open_file) as file:
                 crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
             values = json.loads(text)
             sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)

@@ -50,7 +50,7 @@ class Bench:
         options = ["--interval-ms", "100", "--secs", "1"]
         self.guests = GuestsProcess(self.settings.channel_dir, 1, 1, options, str(self.folder / "guests.log"))
         self.turn(lambda: ONE in self.master._guests.guests, "its socket is found")
-        self.master._command(datagram.SetInstance(ONE, True))
+        self.master._handle_command(datagram.SetInstance(ONE, True))
         self.turn(lambda: self.master._guests.guests[ONE].liveness.running, "it heartbeats")
 
     def turn(self, condition, what, seconds=10.0):

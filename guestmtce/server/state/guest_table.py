@@ -41,6 +41,7 @@ from guestmtce.server.state.guest import (
     CONNECTED,
     CONNECTING,
     FAILURES,
+    LOSS,
     NEVER,
     RETRYING,
     STATE,
@@ -208,6 +209,8 @@ class GuestTable:
         if absence > self._settings.short_absence:
             patience = max(patience, guest.known_init.restart_secs)
         self._pending.hold_failure(guest, key, event, now + patience + self._settings.stopped_grace)
+        if key.kind == LOSS and guest.liveness.state == liveness.SILENT:
+            guest.liveness.note(liveness.JUDGED_LOST)  # before the restart; for people, who look at the dump
 
     # --- sockets and children ----------------------------------------------------------------------
 

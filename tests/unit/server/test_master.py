@@ -49,7 +49,7 @@ def test_a_vote_that_arrived_while_the_master_stood_still_counts(make, vote):
     secs = guest_channel.timeout_secs(bench.master._guests.guests[ONE].init, guest_channel.VOTE, "stop")
 
     def stand_still():
-        bench.master._command(datagram.Ask(ONE, guest_channel.VOTE, "stop"))
+        bench.master._handle_command(datagram.Ask(ONE, guest_channel.VOTE, "stop"))
         time.sleep(secs + bench.settings.question_grace + 0.5)
 
     def votes():
@@ -123,7 +123,7 @@ def test_what_cannot_be_saved_is_saved_when_there_is_room_again(make, monkeypatc
     bench.master.open()
     bench.start_guest()
     full = [True]
-    write = master_module.Store._write
+    write = master_module.Store._write_file
 
     def fail(store, name, values):
         if full:
@@ -131,8 +131,8 @@ def test_what_cannot_be_saved_is_saved_when_there_is_room_again(make, monkeypatc
             return False
         return write(store, name, values)
 
-    monkeypatch.setattr(master_module.Store, "_write", fail)
-    bench.master._command(datagram.SetInstance(ONE, False))
+    monkeypatch.setattr(master_module.Store, "_write_file", fail)
+    bench.master._handle_command(datagram.SetInstance(ONE, False))
     bench.turn(lambda: any("memory unsaved 2" in line for line in bench.master.health()), "nothing is saved")
     full.clear()
     bench.turn(lambda: "memory unsaved 0" in bench.master.health(), "all is saved")

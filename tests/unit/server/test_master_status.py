@@ -6,7 +6,7 @@ import pytest
 from master_bench import Bench
 
 from guestmtce.lab.guest import uuid_of
-from guestmtce.server import master
+from guestmtce.server import master, reports
 from guestmtce.server.child import session_types
 from guestmtce.server.state import guest
 
@@ -51,7 +51,7 @@ def test_a_host_of_starlingx_is_waited_for_and_systemd_is_told_what_for(make, tm
 
 
 def shown(one, row):
-    line = master._guest_line(row, 0)
+    line = reports.guest_line(row, 0)
     words = dict(word.split("=", 1) for word in line.split()[2:])
     return words["failing"], words["failure"], words["crash_looping"], one.status()
 
@@ -78,4 +78,4 @@ def test_a_guest_that_is_lost_or_ill_is_failing_in_the_dump_and_in_the_status(ma
     assert shown(one, row) == ("yes", "none", "yes", "1 guests: 1 without process")
     table.socket_found(ONE, "/nowhere", (3, 4), True, now)
     assert shown(one, row)[0] == "no"
-    assert guest.LOST in master.STATES and guest.ILL in master.STATES
+    assert guest.LOST in reports.STATES and guest.ILL in reports.STATES

@@ -263,6 +263,15 @@ def test_a_refused_guest_that_may_be_silent_is_retried_later_and_never_twice_at_
         bench.run(0.01)
 
 
+def test_a_guest_whose_loss_nobody_has_heard_of_is_lost_after_a_restart_too():
+    again = recalled(lost().saved(), 1.0)
+    assert again.guest.liveness.failure == row.LOST
+    again.found()
+    again.connect()
+    again.report(session_types.Acknowledged(INIT), session_types.Running())
+    assert again.guest.liveness.failure == "" and row.LOSS not in again.pending
+
+
 def test_what_is_told_is_remembered_first():
     bench = heartbeating(reporting=True)
     bench.report(session_types.Lost(2))
