@@ -140,9 +140,9 @@ class ServerSettings(DaemonSettings):
         """The controllers' own names; a site may have only one of them."""
         return ["controller-0", "controller-1"] if self.controller == "controller" else []
 
-    def session(self) -> session_types.Settings:
+    def session(self) -> session_types.SessionSettings:
         """The part that a child's session needs."""
-        return session_types.Settings(
+        return session_types.SessionSettings(
             interval_floor_ms=self.pulse_period_ms,
             failure_threshold=self.failure_threshold,
             guest_patience=self.guest_patience,

@@ -74,7 +74,7 @@ class Bench:
         self.spawn_timeout = spawn_timeout * PACE
         self.children = Children(
             self.loop,
-            settings or session_types.Settings(),
+            settings or session_types.SessionSettings(),
             confine.Means(identity, FILTER),
             self.spawn_timeout,
             Handlers(self.started.append, self._reported, self._ended, lambda: None),

@@ -34,10 +34,10 @@ class BrokenRules(ValueError):
     """A packet that no honest child sends."""
 
 
-class Ask(NamedTuple):
+class AskGuest(NamedTuple):
     """master → child: put this question to the guest; it has `timeout_ms`."""
 
-    number: int
+    question_id: int
     notification_type: str
     event_type: str
     timeout_ms: int
@@ -47,7 +47,7 @@ class EnableReporting(NamedTuple):
     """master → child: losses are to be reported from now on."""
 
 
-Command = Union[Ask, EnableReporting]
+Command = Union[AskGuest, EnableReporting]
 
 
 def encode(message: Any) -> bytes:
@@ -68,9 +68,9 @@ def _json(value: Any) -> str:
 ENABLE_REPORTING_PACKET = encode(EnableReporting())
 
 
-def decode_ask(packet: bytes) -> Ask:
+def decode_ask(packet: bytes) -> AskGuest:
     """The question in a packet from the master, whom a child trusts."""
-    return Ask(*json.loads(packet)[1:])
+    return AskGuest(*json.loads(packet)[1:])
 
 
 def decode_report(packet: bytes) -> session_types.Report:

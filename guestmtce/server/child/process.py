@@ -12,8 +12,9 @@ from time import monotonic, sleep
 from typing import List, Optional, Sequence
 
 from guestmtce.server.child.pipe_protocol import ENABLE_REPORTING_PACKET, decode_ask, encode
-from guestmtce.server.child.session import CLOSED, Session
-from guestmtce.server.child.session_types import Output, Report, Resume, Settings
+from guestmtce.server.child.session import Session
+from guestmtce.server.child.session_states import CLOSED
+from guestmtce.server.child.session_types import Output, Report, Resume, SessionSettings
 
 # Exit statuses. A death by signal or any other status is a crash.
 END_PEER_CLOSED = 0
@@ -65,7 +66,7 @@ class Child:
 
     __slots__ = ("_guest", "_paced", "_pipe", "_poll", "_session", "_unsent", "_untold")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SessionSettings) -> None:
         """All that can be made before a guest is known: the spawner makes it once for all children."""
         self._guest = self._pipe = -1
         self._poll = poll()
@@ -82,7 +83,7 @@ class Child:
             self._poll.register(descriptor, POLLIN)
         try:
             self._put(self._session.start(resume, monotonic()))
-            while self._session.state != CLOSED:
+            while self._session.heartbeat.state != CLOSED:
                 self._step()
             return END_RECONNECT
         except _Ended as ended:

@@ -27,7 +27,7 @@ from guestmtce.server.child import confine, page_layout, pipe_protocol, process,
 from guestmtce.server.child.fork_sibling import fork_sibling
 from guestmtce.server.child.preload import set_title
 from guestmtce.server.child.process import END_BOOT_FAILURE, END_DEFECT, Child
-from guestmtce.server.child.session_types import Note, Resume, Settings
+from guestmtce.server.child.session_types import Note, Resume, SessionSettings
 from guestmtce.wire import guest_channel
 from guestmtce.wire.guest_channel import Init
 
@@ -54,7 +54,7 @@ _CHALLENGE = re.compile(b'"heartbeat_challenge":([0-9]+)}')
 def main(arguments: List[str]) -> None:
     """`arguments`: the control socket's descriptor, the master's pid; settings and means, both as JSON."""
     descriptor, master, settings_json, means_json = arguments
-    settings = Settings(**json.loads(settings_json))
+    settings = SessionSettings(**json.loads(settings_json))
     means = decode_means(means_json)
     control = socket.socket(fileno=int(descriptor))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -212,7 +212,9 @@ class _Life:
         (guest, far), (results, far_results) = self._near, self._results
         far.close()
         far_results.close()
-        settings = Settings(interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=guest_channel.INT32_MAX)
+        settings = SessionSettings(
+            interval_floor_ms=WARM_UP_INTERVAL_MS, failure_threshold=guest_channel.INT32_MAX
+        )
         resume = (tuple(self._init), False, 0.0, False, 0.0, False) if self._odd else None
         _live(Child(settings), guest.fileno(), results.fileno(), resume)
         guest.close()
@@ -226,7 +228,9 @@ class _Life:
         if self._odd:
             far.send(b"no message\n")
             far_results.send(
-                pipe_protocol.encode(pipe_protocol.Ask(1, guest_channel.VOTE, "stop", WARM_UP_INTERVAL_MS))
+                pipe_protocol.encode(
+                    pipe_protocol.AskGuest(1, guest_channel.VOTE, "stop", WARM_UP_INTERVAL_MS)
+                )
             )
         far.send(guest_channel.build(self._init, 0))
         for beat in range(WARM_UP_BEATS):

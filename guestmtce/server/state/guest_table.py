@@ -246,7 +246,7 @@ class Guests(Links):
         self._say(guest, now, INFO, "missed %d in a row", report.in_a_row)
 
     def _answered(self, guest: Guest, report: session_types.Answered, now: float) -> None:
-        self._questions.settle(guest, report.number, report.vote, report.reason, now)
+        self._questions.settle(guest, report.question_id, report.vote, report.reason, now)
 
     def _late(self, guest: Guest, report: session_types.Late, now: float) -> None:
         guest.late += 1
@@ -257,7 +257,7 @@ class Guests(Links):
         self._say(guest, now, INFO, "reconnecting: %s", printable(report.why))
 
     def _note(self, guest: Guest, report: session_types.Note, now: float) -> None:
-        more = " (and %d more like it)" % report.more if report.more else ""
+        more = " (and %d more like it)" % report.held_back if report.held_back else ""
         self._say(guest, now, WARNING, "%s%s", printable(report.text), more)
 
     def connect_failed(self, uuid: str, error: OSError, now: float) -> None:

@@ -94,7 +94,7 @@ class Questions:
             guest.questions[number] = question._replace(given=True)
             if session_types.is_silencing(question.notification_type, question.event_type):
                 guest.answered_since_notice = False
-            ask = pipe_protocol.Ask(number, question.notification_type, question.event_type, left)
+            ask = pipe_protocol.AskGuest(number, question.notification_type, question.event_type, left)
             self._outbox.add(Put(guest.uuid, ask))
 
     def put_all(self, guest: Guest, now: float) -> None:

@@ -76,7 +76,7 @@ class Children:
     def __init__(
         self,
         loop: Loop,
-        settings: session_types.Settings,
+        settings: session_types.SessionSettings,
         means: confine.Means,
         spawn_timeout: float,
         handlers: Handlers,

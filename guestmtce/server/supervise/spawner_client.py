@@ -60,7 +60,7 @@ class SpawnerLink:
     def __init__(
         self,
         loop: Loop,
-        settings: session_types.Settings,
+        settings: session_types.SessionSettings,
         means: confine.Means,
         timeout: float,
         handlers: Handlers,

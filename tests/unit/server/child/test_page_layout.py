@@ -42,7 +42,7 @@ def test_a_child_shares_nearly_all_of_its_memory(make_bench):
 
 def mean_size(make_bench):
     """USS, in bytes, of a child of one spawner."""
-    bench = make_bench(settings=session_types.Settings(interval_floor_ms=100, failure_threshold=1000))
+    bench = make_bench(settings=session_types.SessionSettings(interval_floor_ms=100, failure_threshold=1000))
     uuids = [uuid_of(number) for number in range(CHILDREN)]
     for uuid in uuids:
         bench.born(uuid)

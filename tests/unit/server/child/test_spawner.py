@@ -27,7 +27,10 @@ from guestmtce.server.supervise import spawner_client, spawner_code
 __all__ = ["bench", "make_bench"]  # fixtures
 
 
-ARGUMENTS = [json.dumps(vars(session_types.Settings())), spawner.encode_means(MEANS._replace(identity=None))]
+ARGUMENTS = [
+    json.dumps(vars(session_types.SessionSettings())),
+    spawner.encode_means(MEANS._replace(identity=None)),
+]
 
 HOOKS = """
 import os, sys

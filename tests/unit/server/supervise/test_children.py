@@ -60,7 +60,7 @@ from guestmtce.server.supervise.children import Children, Handlers
 loop = Loop()
 identity = confine.Identity(int(sys.argv[2]), int(sys.argv[3])) if int(sys.argv[2]) >= 0 else None
 means = confine.Means(identity, seccomp.choose_filter(forbidden=False, required=False))
-children = Children(loop, session_types.Settings(), means, 5.0,
+children = Children(loop, session_types.SessionSettings(), means, 5.0,
                     Handlers(lambda uuid: None, lambda *_: None, lambda *_: None, lambda: None))
 children.open()
 near, far = socket.socketpair()
@@ -106,7 +106,7 @@ def test_reports_arrive_in_order(bench):
 def test_a_question_reaches_the_guest_and_its_answer_comes_back(bench):
     bench.born()
     bench.beat()
-    bench.children.command(ONE, pipe_protocol.Ask(7, guest_channel.VOTE, "stop", 5000))
+    bench.children.command(ONE, pipe_protocol.AskGuest(7, guest_channel.VOTE, "stop", 5000))
     data = b""
     while b"action_notify" not in data:
         data += bench.far[ONE].recv(65536)
@@ -114,7 +114,7 @@ def test_a_question_reaches_the_guest_and_its_answer_comes_back(bench):
     bench.far[ONE].send(guest_channel.build(answer, 3))
     bench.until(lambda: session_types.Answered(7, "reject", "busy") in bench.reports)
     bench.children.command(
-        TWO, pipe_protocol.Ask(8, guest_channel.VOTE, "stop", 5000)
+        TWO, pipe_protocol.AskGuest(8, guest_channel.VOTE, "stop", 5000)
     )  # nobody's: nothing happens
 
 
@@ -139,7 +139,7 @@ def test_an_end_is_told_once_with_its_reason(bench, name):
 
 
 def test_a_child_that_gives_up_says_why_first(make_bench):
-    bench = make_bench(settings=session_types.Settings(idle_reconnect=0.05))
+    bench = make_bench(settings=session_types.SessionSettings(idle_reconnect=0.05))
     bench.start()
     bench.until(lambda: bench.ends)
     assert bench.ends == [(ONE, GAVE_UP, "")]
@@ -246,11 +246,11 @@ def test_who_says_nothing_any_more_is_ended(bench, last, pid_known):
 def test_a_child_that_does_not_read_its_commands_blocks_nobody_and_is_replaced(bench):
     Impostor(bench)
     for number in range(5000):
-        bench.children.command(ONE, pipe_protocol.Ask(number, guest_channel.VOTE, "stop", 5000))
+        bench.children.command(ONE, pipe_protocol.AskGuest(number, guest_channel.VOTE, "stop", 5000))
     bench.until(lambda: bench.ends)
 
 
-@pytest.mark.parametrize("bench", [session_types.Settings(ack_period=0.0)], indirect=True)
+@pytest.mark.parametrize("bench", [session_types.SessionSettings(ack_period=0.0)], indirect=True)
 def test_a_guest_that_makes_its_child_say_much_slows_it_and_does_not_get_it_killed(bench):
     pid = bench.born()
     bench.beat()
