@@ -18,13 +18,13 @@ from guestmtce.server.state.guest import (
     CONNECTING,
     DIED,
     FAILURE,
+    FORK_FAILED,
     ILL,
     ILLNESS,
     NEVER,
     PEER_CLOSED,
     RETRYING,
     STATE,
-    UNBORN,
     Connect,
     Drop,
     Effect,
@@ -118,9 +118,11 @@ class Links:
             self.outbox.add(Put(uuid, pipe_protocol.EnableReporting()))
 
     def child_ended(self, uuid: str, why: str, detail: str, now: float) -> None:
-        """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or UNBORN."""
+        """The guest's child has ended: PEER_CLOSED, GAVE_UP, DIED or FORK_FAILED."""
         guest = self.table[uuid]
-        self._say(guest, now, logging.WARNING if why in (DIED, UNBORN) else logging.INFO, "%s%s", why, detail)
+        self._say(
+            guest, now, logging.WARNING if why in (DIED, FORK_FAILED) else logging.INFO, "%s%s", why, detail
+        )
         self._without_child(guest, now)
         if why == PEER_CLOSED:
             guest.owes_answer = False
@@ -128,10 +130,10 @@ class Links:
             self._questions.agree_all(guest, "the guest is gone", now)
         if why == DIED and self._dies_too_often(guest, now):
             self._retry(guest, now + self._child_rest(guest), now)
-        elif why == UNBORN and guest.owes_answer:  # ours, and its hang is not to be hidden for long
+        elif why == FORK_FAILED and guest.owes_answer:  # ours, and its hang is not to be hidden for long
             guest.backoff = min(guest.backoff, self._settings.child_rest_watched_max)
             self._back_off(guest, now)
-        elif guest.link == CONNECTING or now - guest.linked_at < self._settings.settled:
+        elif guest.link == CONNECTING or now - guest.linked_at < self._settings.stable_after:
             self._back_off(guest, now)
         else:
             guest.backoff = self._settings.reconnect_first

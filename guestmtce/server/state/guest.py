@@ -18,10 +18,11 @@ CONNECTED = "connected"
 LOST = "lost"  # its heartbeat
 ILL = "ill"
 
-PEER_CLOSED = "the guest's side closed the channel"
-GAVE_UP = "the child asked for a new connection"
-DIED = "the child died"
-UNBORN = "no child could be made"
+# Why a guest has no child any more.
+DIED = pipe_protocol.DIED
+FORK_FAILED = pipe_protocol.FORK_FAILED
+GAVE_UP = pipe_protocol.GAVE_UP
+PEER_CLOSED = pipe_protocol.PEER_CLOSED
 
 # What of a guest guestAgent may still have to hear; beside them `vote N` for each settled question.
 STATE = "state"

@@ -19,7 +19,17 @@ import guestmtce
 
 # All of ours that a spawner imports.
 _CHILD = (
-    *("confine", "fork_sibling", "page_layout", "pipe_protocol", "preload", "process", "sandbox", "session"),
+    *(
+        "confine",
+        "fork_sibling",
+        "libc",
+        "page_layout",
+        "pipe_protocol",
+        "preload",
+        "process",
+        "sandbox",
+        "session",
+    ),
     *("session_heartbeat", "session_inits", "session_output", "session_patience", "session_questions"),
     *("session_states", "session_types", "spawner"),
 )

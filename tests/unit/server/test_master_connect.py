@@ -23,7 +23,7 @@ class Children:
     def __init__(self, error):
         self.error = error
 
-    def start(self, uuid, channel, resume):
+    def start_child(self, uuid, channel, resume):
         channel.close()
         raise self.error
 
@@ -56,7 +56,7 @@ def test_what_fails_on_our_side_is_no_refusal_of_the_guest(master, tmp_path, nam
         listener.listen(1)
         master._children = Children(OURS[name])
         master._connect_now(guest.Connect(ONE, path, None))
-    assert master.said == [(guest.UNBORN, ": it could not be asked for: %s" % OURS[name])]
+    assert master.said == [(guest.FORK_FAILED, ": it could not be asked for: %s" % OURS[name])]
 
 
 def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
@@ -65,7 +65,7 @@ def test_no_socket_to_be_had_is_ours_too(master, monkeypatch):
 
     monkeypatch.setattr(socket, "socket", none_left)
     master._connect_now(guest.Connect(ONE, "/nowhere", None))
-    assert [why for why, _ in master.said] == [guest.UNBORN]
+    assert [why for why, _ in master.said] == [guest.FORK_FAILED]
 
 
 def test_a_full_backlog_of_the_guest_s_socket_is_its_refusal(master, tmp_path):

@@ -175,7 +175,7 @@ def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
 
     assert delays(bench, live_shortly, 4) == pytest.approx([0.01, 0.02, 0.04, 0.08])
     bench.connect()
-    bench.now += SETTINGS.settled
+    bench.now += SETTINGS.stable_after
     bench.take()
     bench.end(why)
     assert "Connect" in bench.take_kinds()
@@ -200,7 +200,7 @@ def test_what_resets_the_back_off(how, next_delay, running):
     if how == "fresh":
         bench.found(fresh=True)
     else:
-        bench.now += SETTINGS.settled if how == "settled" else 0.0
+        bench.now += SETTINGS.stable_after if how == "settled" else 0.0
         bench.end(row.DIED)
         bench.run(0.32)
     assert bench.guest.link == row.CONNECTING
@@ -505,7 +505,7 @@ def test_a_child_that_we_could_not_make_is_no_failure_of_its_guest():
     bench = retrying()
     bench.told()
     for _ in range(30):
-        bench.end(row.UNBORN)
+        bench.end(row.FORK_FAILED)
         bench.run(SETTINGS.child_rest_watched_max + 0.1)
         assert bench.guest.link == row.CONNECTING
     assert bench.guest.losses == 0 and bench.guest.owes_answer
