@@ -53,12 +53,21 @@ def setting(
     flag: str = "",
     help: str = "",
     file: str = MAIN,
+    formerly: str = "",
 ) -> Any:
-    """A field of a settings class. `place` is `section.key`; `low` and `high` (included) bound a number."""
-    section, _, key = place.partition(".")
-    where = Place(file, section, key) if place else None
-    data = {"place": where, "low": low, "high": high, "flag": flag, "help": help}
+    """A field of a settings class. `place` is `section.key`; `low` and `high` (included) bound a number.
+
+    `formerly` is another `section.key`, which an earlier release had in its place: it goes on working.
+    """
+    where = _parse_place(file, place) if place else None
+    old = _parse_place(file, formerly) if formerly else None
+    data = {"place": where, "formerly": old, "low": low, "high": high, "flag": flag, "help": help}
     return dataclasses.field(default=default, metadata=data)
+
+
+def _parse_place(file: str, place: str) -> Place:
+    section, _, key = place.partition(".")
+    return Place(file, section, key)
 
 
 def load(
@@ -135,7 +144,7 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
     sources: Dict[str, str] = {}
     absent, faults = [], []
     for field in dataclasses.fields(kind):
-        place = field.metadata["place"]
+        place, old = field.metadata["place"], field.metadata["formerly"]
         if given.get(field.name) is not None:
             found, source = given[field.name], field.metadata["flag"]
         elif field.name in settable:
@@ -143,6 +152,10 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
         elif place and parsers[place.file].has_option(place.section, place.key):
             found = parsers[place.file].get(place.section, place.key)
             source = "%s: [%s] %s" % (files[place.file], place.section, place.key)
+        elif old and parsers[old.file].has_option(old.section, old.key):
+            found = parsers[old.file].get(old.section, old.key)
+            source = "%s: [%s] %s" % (files[old.file], old.section, old.key)
+            notes.append("%s is old and still works: write [%s] %s instead" % (source, *place[1:]))
         else:
             if place and place.file not in missing:
                 absent.append("%s.%s" % (place.section, place.key))
@@ -179,10 +192,12 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
 
 def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
     """A line for the keys of the daemon's own file that no setting reads, and one for each misspelt one."""
-    places = [f.metadata["place"] for f in dataclasses.fields(kind)]
-    known = ["%s.%s" % place[1:] for place in places if place and place.file == MAIN]
+    fields = dataclasses.fields(kind)
+    places = [f.metadata["place"] for f in fields if f.metadata["place"]]
+    old = ["%s.%s" % f.metadata["formerly"][1:] for f in fields if f.metadata["formerly"]]
+    known = ["%s.%s" % place[1:] for place in places if place.file == MAIN]
     found = ["%s.%s" % (section, key) for section in parser.sections() for key in parser.options(section)]
-    unused = [key for key in found if key not in known]
+    unused = [key for key in found if key not in known and key not in old]
     lines = ["not used: " + ", ".join(unused)] if unused else []
     for key in unused:
         # Its section is right or its key is: what old releases had is like none.
@@ -252,17 +267,18 @@ def _read(
 
 
 def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
-    places = {
-        "%s.%s" % f.metadata["place"][1:]: f.name for f in dataclasses.fields(kind) if f.metadata["place"]
-    }
+    fields = dataclasses.fields(kind)
+    places = {"%s.%s" % f.metadata["place"][1:]: f.name for f in fields if f.metadata["place"]}
+    old = {"%s.%s" % f.metadata["formerly"][1:]: f.name for f in fields if f.metadata["formerly"]}
     values = {}
     for word in words:
         place, equals, value = word.partition("=")
-        if not equals or place not in places:
+        name = places.get(place) or old.get(place)
+        if not equals or name is None:
             raise ConfigError(
                 "--set %s: SECTION.KEY=VALUE expected, of %s" % (word, ", ".join(sorted(places)))
             )
-        values[places[place]] = value
+        values[name] = value
     return values
 
 

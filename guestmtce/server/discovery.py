@@ -3,8 +3,9 @@
 docs/protocol/1-guest-channel.md#transport
 docs/protocol/1-guest-channel.md#connection-upkeep
 
-A watch follows the folder itself, not its name: deleted while a socket holds it, mounted over, or reached by
-another link, it says nothing. So every `folder_check` s the name is looked up anew.
+A watch follows the folder itself, not its name. When the folder is deleted while a socket holds it, is
+mounted over, or is reached by another link, the watch says nothing. So every `folder_check` s the name is
+looked up anew.
 
 The only module that imports pyinotify. Everything it finds goes to two callbacks: `found(uuid, path,
 identity, fresh)` and `gone(uuid, path)`. `uuid` is in lower case, however the file's name spells it.
@@ -46,7 +47,7 @@ _WATCHED = _APPEARED | _VANISHED | pyinotify.IN_DELETE_SELF | pyinotify.IN_MOVE_
 pyinotify.log.setLevel(logging.CRITICAL)  # it prints to stderr what it also returns
 
 
-class Channels:
+class Discovery:
     """Watches one folder. `start` begins with a scan; the folder may come and go."""
 
     def __init__(self, loop: Loop, settings: ServerSettings, found: Found, gone: Gone) -> None:
@@ -56,7 +57,7 @@ class Channels:
         self._found = found
         self._gone = gone
         self._present: Dict[str, str] = {}  # path → uuid
-        self._odd: Dict[str, Set[str]] = {}  # uuid → names of present sockets that spell it in upper case
+        self._oddly_spelled: Dict[str, Set[str]] = {}  # uuid → names with upper case
         self._throttle = Throttle(log)
         self._manager: Any = None
         self._notifier: Any = None
@@ -72,9 +73,9 @@ class Channels:
     def look_for(self, uuid: str) -> None:
         """Report the socket of `uuid`, if it is there."""
         for pattern in ("cgcs.heartbeat.%s.sock", "wrs.heartbeat.agent.0.%s.sock"):
-            self._look(pattern % uuid, fresh=False)
-        for name in list(self._odd.get(uuid, ())):
-            self._look(name, fresh=False)
+            self._look_at_file(pattern % uuid, fresh=False)
+        for name in list(self._oddly_spelled.get(uuid, ())):
+            self._look_at_file(name, fresh=False)
 
     def scan(self) -> None:
         """Compare the folder with what was reported, and report the differences."""
@@ -87,9 +88,9 @@ class Channels:
             return
         present = {os.path.join(self._settings.channel_dir, name) for name in names}
         for path in [path for path in self._present if path not in present]:
-            self._vanished(path)
+            self._report_gone(path)
         for name in names:
-            self._look(name, fresh=False)
+            self._look_at_file(name, fresh=False)
 
     def close(self) -> None:
         """Stop watching."""
@@ -106,7 +107,7 @@ class Channels:
         if not self.watching:
             return
         try:
-            there = _folder_identity(self._settings.channel_dir)
+            there = _read_folder_identity(self._settings.channel_dir)
         except OSError as error:  # that says nothing about the folder
             self._throttle.warning("check", "cannot look at %s: %s", self._settings.channel_dir, error)
             return
@@ -120,16 +121,16 @@ class Channels:
         self._watch_again = None
         folder = self._settings.channel_dir
         try:
-            self._watched = _folder_identity(folder)  # before the watch: a change in between is found
+            self._watched = _read_folder_identity(folder)  # before the watch: a change in between is found
             self._manager = pyinotify.WatchManager()
-            self._notifier = pyinotify.Notifier(self._manager, self._serve, timeout=0)
+            self._notifier = pyinotify.Notifier(self._manager, self._handle_event, timeout=0)
             self._manager.add_watch(folder, _WATCHED, quiet=False)
         except (pyinotify.WatchManagerError, OSError) as error:
             self._throttle.warning("watch", "cannot watch %s, will try again: %s", folder, error)
             self._unwatch()
             self._watch_soon(self._settings.folder_retry)
         else:
-            self._loop.watch(self._manager.get_fd(), self._read)
+            self._loop.watch(self._manager.get_fd(), self._read_events)
             self.watching = True
             log.info("watching %s", folder)
         self.scan()
@@ -146,7 +147,7 @@ class Channels:
             self._manager.close()
             self._manager = self._notifier = None
 
-    def _read(self) -> None:
+    def _read_events(self) -> None:
         try:
             self._notifier.read_events()
         except UnicodeDecodeError as error:  # somebody's odd file name; the events behind it are lost
@@ -156,7 +157,7 @@ class Channels:
         else:
             self._notifier.process_events()
 
-    def _serve(self, event: Any) -> None:
+    def _handle_event(self, event: Any) -> None:
         """One event; pyinotify calls this from `process_events`."""
         if not self.watching:
             return  # left over from a folder that is gone
@@ -167,42 +168,42 @@ class Channels:
             log.warning("%s is gone", self._settings.channel_dir)
             self._watch_soon(0)
             for path in list(self._present):
-                self._vanished(path)
+                self._report_gone(path)
         elif event.mask & _APPEARED:
-            self._look(event.name, fresh=True)
+            self._look_at_file(event.name, fresh=True)
         elif event.mask & _VANISHED:
-            self._vanished(os.path.join(self._settings.channel_dir, event.name))
+            self._report_gone(os.path.join(self._settings.channel_dir, event.name))
 
     # --- one file ----------------------------------------------------------------------------------
 
-    def _look(self, name: str, fresh: bool) -> None:
+    def _look_at_file(self, name: str, fresh: bool) -> None:
         match = NAME.fullmatch(name)
         if match is None:
             return
         path = os.path.join(self._settings.channel_dir, name)
-        identity = _identity(path)
+        identity = _read_identity(path)
         if identity is None:
-            self._vanished(path)  # gone already, or no socket any more
+            self._report_gone(path)  # gone already, or no socket any more
             return
         uuid = match.group(1).lower()
         self._present[path] = uuid
         if uuid not in name:
-            self._odd.setdefault(uuid, set()).add(name)
+            self._oddly_spelled.setdefault(uuid, set()).add(name)
         log.debug("found %s%s", printable(name), " (fresh)" if fresh else "")
         self._found(uuid, path, identity, fresh)
 
-    def _vanished(self, path: str) -> None:
+    def _report_gone(self, path: str) -> None:
         uuid = self._present.pop(path, None)
         if uuid is None:
             return
-        names = self._odd.get(uuid, set())
+        names = self._oddly_spelled.get(uuid, set())
         names.discard(os.path.basename(path))
         if not names:
-            self._odd.pop(uuid, None)
+            self._oddly_spelled.pop(uuid, None)
         self._gone(uuid, path)
 
 
-def _folder_identity(path: str) -> Optional[Tuple[int, int]]:
+def _read_folder_identity(path: str) -> Optional[Tuple[int, int]]:
     """What tells this folder from another one, links followed; None if there is none. Raises OSError."""
     try:
         status = os.stat(path)
@@ -211,7 +212,7 @@ def _folder_identity(path: str) -> Optional[Tuple[int, int]]:
     return status.st_dev, status.st_ino
 
 
-def _identity(path: str) -> Optional[Identity]:
+def _read_identity(path: str) -> Optional[Identity]:
     """What tells this file from another one, if it is a socket. A link is not followed: it is not ours."""
     try:
         status = os.lstat(path)

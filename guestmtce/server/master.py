@@ -26,14 +26,15 @@ from guestmtce.server import settings as settings_module
 from guestmtce.server.agent_link import AgentLink
 from guestmtce.server.child import confine, session_types
 from guestmtce.server.child.session_types import Report
-from guestmtce.server.discovery import Channels, Identity
+from guestmtce.server.discovery import Discovery, Identity
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
 from guestmtce.server.state import effects, guest
 from guestmtce.server.state.guest_table import GuestTable
 from guestmtce.server.state_store import Store
 from guestmtce.server.supervise import confinement_trial, resource_usage, seccomp, uid_pool
-from guestmtce.server.supervise.children import Children, Handlers
-from guestmtce.server.supervise.stuck_children import Liveness
+from guestmtce.server.supervise.children import Children, ChildrenHandlers
+from guestmtce.server.supervise.spawner_client import SpawnerSettings
+from guestmtce.server.supervise.stuck_children import StuckChildren
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
@@ -55,23 +56,22 @@ class Master(lifecycle.Service[ServerSettings]):
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
         self._carrying_out = False
-        self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
+        self._channels = Discovery(loop, settings, self._channel_found, self._channel_gone)
         self._to_connect: Dict[str, effects.Connect] = {}  # in turn, when a child can be had
-        handlers = Handlers(
+        handlers = ChildrenHandlers(
             self._child_started, self._child_reported, self._child_ended, self._connect_waiting
         )
         means = _choose_means(settings)
         auto = settings.child_uids == uid_pool.AUTO
-        own_uids = None if auto and means.identity is None else uid_pool.choose(settings.child_uids)
-        self._children = Children(
-            loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
-        )
-        self._liveness = Liveness(
+        own_uids = None if auto and means.identity is None else uid_pool.choose_uids(settings.child_uids)
+        spawner = SpawnerSettings(settings.session(), means, settings.spawn_timeout, settings.page_layout)
+        self._children = Children(loop, spawner, handlers, own_uids, uids_required=not auto)
+        self._liveness = StuckChildren(
             loop,
-            self._children.pids,
+            self._children.list_pids,
             self._child_patience,
             self._child_stuck,
-            self._children.punish,
+            self._children.kill_rule_breaker,
         )
         self._child_user = settings.child_user if means.identity is not None else "no (not root)"
 
@@ -150,10 +150,10 @@ class Master(lifecycle.Service[ServerSettings]):
             followed_before=self._store.followed_agent(),
         )  # fmt: skip
         self._children.open()
-        self._children.prove()
+        self._children.prove_confinement()
         self._recall_guests()
         self._mark_alive()
-        self._liveness.start()
+        self._liveness.start_rounds()
         self._channels.start()
         self._link.start()
         self._carry_out()
@@ -213,7 +213,7 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def _child_stuck(self, uuid: str) -> None:
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
-        self._children.replace(uuid)
+        self._children.replace_child(uuid)
 
     def _handle_command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
@@ -285,7 +285,7 @@ class Master(lifecycle.Service[ServerSettings]):
             self._guests.connect_failed(effect.uuid, error, self._loop.now)
             return
         try:
-            self._children.start(effect.uuid, channel, effect.resume)
+            self._children.start_child(effect.uuid, channel, effect.resume)
         except OSError as error:
             self._child_ended(
                 effect.uuid, session_types.FORK_FAILED, ": it could not be asked for: %s" % error
@@ -293,10 +293,10 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def _drop_child(self, effect: effects.DropChild) -> None:
         self._to_connect.pop(effect.uuid, None)
-        self._children.drop(effect.uuid)
+        self._children.drop_child(effect.uuid)
 
     def _put_command(self, effect: effects.PutCommand) -> None:
-        self._children.command(effect.uuid, effect.command)
+        self._children.send_command(effect.uuid, effect.command)
 
     def _look_for_socket(self, effect: effects.LookForSocket) -> None:
         self._channels.look_for(effect.uuid)
@@ -342,7 +342,7 @@ class Master(lifecycle.Service[ServerSettings]):
             "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
             *(reports.agent_lines(self._link) if self._link is not None else ()),
             reports.counts_line(rows),
-            resource_usage.line(list(children.pids().values())),
+            resource_usage.format_usage(list(children.list_pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
             "confinement user %s %s" % (children.uids or self._child_user, means),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
@@ -353,7 +353,7 @@ class Master(lifecycle.Service[ServerSettings]):
 
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
-        pids = self._children.pids()
+        pids = self._children.list_pids()
         return [reports.guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
 
 

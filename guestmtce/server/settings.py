@@ -56,6 +56,7 @@ class ServerSettings(DaemonSettings):
         flag="--child-uids",
         help="A-B: each child has a uid of its own, of these; auto: those of guestmtce in /etc/subuid; none",
     )
+    page_layout: bool = setting(True, "debug.page_layout")
     no_seccomp: bool = setting(
         False, flag="--no-seccomp", help="children without a filter of system calls, even as root"
     )
@@ -82,7 +83,7 @@ class ServerSettings(DaemonSettings):
     phase_spread: float = setting(1.0, "timers.phase_spread", 0, 1)
     reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
     reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
-    settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
+    stable_after: float = setting(1.0, "timers.stable_after", SHORTEST, DAY, formerly="timers.settled")
     state_period: float = setting(2.0, "timers.state_period", SHORTEST, DAY)
     stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
     question_grace: float = setting(0.5, "timers.question_grace", SHORTEST, DAY)
@@ -116,7 +117,7 @@ class ServerSettings(DaemonSettings):
         is_root = os.geteuid() == 0
         try:
             if self.child_uids != uid_pool.AUTO:
-                uid_pool.choose(self.child_uids)
+                uid_pool.choose_uids(self.child_uids)
         except OSError as error:
             why = str(error).partition(": ")[2]  # what it is about is said before
             findings.append(Finding("child_uids", why + ": name uids that nobody has, or auto, or none"))
@@ -140,9 +141,9 @@ class ServerSettings(DaemonSettings):
         """The controllers' own names; a site may have only one of them."""
         return ["controller-0", "controller-1"] if self.controller == "controller" else []
 
-    def session(self) -> session_types.Settings:
+    def session(self) -> session_types.SessionSettings:
         """The part that a child's session needs."""
-        return session_types.Settings(
+        return session_types.SessionSettings(
             interval_floor_ms=self.pulse_period_ms,
             failure_threshold=self.failure_threshold,
             guest_patience=self.guest_patience,

@@ -52,8 +52,8 @@ UNRESOLVED_EVERY = 4  # each so many-th seed has a name server that is silent
 KINDS = ("LOST", "FALSE", "TWICE", "SECOND", "STALE", "ACTION", "UNQUIET")
 
 SERVER = scaled.words(
-    ServerSettings, SCALE, pulse_period_ms=50, stopped_grace=0.4, settled=0.05, reconnect_max=0.2, rescan=0.5,
-    ill_repeat=30,
+    ServerSettings, SCALE, pulse_period_ms=50, stopped_grace=0.4, stable_after=0.05, reconnect_max=0.2,
+    rescan=0.5, ill_repeat=30,
 )  # fmt: skip
 # An alarm is given up while the VIM stands still, so that it must be asked about.
 AGENT = scaled.words(

@@ -17,7 +17,8 @@ from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.server.child import confine, sandbox, session_types
 from guestmtce.server.supervise import seccomp
-from guestmtce.server.supervise.children import Child, Children, Handlers
+from guestmtce.server.supervise.children import ChildHandle, Children, ChildrenHandlers
+from guestmtce.server.supervise.spawner_client import SpawnerSettings
 from guestmtce.wire import guest_channel
 
 ONE, TWO = uuid_of(1), uuid_of(2)
@@ -67,17 +68,20 @@ def confined(pid):
 class Bench:
     """A master's loop and children; the far ends of the guests' sockets; what the handlers heard."""
 
-    def __init__(self, settings=None, identity=IDENTITY, spawn_timeout=5.0, uids=None):
+    def __init__(self, settings=None, identity=IDENTITY, spawn_timeout=5.0, uids=None, page_layout=True):
         self.loop = Loop()
         self.started, self.reports, self.ends = [], [], []
         self.far = {}
         self.spawn_timeout = spawn_timeout * PACE
         self.children = Children(
             self.loop,
-            settings or session_types.Settings(),
-            confine.Means(identity, FILTER),
-            self.spawn_timeout,
-            Handlers(self.started.append, self._reported, self._ended, lambda: None),
+            SpawnerSettings(
+                settings or session_types.SessionSettings(),
+                confine.Means(identity, FILTER),
+                self.spawn_timeout,
+                page_layout,
+            ),
+            ChildrenHandlers(self.started.append, self._reported, self._ended, lambda: None),
             uids,
         )
         self.children.open()
@@ -91,13 +95,13 @@ class Bench:
     def start(self, uuid=ONE, resume=None):
         near, self.far[uuid] = socket.socketpair()
         self.far[uuid].settimeout(60)
-        self.children.start(uuid, near, resume)
+        self.children.start_child(uuid, near, resume)
 
     def born(self, uuid=ONE, resume=None):
         self.start(uuid, resume)
-        self.until(lambda: uuid in self.children.pids())
-        wait_for(lambda: confined(self.children.pids()[uuid]), "it is confined")
-        return self.children.pids()[uuid]
+        self.until(lambda: uuid in self.children.list_pids())
+        wait_for(lambda: confined(self.children.list_pids()[uuid]), "it is confined")
+        return self.children.list_pids()[uuid]
 
     def until(self, condition, what="it happens", seconds=5.0):
         """Run the loop until `condition()`."""
@@ -147,15 +151,15 @@ class Impostor:
         near, self.pipe = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self.pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
-        self.child = Child(uuid, NEVER_ASKED, None, near)
+        self.child = ChildHandle(uuid, 999, None, near)
         bench.children._by_uuid[uuid] = self.child
         if pid_known:
             self.child.pid = self.pid
             bench.children._by_pid[self.pid] = self.child
         else:
-            bench.children._awaited[NEVER_ASKED] = self.child
-            bench.children.spawner._asked.add(NEVER_ASKED)
-        bench.loop.watch(near, lambda: bench.children._read(self.child))
+            bench.children._awaited[999] = self.child
+            bench.children.spawner._asked.add(999)
+        bench.loop.watch(near, lambda: bench.children._read_reports(self.child))
 
     def say(self, *packets):
         for packet in packets:

@@ -177,10 +177,10 @@ class World(Bench):
         return losses
 
     def check_command(self, command):
-        if isinstance(command, pipe_protocol.Ask):
+        if isinstance(command, pipe_protocol.AskGuest):
             assert command.timeout_ms > 0
-            assert command.number not in self.given, "given twice to one child"
-            self.given.add(command.number)
+            assert command.question_id not in self.given, "given twice to one child"
+            self.given.add(command.question_id)
         else:
             assert self.guest.reporting and self.table.host_reporting
 

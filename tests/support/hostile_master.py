@@ -29,7 +29,7 @@ def forget_what_came_later() -> None:
     program = seccomp._export(library, context)
     library.seccomp_release(context)
     confine.prctl(confine.PR_SET_NO_NEW_PRIVS, 1)
-    confine.take([sandbox.install_step(sandbox.Filter(program, seccomp._resolve(library, "seccomp")))])
+    confine.run_steps([sandbox.install_step(sandbox.Filter(program, seccomp._resolve(library, "seccomp")))])
 
 
 def main() -> int:

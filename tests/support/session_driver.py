@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from typing import Any, List, Optional
 
-from guestmtce.server.child.session import CHALLENGED, RESUMING, Output, Resume, Session, Settings
+from guestmtce.server.child.session import Session
+from guestmtce.server.child.session_states import CHALLENGED, RESUMING
+from guestmtce.server.child.session_types import Output, Resume, SessionSettings
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, Challenge, ChallengeResponse, Exit, Init
 
@@ -21,10 +23,10 @@ GUEST = Init(1804289383, "vm-1", 1000, 9, 9, 9, 14, 601, "reboot")
 class Bench:
     """One session, its guest's voice, and what both said."""
 
-    def __init__(self, settings: Optional[Settings] = None, resume: Optional[Resume] = None) -> None:
+    def __init__(self, settings: Optional[SessionSettings] = None, resume: Optional[Resume] = None) -> None:
         self.now = BEGIN
         numbers = itertools.chain([0, guest_channel.INT32_MAX], itertools.count(2))
-        self.session = Session(settings or Settings(), lambda: next(numbers))
+        self.session = Session(settings or SessionSettings(), lambda: next(numbers))
         self.reports: List[Any] = []
         self.sent: List[Any] = []
         self.challenge = -1
@@ -86,7 +88,7 @@ class Bench:
         self.now = until
 
     def _answer_open(self) -> None:
-        if not self.answered and self.session.state in (CHALLENGED, RESUMING):
+        if not self.answered and self.session.heartbeat.state in (CHALLENGED, RESUMING):
             self.answer()
 
     def heartbeat(self, **fields: Any) -> Bench:

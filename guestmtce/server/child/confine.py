@@ -1,13 +1,28 @@
-"""What a child gives up before it reads its guest's first byte.
+"""What a child gives up before it reads its guest's first byte, in this order, and against what.
 
-In this order: every descriptor but its guest's socket and its pipe, which become 0 and 1; its user and
-groups; the right to gain privileges; every file (Landlock); its life beyond its master's; the eyes of its
-siblings (not dumpable); by limits, open files, processes, core dumps, files written and memory; and last
-the system calls that it has no use for (seccomp). Every step either works or raises OSError, which ends
-that child. What this kernel does not have at all is left out, and told to the master.
+A guest that finds a defect in the parser has the child. What it has then is this process, and each step takes
+a way out of it.
 
-What Python has no call for, the C library has: all of that is made ready in the spawner, so that a child
-only calls. What it would look up or make, it would own.
+ 1. Descriptors: all but its guest's socket and its pipe, which become 0 and 1. Against reaching other
+    guests' sockets, the spawner's control socket, or a file that somebody left open.
+ 2. User and groups: `child_user`, or a uid of its own (`child_uids`). Against files of root, and against
+    signals to, and ptrace of, whatever has another uid; with a uid of its own that is every sibling, too.
+ 3. No new privileges: no set-uid program gives any back. The next step and the filter demand it.
+ 4. Landlock: every file, to bind and connect TCP, abstract sockets and signals to others, as far as this
+    kernel knows the right. Against opening what its user could open.
+ 5. Its life beyond its master's: the kernel kills it with its parent. Against a child that serves a guest, or
+    holds its socket, while nobody supervises it. The parent may have gone just before: that is looked at.
+ 6. Not dumpable: siblings of the same user cannot read its memory by /proc or ptrace.
+ 7. Limits: no more open files, no processes, no core dumps, no bytes written to files, and not much memory.
+    Against using up what the host has for all. They hold where a kernel has neither Landlock nor seccomp.
+ 8. System calls (seccomp): all but a dozen. Against the rest of the kernel. It comes last because the steps
+    before it make calls that it forbids.
+
+Every step either works or raises OSError, which ends that child. What this kernel does not have at all is
+left out, and told to the master.
+
+What Python has no call for, the C library has: all of that is made ready in the spawner as `Step`s, so that a
+child only calls. Anything a child resolves or allocates becomes a page of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +34,7 @@ from os import closerange, dup2, setgroups, setresgid, setresuid
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from guestmtce.server.child import sandbox
+from guestmtce.server.child.libc import libc
 from guestmtce.server.child.sandbox import Step
 
 PR_SET_PDEATHSIG = 1
@@ -47,8 +63,6 @@ RANDOM_AT = 2  # descriptor of /dev/urandom in a child, where the kernel has no 
 
 WARM_UP_ROUNDS = 20  # more than the interpreter waits for before it rewrites code for its arguments
 
-_libc = ctypes.PyDLL(None, use_errno=True)  # none of its calls waits: no need to give up the lock
-
 
 class Unconfined(OSError):
     """A step of the confinement failed."""
@@ -70,15 +84,16 @@ class Means(NamedTuple):
 
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument. Raises Unconfined."""
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise Unconfined(number, "prctl(%d, %d): %s" % (option, value, os.strerror(number)))
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise Unconfined(code, "prctl(%d, %d): %s" % (option, value, os.strerror(code)))
 
 
 def die_with(parent: int) -> None:
     """This process is killed when `parent`, its parent from now on, ends. Raises Unconfined.
 
-    Set before the kernel has reparented us, or before a change of user, it would be lost.
+    The kernel forgets it when this process changes its user, and does nothing if the parent has ended before:
+    so it is set after the first, and the second is looked at.
     """
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -105,71 +120,71 @@ class _Limit(ctypes.Structure):
     _fields_ = (("soft", ctypes.c_ulong), ("hard", ctypes.c_ulong))
 
 
-def limit_step(what: str, number: int, value: int) -> Step:
-    """Set a limit, for good."""
-    return Step(what, _libc.setrlimit, (ctypes.c_int(number), ctypes.byref(_Limit(value, value))))
+def limit_step(name: str, resource: int, value: int) -> Step:
+    """Set a limit, soft and hard: it cannot be raised again."""
+    return Step(name, libc.setrlimit, (ctypes.c_int(resource), ctypes.byref(_Limit(value, value))))
 
 
-def prctl_step(what: str, option: int, value: int) -> Step:
+def prctl_step(name: str, option: int, value: int) -> Step:
     """prctl(2) with one argument."""
-    words = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
-    return Step(what, _libc.prctl, (ctypes.c_int(option), *words))
+    rest = [ctypes.c_ulong(argument) for argument in (value, 0, 0, 0)]
+    return Step(name, libc.prctl, (ctypes.c_int(option), *rest))
 
 
-def take(steps: Sequence[Step]) -> None:
+def run_steps(steps: Sequence[Step]) -> None:
     """Make the calls. Raises Unconfined at the first that fails."""
-    for what, call, arguments, wanted in steps:
-        if call(*arguments) != wanted and wanted is not None:
-            number = ctypes.get_errno()
-            raise Unconfined(number, "%s: %s" % (what, os.strerror(number)))
+    for name, call, arguments, success in steps:
+        if call(*arguments) != success and success is not None:
+            code = ctypes.get_errno()
+            raise Unconfined(code, "%s: %s" % (name, os.strerror(code)))
 
 
 class Confinement:
     """All that can be made ready before there is a child, in the spawner, of whom `master` is the parent.
 
-    `words` says, for the master, what can be had: a name → "yes", or "no (why)".
+    `means` says, for the master, what can be had: a name → "yes", or "no (why)".
     """
 
     def __init__(self, master: int, means: Means) -> None:
-        self.words: Dict[str, str] = {}
+        self.means: Dict[str, str] = {}
         random = _open_random()
         self._kept = [] if random is None else [random]  # at RANDOM_AT
         self.random_bytes = os.urandom if random is None else _read_random
         self._identity = means.identity
-        limits = _limits(2 + len(self._kept))
+        limits = _limit_steps(2 + len(self._kept))
         self._steps = [
             prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1),
             *self._landlock(),
             prctl_step("end with the master", PR_SET_PDEATHSIG, signal.SIGKILL),
-            Step("the parent has gone", _libc.getppid, (), master),
+            Step("the parent has gone", libc.getppid, (), master),
             prctl_step("not dumpable", PR_SET_DUMPABLE, 0),
             *limits,
             *self._seccomp(means.filter),
         ]
-        self.words["rlimits"] = "yes"
+        self.means["rlimits"] = "yes"
         self._highest = max(map(int, os.listdir("/proc/self/fd")))
 
     def _landlock(self) -> List[Step]:
         try:
             ruleset = sandbox.landlock_ruleset()
         except sandbox.Missing as why:
-            self.words["landlock"] = "no (%s)" % why
+            self.means["landlock"] = "no (%s)" % why
             return []
         self._kept.append(ruleset)
         at = 1 + len(self._kept)
-        self.words["landlock"] = "yes"
-        return [sandbox.landlock_step(at), Step("close the ruleset", _libc.close, (ctypes.c_int(at),))]
+        self.means["landlock"] = "yes"
+        return [sandbox.landlock_step(at), Step("close the ruleset", libc.close, (ctypes.c_int(at),))]
 
     def _seccomp(self, wanted: sandbox.Filter) -> List[Step]:
         if not wanted.program:
-            self.words["seccomp"] = wanted.absence
+            self.means["seccomp"] = wanted.absence
             return []
         try:
             steps = [sandbox.install_step(wanted)]
         except sandbox.Missing as why:
-            self.words["seccomp"] = "no (%s)" % why
+            self.means["seccomp"] = "no (%s)" % why
             return []
-        self.words["seccomp"] = "yes"
+        self.means["seccomp"] = "yes"
         return steps
 
     def keep_only(self, received: Sequence[int]) -> None:
@@ -177,18 +192,18 @@ class Confinement:
 
         The spawner holds 0 to 2 and few more, all known, so what is received is above them. Raises OSError.
         """
-        number = 0
+        place = 0
         for descriptor in (*received, *self._kept):
-            dup2(descriptor, number)
-            number += 1
-        closerange(number, max(self._highest, *received) + 1)
+            dup2(descriptor, place)
+            place += 1
+        closerange(place, max(self._highest, *received) + 1)
 
     def apply(self, uid: Optional[int]) -> None:
-        """All the rest; `uid` is the child's own, if it has one. Raises OSError."""
+        """All the rest of the module's list; `uid` is the child's own, if it has one. Raises OSError."""
         if self._identity is not None:
             user, group = self._identity
             become(user if uid is None else uid, group)
-        take(self._steps)
+        run_steps(self._steps)
 
 
 def become(user: int, group: int) -> None:
@@ -203,8 +218,8 @@ def become(user: int, group: int) -> None:
         raise Unconfined(error.errno, "user %d: %s" % (user, error.strerror)) from None
 
 
-def _limits(descriptors: int) -> List[Step]:
-    """As many open files as it has: poll(2) can do with no fewer, and no other can be opened."""
+def _limit_steps(descriptors: int) -> List[Step]:
+    """As many open files as it has: poll(2) takes no more than the limit, and no other can be opened."""
     return [
         limit_step("open files", RLIMIT_NOFILE, descriptors),
         limit_step("processes", RLIMIT_NPROC, 0),
@@ -233,7 +248,7 @@ def memory_size() -> int:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def go_before_the_master() -> str:
+def prefer_as_oom_victim() -> str:
     """What this process forks is killed for want of memory before its parent. Returns "yes", or why not."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as file:
@@ -245,7 +260,7 @@ def go_before_the_master() -> str:
         return "no (%s)" % error.strerror
 
 
-def null_standard() -> None:
+def redirect_standard() -> None:
     """Descriptor 0 leads to nothing, and 1 and 2 where they are closed: nothing else takes their place."""
     while True:
         descriptor = os.open("/dev/null", os.O_RDWR)
@@ -262,6 +277,6 @@ def warm_up() -> None:
     no new privileges either.
     """
     gone = ctypes.c_int(-1)
-    steps = [prctl_step("warm-up", PR_SET_NO_NEW_PRIVS, 1), Step("warm-up", _libc.close, (gone,), None)]
+    steps = [prctl_step("warm-up", PR_SET_NO_NEW_PRIVS, 1), Step("warm-up", libc.close, (gone,), None)]
     for _ in range(WARM_UP_ROUNDS):
-        take(steps)
+        run_steps(steps)

@@ -2,8 +2,8 @@
 
 `os.fork` would take two forks and a wait for the kernel to hand the orphan over, and what the process in
 the middle and the interpreter's own clean-up after a fork write to would be private memory of every child
-(150 kB). So clone(2) is called directly, and Python's at-fork hooks do not run. It is only for a process like
-the spawner: with one thread, and nothing pending.
+(150 kB). So clone(2) is called directly, and Python's at-fork hooks do not run. That is safe only in a
+process like the spawner: it has one thread, nothing pending, and no module that needs its hook (`preload`).
 
 Where clone's number is not known the two forks do. The master must be a subreaper then (`adopt_orphans`).
 """
@@ -17,6 +17,8 @@ import signal
 import struct
 import time
 
+from guestmtce.server.child.libc import libc
+
 CLONE_PARENT = 0x8000  # linux/sched.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 HAND_OVER_POLL = 0.0005  # s
@@ -27,10 +29,8 @@ _CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "ppc
 UNKNOWN = -1
 clone_number = _CLONE.get(os.uname().machine, UNKNOWN)
 
-# PyDLL keeps the interpreter's lock while it calls: the child goes on with it.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+# Bound here, and the arguments made, so that a fork makes and looks up nothing.
+_syscall = libc.syscall
 _arguments = [ctypes.c_long(clone_number), ctypes.c_long(CLONE_PARENT | signal.SIGCHLD)]
 _arguments += [ctypes.c_long(0)] * 4  # no stack of its own, nothing to be told
 
@@ -41,14 +41,14 @@ def fork_sibling() -> int:
         return _fork_twice()
     pid = _syscall(*_arguments)
     if pid < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, "cannot fork for the master: " + os.strerror(number))
+        code = ctypes.get_errno()
+        raise OSError(code, "cannot fork for the master: " + os.strerror(code))
     return int(pid)
 
 
 def adopt_orphans() -> None:
     """For the master, before it has a spawner: who is forked twice becomes its child. Raises OSError."""
-    if clone_number == UNKNOWN and _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if clone_number == UNKNOWN and libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot adopt children on this machine")
 
 
@@ -66,9 +66,9 @@ def _fork_twice() -> int:
     finally:
         os.close(writer)
     os.waitpid(middle, 0)
-    told = os.read(reader, PID.size)
+    answer = os.read(reader, PID.size)
     os.close(reader)
-    (pid,) = PID.unpack(told) if told else (-errno.EAGAIN,)
+    (pid,) = PID.unpack(answer) if answer else (-errno.EAGAIN,)
     if pid < 0:
         raise OSError(-pid, "cannot fork for the master: " + os.strerror(-pid))
     return int(pid)

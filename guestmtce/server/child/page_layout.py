@@ -3,23 +3,33 @@
 After a fork a page stays shared until one of the two writes to it, and Python writes wherever it looks:
 every object that is used has its reference count changed. So what a child costs is the number of pages
 on which something lies that it uses, and on which it finds room for what it makes. Import and warm-up
-leave holes all over; what is made after them lies scattered in these holes. `fill_holes` makes whatever
-comes next lie side by side, on pages of its own. `gather` does so with code: most of it is seldom used, and
-what a healthy guest needs of it lies between.
+leave holes all over; what is made after them lies scattered in these holes.
 
-This is about CPython's small-object allocator and glibc's malloc. Any other shows at the first size that it
-is another: then nothing is won, and what was tried is given back.
+`fill_holes` makes whatever comes next lie side by side, on pages of its own. The spawner calls it before it
+imports our modules, and again before it makes what every child starts with. `gather` does the same with code:
+most of it is seldom used, and what a healthy guest needs of it lies between.
+
+What it wins: docs/performance.md#a-child. It costs the spawner 30 ms at its start, and nothing afterwards.
+
+What it works on: CPython's small-object allocator (pools of one size of block each, 3.9 to 3.13) and glibc's
+malloc. Any other (musl's, PYTHONMALLOC=malloc, a CPython with another allocator) shows at the first size that
+it is another: then nothing is won, and what was tried is given back.
+
+How to do without: `[debug] page_layout = no` in guestServer.ini. The spawner then forks plainly from clean
+memory: its children do the same, and each has more memory for itself. Nothing else depends on this module.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
+import math
 import sys
 from opcode import opmap
 from types import CodeType, FunctionType
 from typing import Any, Callable, Dict, List, Tuple
+
+from guestmtce.server.child.libc import libc
 
 POOL_SIZE = 16 * 1024  # bytes; CPython's pools are of one size of block each (3.9: 4 KiB, which divides it)
 POOL_HEADER = 48  # bytes before the first block of a pool
@@ -31,6 +41,10 @@ CHUNK_MAX = 64 * 1024  # bytes; the largest hole in malloc's heap worth filling
 # another. CPython 3.9 to 3.13 was seen to take 1,020 and glibc 8.
 TRIES_MAX = 20_000
 HEAP_TRIES_MAX = 500
+
+# What the master says when it starts a spawner.
+LAID_OUT = "laid out"
+PLAIN = "plain"
 
 NOTHING_TO_DO = bytes([opmap["NOP"], 0])  # an instruction
 
@@ -46,23 +60,27 @@ _makers: List[Tuple[int, Callable[[], Any]]] = [
     ),
 ]
 
-_malloc = ctypes.CDLL(None).malloc
-_malloc.restype = ctypes.c_size_t
-_malloc.argtypes = [ctypes.c_size_t]
-_free = ctypes.CDLL(None).free
-_free.restype = None
-_free.argtypes = [ctypes.c_size_t]
+_malloc, _free = libc.malloc, libc.free
+_is_wanted = True
+
+
+def choose(layout: str) -> None:
+    """LAID_OUT, or PLAIN: nothing here does anything from now on."""
+    global _is_wanted
+    _is_wanted = layout != PLAIN
 
 
 def fill_holes() -> None:
     """Let blocks of every size come from a new pool, and larger ones from the heap's end, from now on."""
-    for size, make in _makers:
-        if not _fill(size, make):
+    if not _is_wanted:
+        return
+    for size, make_block in _makers:
+        if not _fill_pools(size, make_block):
             break
     _fill_heap()
 
 
-def _fill(size: int, make: Callable[[], Any]) -> bool:
+def _fill_pools(size: int, make_block: Callable[[], Any]) -> bool:
     """Until the first two blocks of a pool come one after the other: this pool is new. Whether one was.
 
     The numbers of blocks are objects of two steps themselves: they lie before and between two such blocks.
@@ -70,7 +88,7 @@ def _fill(size: int, make: Callable[[], Any]) -> bool:
     last = 0
     others = 3 * size if size == 2 * BLOCK_STEP else 0
     for _ in range(TRIES_MAX):
-        _filling.append(make())
+        _filling.append(make_block())
         block = id(_filling[-1])
         first = 0 <= last % POOL_SIZE - POOL_HEADER <= others
         if first and last + size <= block <= last + size + others:
@@ -101,25 +119,30 @@ def gather(codes: List[CodeType]) -> None:
     CPython counts references to a code object while it runs. What is small lies among blocks of its own
     size, a page for each size: so all of it is made large, by instructions that are never reached.
     """
-    order = {code: number for number, code in enumerate(codes)}
-    functions = [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__ in order]
+    if not _is_wanted:
+        return
+    order = {code: place for place, code in enumerate(codes)}
+    functions = [
+        found for found in gc.get_objects() if type(found) is FunctionType and found.__code__ in order
+    ]
     functions.sort(key=lambda function: order[function.__code__])
     fill_holes()
     for function in functions:
         code = function.__code__
         lacking = max(0, BLOCK_MAX + BLOCK_STEP - code.__sizeof__())
-        function.__code__ = code.replace(co_code=code.co_code + NOTHING_TO_DO * -(-lacking // 2))
+        padding = NOTHING_TO_DO * math.ceil(lacking / len(NOTHING_TO_DO))
+        function.__code__ = code.replace(co_code=code.co_code + padding)
 
 
-def codes_of(run: Callable[[], Any]) -> List[CodeType]:
-    """What code of Python's `run` runs through, in the order of its first use."""
+def list_codes_run_by(run: Callable[[], Any]) -> List[CodeType]:
+    """What Python code `run` runs through, in the order of its first use."""
     seen: Dict[CodeType, None] = {}
 
-    def see(frame: Any, event: str, _: Any) -> None:
+    def note_call(frame: Any, event: str, _: Any) -> None:
         if event == "call":
             seen.setdefault(frame.f_code)
 
-    sys.setprofile(see)
+    sys.setprofile(note_call)
     try:
         run()
     finally:

@@ -1,9 +1,9 @@
-"""What the spawner needs beside our own code, imported before it: see `compact`.
+"""What the spawner needs beside our own code, imported before it so that ours lies together (`page_layout`).
 
-Every child carries it. What these modules register to run at a fork is dropped: after clone(2) it does not
-run (`fork`), and after os.fork, which the warm-up and the double fork call, it would write to memory that
-children share. setproctitle imports logging, whose hooks would cost every child 450 kB. Which modules of the
-library have hooks changes from one Python to another.
+Every child carries these modules. What they register to run at a fork is dropped, for two reasons. After
+clone(2) it does not run (`fork_sibling`). After os.fork, which the warm-up and the double fork call, it
+would write to memory that children share: setproctitle imports logging, whose hooks would cost every child
+450 kB. Which modules of the library have hooks changes from one Python to another.
 """
 
 from __future__ import annotations

@@ -11,25 +11,26 @@ from select import POLLIN, POLLOUT, poll
 from time import monotonic, sleep
 from typing import List, Optional, Sequence
 
-from guestmtce.server.child.pipe_protocol import ENABLE_REPORTING_PACKET, decode_ask, encode
-from guestmtce.server.child.session import CLOSED, Session
-from guestmtce.server.child.session_types import Output, Report, Resume, Settings
-
-# Exit statuses. A death by signal or any other status is a crash.
-END_PEER_CLOSED = 0
-END_RECONNECT = 10
-END_MASTER_GONE = 11
-END_BOOT_FAILURE = 12
-END_DEFECT = 13
+from guestmtce.server.child.pipe_protocol import (
+    ENABLE_REPORTING_PACKET,
+    END_MASTER_GONE,
+    END_PEER_CLOSED,
+    END_RECONNECT,
+    decode_ask,
+    encode,
+)
+from guestmtce.server.child.session import Session
+from guestmtce.server.child.session_states import CLOSED
+from guestmtce.server.child.session_types import Output, Report, Resume, SessionSettings
 
 FIRST_READ = 440  # bytes; a healthy guest's message fits, and CPython has the room for it at hand
 READ_SIZE = 4096  # bytes
 READ_BUDGET = 64 * 1024  # bytes read in one go before others get their turn on the processor
 FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as long as reading it took
 FLOOD_REST_MIN = 0.005  # s
-UNTOLD_MAX = 256  # reports kept while the master does not read
-PACE = 10  # reports a second that a child sends at most, and
-PACE_BURST = 100  # as many at once: a guest that makes it say more waits
+UNSENT_REPORTS_MAX = 256  # kept while the master does not read; the oldest go first
+REPORTS_PER_SECOND = 10  # that a child sends at most, and
+REPORTS_BURST = 100  # as many at once: a guest that makes it say more waits
 POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
 POLL_LATE = 0.002  # s; the most that rounding, and waking up, make it late
 POLL_SLACK = 0.001  # part of its time by which Linux lets poll(2) be late, to wake up less often
@@ -43,8 +44,12 @@ def random_challenge() -> int:
     return int.from_bytes(random_bytes(4), "little") & 0x7FFFFFFF
 
 
-def _short_of(wait: float) -> float:
-    """A judgement is to be on time: poll(2) is late by its rounding and a thousandth, so less than `wait`."""
+def _shorten_wait(wait: float) -> float:
+    """How long, in s, to poll(2) where a judgement is due in `wait` s.
+
+    poll(2) comes late by its rounding and a thousandth of its time, and a loss told late is an alarm late. So
+    it waits for less, and the rest is slept: 2.4 ms sooner at the VIM.
+    """
     if wait > POLL_LATE:
         return wait - POLL_LATE - wait * POLL_SLACK
     if wait > 0:
@@ -63,16 +68,16 @@ class Child:
     Both are plain descriptors: socket objects would make every child touch, and so own, 150 kB more.
     """
 
-    __slots__ = ("_guest", "_paced", "_pipe", "_poll", "_session", "_unsent", "_untold")
+    __slots__ = ("_guest", "_reports_fill_until", "_pipe", "_poll", "_session", "_unsent", "_unsent_packets")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SessionSettings) -> None:
         """All that can be made before a guest is known: the spawner makes it once for all children."""
         self._guest = self._pipe = -1
         self._poll = poll()
         self._session = Session(settings, random_challenge)
-        self._paced = 0.0  # until when its reports fill the time that they have
+        self._reports_fill_until = 0.0  # s, monotonic: reports sent so far fill their time until then
         self._unsent = b""
-        self._untold: List[bytes] = []
+        self._unsent_packets: List[bytes] = []
 
     def run(self, guest: int, pipe: int, resume: Optional[Resume]) -> int:
         """Serve the descriptors until the connection ends; returns the exit status."""
@@ -81,21 +86,21 @@ class Child:
             set_blocking(descriptor, False)
             self._poll.register(descriptor, POLLIN)
         try:
-            self._put(self._session.start(resume, monotonic()))
-            while self._session.state != CLOSED:
-                self._step()
+            self._carry_out(self._session.start(resume, monotonic()))
+            while self._session.heartbeat.state != CLOSED:
+                self._serve_next()
             return END_RECONNECT
         except _Ended as ended:
             return ended.status
 
-    def _step(self) -> None:
+    def _serve_next(self) -> None:
         """Wait for the guest, the master or the session's deadline, and serve what came."""
         session = self._session
         wait = session.deadline - monotonic()
         if wait > POLL_MAX:
             wait = POLL_MAX
         if session.awaits_answer():
-            wait = _short_of(wait)
+            wait = _shorten_wait(wait)
         ready = self._poll.poll(int(wait * 1000) + 1 if wait > 0 else 0)
         now = monotonic()
         # A judgement comes after a last look at the socket, not after poll's word alone.
@@ -108,9 +113,10 @@ class Child:
         if heard:
             self._read_guest(now)
         if now >= session.deadline:
-            self._put(session.tick(now))
+            self._carry_out(session.tick(now))
 
     def _read_guest(self, now: float) -> None:
+        """All that has come, up to a budget: a guest that sends without end must not cost the others."""
         done, size = 0, FIRST_READ
         while done < READ_BUDGET:
             try:
@@ -122,7 +128,7 @@ class Child:
             if not data:
                 self._flush_pipe()
                 raise _Ended(END_PEER_CLOSED)
-            self._put(self._session.receive(data, now))
+            self._carry_out(self._session.receive(data, now))
             if len(data) < size:
                 return
             done += size
@@ -142,20 +148,21 @@ class Child:
             if not packet:
                 raise _Ended(END_MASTER_GONE)
             if packet == ENABLE_REPORTING_PACKET:
-                self._put(self._session.enable_reporting(now))
+                self._carry_out(self._session.enable_reporting(now))
             else:
-                self._put(self._session.ask(*decode_ask(packet), now))
+                self._carry_out(self._session.ask(*decode_ask(packet), now))
 
-    def _put(self, output: Output) -> None:
+    def _carry_out(self, output: Output) -> None:
         data, reports = output
         if data:
             self._write_guest(data)
         if reports:
-            self._tell(reports)
+            self._send_reports(reports)
 
     def _write_guest(self, data: bytes) -> None:
         """Never blocks: what the guest's side does not take is dropped whole, so that framing holds."""
         try:
+            # The rest of a message of which the socket took a part goes first.
             if self._unsent:
                 self._unsent = self._unsent[write(self._guest, self._unsent) :]
             if not self._unsent:
@@ -166,28 +173,36 @@ class Child:
             self._flush_pipe()
             raise _Ended(END_PEER_CLOSED) from None
 
-    def _tell(self, reports: Sequence[Report]) -> None:
+    def _send_reports(self, reports: Sequence[Report]) -> None:
         self._keep_pace(len(reports))
-        self._untold.extend(map(encode, reports))
-        del self._untold[:-UNTOLD_MAX]
+        self._unsent_packets.extend(map(encode, reports))
+        del self._unsent_packets[:-UNSENT_REPORTS_MAX]
         self._flush_pipe()
 
     def _keep_pace(self, count: int) -> None:
+        """Sleep while `count` more reports would be too many.
+
+        Not common.rate_limit, which refuses: a child must not lose a report, but makes its guest wait. One
+        number is enough for that, and is no object on a page of its own.
+        """
         now = monotonic()
-        self._paced = max(self._paced, now - PACE_BURST / PACE) + count / PACE
-        if self._paced > now:
-            sleep(self._paced - now)
+        self._reports_fill_until = (
+            max(self._reports_fill_until, now - REPORTS_BURST / REPORTS_PER_SECOND)
+            + count / REPORTS_PER_SECOND
+        )
+        if self._reports_fill_until > now:
+            sleep(self._reports_fill_until - now)
 
     def _flush_pipe(self) -> None:
-        told = 0
+        sent = 0
         try:
-            for packet in self._untold:
+            for packet in self._unsent_packets:
                 write(self._pipe, packet)
-                told += 1
+                sent += 1
         except BlockingIOError:
             pass
         except OSError:
             raise _Ended(END_MASTER_GONE) from None
-        if told or self._untold:
-            del self._untold[:told]
-            self._poll.modify(self._pipe, POLLIN | POLLOUT if self._untold else POLLIN)
+        if sent or self._unsent_packets:
+            del self._unsent_packets[:sent]
+            self._poll.modify(self._pipe, POLLIN | POLLOUT if self._unsent_packets else POLLIN)

@@ -14,6 +14,8 @@ import errno
 import os
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
+from guestmtce.server.child.libc import libc
+
 # linux/seccomp.h
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
@@ -36,21 +38,21 @@ LANDLOCK_RIGHTS: Dict[int, Tuple[int, int, int]] = {
     6: (0, 0, 0b11),  # abstract UNIX sockets, signals
 }
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
 
 class Missing(Exception):
     """This kernel, or this machine, does not have it; the text says why."""
 
 
 class Step(NamedTuple):
-    """A C call, ready to be made, and what it returns when it worked; None: it need not."""
+    """A C call, ready to be made: `call(*arguments)`; `name` says in an error what it is for.
 
-    what: str
+    `success` is what it returns when it worked; None: it need not work.
+    """
+
+    name: str
     call: Any
     arguments: Tuple[Any, ...]
-    wanted: Optional[int] = 0
+    success: Optional[int] = 0
 
 
 class Filter(NamedTuple):
@@ -74,22 +76,23 @@ class _Program(ctypes.Structure):
 
 
 def install_step(wanted: Filter) -> Step:
-    """Install the filter by the best way that the kernel has: asked without an address, it says EFAULT.
+    """Install the filter by the best way that the kernel has. Raises Missing.
 
-    Raises Missing.
+    A way that the kernel knows is found by asking without an address: it says EFAULT, and not EINVAL or
+    ENOSYS. seccomp(2) with SPEC_ALLOW comes first, then without, then prctl(2) of kernels before 3.17.
     """
     ready = ctypes.byref(_Program(len(wanted.program) // INSTRUCTION_SIZE, wanted.program))
-    number, mode = ctypes.c_long(wanted.install_call), ctypes.c_long(SECCOMP_SET_MODE_FILTER)
+    call, mode = ctypes.c_long(wanted.install_call), ctypes.c_long(SECCOMP_SET_MODE_FILTER)
     nowhere = ctypes.c_void_p(None)
     for flags in (ctypes.c_long(SECCOMP_FILTER_FLAG_SPEC_ALLOW), ctypes.c_long(0)):
-        _libc.syscall(number, mode, flags, nowhere)
+        libc.syscall(call, mode, flags, nowhere)
         if ctypes.get_errno() == errno.EFAULT:
-            return Step("seccomp", _libc.syscall, (number, mode, flags, ready))
+            return Step("seccomp", libc.syscall, (call, mode, flags, ready))
     option, mode = ctypes.c_long(PR_SET_SECCOMP), ctypes.c_long(SECCOMP_MODE_FILTER)
-    _libc.prctl(option, mode, nowhere, nowhere, nowhere)
+    libc.prctl(option, mode, nowhere, nowhere, nowhere)
     if ctypes.get_errno() != errno.EFAULT:
         raise Missing("not in this kernel")
-    return Step("seccomp", _libc.prctl, (option, mode, ready, nowhere, nowhere))
+    return Step("seccomp", libc.prctl, (option, mode, ready, nowhere, nowhere))
 
 
 # --- Landlock --------------------------------------------------------------------------------------
@@ -114,24 +117,24 @@ def landlock_ruleset() -> int:
     """The descriptor of a ruleset that handles every right and grants none. Raises Missing."""
     create = ctypes.c_long(SYS_LANDLOCK_CREATE_RULESET)
     none, zero = ctypes.c_void_p(None), ctypes.c_size_t(0)
-    abi = _libc.syscall(create, none, zero, ctypes.c_long(LANDLOCK_CREATE_RULESET_VERSION))
+    abi = libc.syscall(create, none, zero, ctypes.c_long(LANDLOCK_CREATE_RULESET_VERSION))
     descriptor = -1
     if abi > 0:
         # Longer than an older kernel knows it is fine while the rest is zero.
         ruleset = _Ruleset(*landlock_rights(abi))
         size = ctypes.c_size_t(ctypes.sizeof(ruleset))
-        descriptor = _libc.syscall(create, ctypes.byref(ruleset), size, ctypes.c_long(0))
+        descriptor = libc.syscall(create, ctypes.byref(ruleset), size, ctypes.c_long(0))
     if descriptor < 0:
-        raise Missing(_why_no_landlock(ctypes.get_errno()))
+        raise Missing(_explain_no_landlock(ctypes.get_errno()))
     return int(descriptor)
 
 
 def landlock_step(descriptor: int) -> Step:
     """Live under the ruleset at `descriptor`; it takes "no new privileges" before."""
     restrict = ctypes.c_long(SYS_LANDLOCK_RESTRICT_SELF)
-    return Step("landlock", _libc.syscall, (restrict, ctypes.c_long(descriptor), ctypes.c_long(0)))
+    return Step("landlock", libc.syscall, (restrict, ctypes.c_long(descriptor), ctypes.c_long(0)))
 
 
-def _why_no_landlock(number: int) -> str:
+def _explain_no_landlock(code: int) -> str:
     known = {errno.ENOSYS: "not in this kernel", errno.EOPNOTSUPP: "disabled when this kernel started"}
-    return known.get(number, os.strerror(number))
+    return known.get(code, os.strerror(code))

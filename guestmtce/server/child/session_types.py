@@ -9,7 +9,10 @@ from typing import NamedTuple, Sequence, Tuple, Union
 
 from guestmtce.wire.guest_channel import NOTICE, VOTE, Init
 
-# What a question that nobody answers is settled with.
+# One object for all: a child's page with another would be one more that it owns.
+NEVER = float("inf")
+
+# The answer to a question that nobody answers.
 SILENT_AGREEMENT = {VOTE: "accept", NOTICE: "complete"}
 
 # --- which notices silence a guest (docs/protocol/1-guest-channel.md#expected-silence) ---------------
@@ -45,7 +48,7 @@ def resuming_patience(interval: float, guest_patience: float, failure_threshold:
 # --- the settings ------------------------------------------------------------------------------------
 
 
-class Settings:
+class SessionSettings:
     """What may be configured. Times in s unless the name says ms.
 
     docs/protocol/1-guest-channel.md names each where it counts.
@@ -136,9 +139,9 @@ class ReportingEnabled(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The question `number` is settled."""
+    """The question has its answer: the guest's own, or silent agreement."""
 
-    number: int
+    question_id: int
     vote: str
     reason: str
 
@@ -156,10 +159,10 @@ class Reconnect(NamedTuple):
 
 
 class Note(NamedTuple):
-    """One line for the log; `more` of the kind were left out before it."""
+    """One line for the log; `held_back` of its subject were left out before it."""
 
     text: str
-    more: int
+    held_back: int
 
 
 Report = Union[
@@ -167,10 +170,10 @@ Report = Union[
 ]
 
 
-class Question(NamedTuple):
+class SessionQuestion(NamedTuple):
     """A vote or notice that the guest has not answered yet."""
 
-    number: int
+    question_id: int
     notification_type: str
     event_type: str
     deadline: float
@@ -185,7 +188,7 @@ class Resume(NamedTuple):
     """
 
     init: Init
-    owes_answer: bool
+    was_heartbeating: bool
     silence: float
     answered_since_notice: bool = False
     patience: float = 0.0

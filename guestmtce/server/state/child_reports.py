@@ -128,7 +128,7 @@ class ChildReports:
         guest.liveness.enablings = max(0, guest.liveness.enablings - 1)
 
     def _handle_answered(self, guest: Guest, report: session_types.Answered, now: float) -> None:
-        self._questions.resolve_question(guest, report.number, report.vote, report.reason, now)
+        self._questions.resolve_question(guest, report.question_id, report.vote, report.reason, now)
 
     def _handle_late(self, guest: Guest, report: session_types.Late, now: float) -> None:
         guest.liveness.late += 1
@@ -139,7 +139,7 @@ class ChildReports:
         self._agenda.log_report(guest, now, INFO, "reconnecting: %s", report.why)
 
     def _handle_note(self, guest: Guest, report: session_types.Note, now: float) -> None:
-        more = " (and %d more like it)" % report.more if report.more else ""
+        more = " (and %d more like it)" % report.held_back if report.held_back else ""
         self._agenda.log_report(guest, now, WARNING, "%s" + more, report.text)
 
 

@@ -193,7 +193,7 @@ class Connections:
 
     def _was_short_lived(self, guest: Guest, now: float) -> bool:
         connection = guest.connection
-        return connection.state == CONNECTING or now - connection.connected_at < self._settings.settled
+        return connection.state == CONNECTING or now - connection.connected_at < self._settings.stable_after
 
     def _shorten_back_off(self, guest: Guest) -> None:
         back_off = guest.connection.back_off

@@ -114,7 +114,7 @@ class Questions:
             guest.questions[question_id] = question._replace(given=True)
             if session_types.is_silencing(question.notification_type, question.event_type):
                 guest.liveness.answered_since_notice = False
-            ask = pipe_protocol.Ask(question_id, question.notification_type, question.event_type, left)
+            ask = pipe_protocol.AskGuest(question_id, question.notification_type, question.event_type, left)
             self._agenda.add_effect(PutCommand(guest.uuid, ask))
 
     def put_all(self, guest: Guest, now: float) -> None:

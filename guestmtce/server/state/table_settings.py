@@ -36,7 +36,7 @@ class TableSettings(Protocol):
         """The longest one."""
 
     @property
-    def settled(self) -> float:
+    def stable_after(self) -> float:
         """A connection that lasted so long is made anew without a wait."""
 
     @property

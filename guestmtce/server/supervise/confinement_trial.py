@@ -13,9 +13,9 @@ import select
 import socket
 from typing import Dict, List, Optional
 
-from guestmtce.server.child import pipe_protocol, process, spawner
+from guestmtce.server.child import pipe_protocol, spawner
 from guestmtce.server.child.session_types import Note
-from guestmtce.server.supervise.spawner_client import SpawnerLink, kill
+from guestmtce.server.supervise.spawner_client import SpawnerClient, kill_process
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ WAIT = 5.0  # s for the trial child to end by itself
 
 # linux/capability.h: bit → name. Children change their user and are signalled from outside it.
 CAPABILITIES: Dict[int, str] = {5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
-# What it goes without, if QEMU's sockets let root in.
+# Without it guestServer works where QEMU's sockets let root in.
 USEFUL_CAPABILITIES: Dict[int, str] = {1: "CAP_DAC_OVERRIDE"}
 
 
@@ -49,29 +49,29 @@ def missing_capabilities(status: bytes, wanted: Dict[int, str]) -> List[str]:
     return [name for bit, name in wanted.items() if not effective >> bit & 1]
 
 
-def try_child(link: SpawnerLink, uid: Optional[int]) -> None:
+def try_child(client: SpawnerClient, uid: Optional[int]) -> None:
     """Make a child as guests have them, with `uid` if given. Raises OSError with the reason that it fails."""
     guest, far = socket.socketpair()
-    results, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with guest, results, theirs:
+    report_pipe, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with guest, report_pipe, theirs:
         far.close()
-        request = spawner.request(0, NAME, uid, None)
-        pid = link.fork_now(request, [guest.fileno(), theirs.fileno()])
+        request = spawner.encode_request(0, NAME, uid, None)
+        pid = client.fork_now(request, [guest.fileno(), theirs.fileno()])
         theirs.close()
-        said = _hear_end(results)
-        kill(pid)
+        said = _read_last_words(report_pipe)
+        kill_process(pid)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code != process.END_PEER_CLOSED:
+    if code != pipe_protocol.END_PEER_CLOSED:
         raise OSError("a guest's process cannot work here: %s" % (said or "it ended with %d" % code))
 
 
-def _hear_end(results: socket.socket) -> str:
+def _read_last_words(report_pipe: socket.socket) -> str:
     """Wait for the end of what the child says; returns its last words."""
     said = ""
     poll = select.poll()
-    poll.register(results, select.POLLIN)
+    poll.register(report_pipe, select.POLLIN)
     while poll.poll(WAIT * 1000):
-        packet = results.recv(pipe_protocol.PACKET_MAX + 1)
+        packet = report_pipe.recv(pipe_protocol.PACKET_MAX + 1)
         if not packet:
             return said
         report = pipe_protocol.decode_report(packet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Iterable, List, NamedTuple, Sequence
@@ -21,40 +22,42 @@ class _Figures(NamedTuple):
     uss: int
 
 
-def line(pids: Sequence[int]) -> str:
+def format_usage(pids: Sequence[int]) -> str:
     """`children N …`: processor time and private memory per child, and the age of the oldest."""
-    found = [one for pid in _sample(pids) for one in _figures(pid)]
-    words = "children %d" % len(pids)
+    found = [figures for pid in _choose_sample(pids) for figures in _read_figures(pid)]
+    text = "children %d" % len(pids)
     if not found:
-        return words
-    words += " cpu %s s age %s s" % (_mean_max(one.cpu for one in found), _mean_max(one.age for one in found))
-    seen = [one.uss / KB for one in found if one.uss >= 0]
-    words += " uss " + (_mean_max(seen) + " kB" if seen else "unknown (needs root)")
-    return words + (" (of %d)" % len(found) if len(found) < len(pids) else "")
+        return text
+    cpu = _mean_max(figures.cpu for figures in found)
+    age = _mean_max(figures.age for figures in found)
+    text += " cpu %s s age %s s" % (cpu, age)
+    seen = [figures.uss / KB for figures in found if figures.uss >= 0]
+    text += " uss " + (_mean_max(seen) + " kB" if seen else "unknown (needs root)")
+    return text + (" (of %d)" % len(found) if len(found) < len(pids) else "")
 
 
-def _sample(pids: Sequence[int]) -> Sequence[int]:
-    return pids[:: -(-len(pids) // SAMPLE)] if pids else ()
+def _choose_sample(pids: Sequence[int]) -> Sequence[int]:
+    return pids[:: math.ceil(len(pids) / SAMPLE)] if pids else ()
 
 
-def _figures(pid: int) -> List[_Figures]:
+def _read_figures(pid: int) -> List[_Figures]:
     """One, or none for a child that has ended."""
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
-        return [_Figures(times.user + times.system, _age(pid), _uss(process))]
+        return [_Figures(times.user + times.system, _read_age(pid), _read_uss(process))]
     except (psutil.NoSuchProcess, FileNotFoundError):
         return []
 
 
-def _age(pid: int) -> float:
+def _read_age(pid: int) -> float:
     """By the clock of the boot: psutil's is the wall's, which may be set."""
     with open("/proc/%d/stat" % pid, "rb") as file:
         started = int(file.read().rpartition(b")")[2].split()[STARTED_AT])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def _uss(process: psutil.Process) -> int:
+def _read_uss(process: psutil.Process) -> int:
     try:
         return int(process.memory_full_info().uss)
     except psutil.AccessDenied:

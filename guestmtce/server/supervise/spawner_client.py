@@ -1,9 +1,9 @@
 """The master's side of the spawner: its process, what is asked of it, and its replacement.
 
-A few requests are with the spawner at any moment (`has_room`): what its socket holds is little (278 requests,
-measured), and thousands of guests may want their children at once. A spawner that answers nothing for too
-long, or ends, is replaced; who waited for it is told that it failed. What it writes to stderr is kept for the
-log: it is the reason of its end.
+A few requests are with the spawner at any moment (`has_room`): its socket holds 278 of them (measured), and
+thousands of guests may want their children at once. A spawner that answers nothing for too long, or ends, is
+replaced, and `SpawnerHandlers.failed` is called: whoever waits for a child starts again. What it writes to
+stderr is kept for the log: it is the reason of its end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import sys
 import time
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Set, Tuple
 
+from guestmtce.common.back_off import BackOff
 from guestmtce.daemon.log import Throttle, printable
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.server.child import confine, session_types, spawner
+from guestmtce.server.child import confine, page_layout, session_types, spawner
 from guestmtce.server.supervise.scope import GuestsScope
 from guestmtce.server.supervise.spawner_code import SpawnerCode
 
@@ -31,10 +32,10 @@ ENVIRONMENT = {"LANG": "C.UTF-8", "LD_BIND_NOW": "1"}
 ANSWER_MAX = 4096  # bytes
 RESPAWN_FIRST = 0.05  # s until a dead spawner is replaced; doubles while replacements die young
 RESPAWN_MAX = 5.0
-SETTLED = 10.0  # s after which a spawner counts as sound
+STABLE_AFTER = 10.0  # s that a spawner must last for its end to be replaced without back-off
 IN_FLIGHT_MAX = 32  # requests that the spawner has and has not answered
-# Its time has so many looks, and the one after them finds it stuck if nothing has come. A look that is late
-# by a whole period does not count: the master, or this host, stood still.
+# The spawner's time to answer is divided into so many looks; one more without an answer finds it stuck. A
+# look that is late by a whole period does not count: the master, or this host, stood still.
 SILENT_LOOKS_MAX = 4
 LINE_PERIOD = 60.0  # s between two lines about spawners that end, or cannot be started
 START_TRIES = 3  # at the start of the daemon, which fails after them
@@ -42,42 +43,45 @@ LAST_WORDS_MAX = 65536  # bytes of stderr, all that a pipe holds
 REASON_MAX = 300  # characters of it in a line of the log
 
 
-class Handlers(NamedTuple):
-    """Whom to tell: what the spawner said of itself, a birth (serial, pid), a fork that failed (serial, why),
-    that all requests have failed, and that there is room for more.
+class SpawnerSettings(NamedTuple):
+    """What a spawner is started with. `timeout` (s): one that answers nothing for so long is replaced.
+
+    `page_layout`: whether it lays its memory out so that children share more of it.
+    """
+
+    session: session_types.SessionSettings
+    means: confine.Means
+    timeout: float
+    page_layout: bool = True
+
+
+class SpawnerHandlers(NamedTuple):
+    """Whom to tell: what children are confined with (name → "yes" or "no (why)"), a birth (serial, pid), a
+    fork that failed (serial, why), that all requests have failed, and that there is room for more.
     """
 
     greeted: Callable[[Any], None]
-    born: Callable[[int, int], None]
-    unborn: Callable[[int, str], None]
+    forked: Callable[[int, int], None]
+    fork_failed: Callable[[int, str], None]
     failed: Callable[[], None]
     room: Callable[[], None]
 
 
-class SpawnerLink:
-    """See the module's text. `timeout` is in s."""
+class SpawnerClient:
+    """See the module's text. `pid` is 0 while there is no spawner; `started` counts how many there were."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        settings: session_types.Settings,
-        means: confine.Means,
-        timeout: float,
-        handlers: Handlers,
-    ) -> None:
-        self.pid = 0  # 0: there is none at the moment
+    def __init__(self, loop: Loop, settings: SpawnerSettings, handlers: SpawnerHandlers) -> None:
+        self.pid = 0
         self.started = 0
         self._loop = loop
         self._settings = settings
-        self._means = means
-        self._timeout = timeout
         self._handlers = handlers
         self._control: Optional[socket.socket] = None
         self._asked: Set[int] = set()
         self._greeted = False
         self._silent_looks = 0
-        self._since = 0.0
-        self._respawn_delay = RESPAWN_FIRST
+        self._started_at = 0.0
+        self._back_off = BackOff(RESPAWN_FIRST, RESPAWN_MAX)
         self._timer: Optional[Timer] = None
         self._code = SpawnerCode()
         self._scope = GuestsScope(loop)
@@ -95,17 +99,18 @@ class SpawnerLink:
             raise
         self._scope.move(self.pid)
         self._greeted = False
-        self._since = time.monotonic()
+        self._started_at = time.monotonic()
         self.started += 1
         ours.setblocking(False)
         self._control = ours
-        self._loop.watch(ours, self.read)
+        self._loop.watch(ours, self.read_answer)
 
     def _start(self, theirs: socket.socket) -> int:
         os.set_inheritable(theirs.fileno(), True)
         arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, self._code.prepare_path()]
         arguments += [str(theirs.fileno()), str(os.getpid())]
-        arguments += [json.dumps(vars(self._settings)), spawner.encode_means(self._means)]
+        arguments += [json.dumps(vars(self._settings.session)), spawner.encode_means(self._settings.means)]
+        arguments.append(page_layout.LAID_OUT if self._settings.page_layout else page_layout.PLAIN)
         self._drop_stderr()
         self._stderr, writer = _pipe_for_last_words()
         try:
@@ -120,12 +125,12 @@ class SpawnerLink:
         It is replaced a few times. Raises OSError with the last one's own reason.
         """
         for tries_left in reversed(range(START_TRIES)):
-            if self._control is not None and _has_data(self._control, self._timeout):
-                self.read()
+            if self._control is not None and _has_data(self._control, self._settings.timeout):
+                self.read_answer()
             if self._greeted:
                 return
             self._hang_up_and_kill()
-            reason = self._last_words(os.waitpid(self.pid, 0)[1])
+            reason = self._read_last_words(os.waitpid(self.pid, 0)[1])
             self.pid = 0
             if not tries_left:
                 raise OSError(
@@ -138,12 +143,12 @@ class SpawnerLink:
         """The pid of a child, made while there is no loop to tell of it. Raises OSError."""
         assert self._control is not None
         socket.send_fds(self._control, [packet], descriptors)
-        if not _has_data(self._control, self._timeout):
-            raise OSError("the spawner did not answer in %g s" % self._timeout)
+        if not _has_data(self._control, self._settings.timeout):
+            raise OSError("the spawner did not answer in %g s" % self._settings.timeout)
         answer = self._control.recv(ANSWER_MAX)
         if not answer:
             raise OSError("the spawner ended while it forked a guest's process")
-        _, pid = spawner.BORN.unpack(answer)
+        _, pid = spawner.BIRTH.unpack(answer)
         if pid < 0:
             raise OSError(-pid, "cannot fork a guest's process: %s" % os.strerror(-pid))
         return int(pid)
@@ -152,27 +157,26 @@ class SpawnerLink:
         """End it; who waits for it is told that it failed."""
         self._hang_up()
         if self.pid:
-            kill(self.pid)
+            kill_process(self.pid)
         self._scope.close()
         self._drop_stderr()
         self._code.remove_copy()
         self._asked.clear()
         self._handlers.failed()
 
-    def ended(self, status: int = 0) -> None:
+    def handle_end(self, status: int = 0) -> None:
         """It was reaped; `status` as waitpid(2) has it."""
         self.pid = 0
         if not self._loop.running:
             return
-        self._throttle.warning("end", "the spawner ended (%s): replacing it", self._last_words(status))
+        self._throttle.warning("end", "the spawner ended (%s): replacing it", self._read_last_words(status))
         self.close()
-        if time.monotonic() - self._since > SETTLED:
-            self._respawn_delay = RESPAWN_FIRST
+        if time.monotonic() - self._started_at > STABLE_AFTER:
+            self._back_off.reset()
         self._replace_later()
 
     def _replace_later(self) -> None:
-        self._loop.after(self._respawn_delay, self._replace)
-        self._respawn_delay = min(2 * self._respawn_delay, RESPAWN_MAX)
+        self._loop.after(self._back_off.next_delay(), self._replace)
 
     def _replace(self) -> None:
         try:
@@ -188,19 +192,19 @@ class SpawnerLink:
         """Whether it can be asked for one more child."""
         return self._control is not None and len(self._asked) < IN_FLIGHT_MAX
 
-    def ask(self, serial: int, packet: bytes, descriptors: Sequence[int]) -> None:
-        """Have a child forked: `spawner.request`, with its socket and its pipe. Raises OSError."""
+    def request_child(self, serial: int, packet: bytes, descriptors: Sequence[int]) -> None:
+        """Have a child forked: `spawner.encode_request`, with its socket and its pipe. Raises OSError."""
         if self._control is None:
             raise OSError("there is no spawner at the moment")
         socket.send_fds(self._control, [packet], descriptors)
         if not self._asked:
             self._silent_looks = 0
         self._asked.add(serial)
-        self._watch_time()
+        self._start_timer()
 
     # --- answers -----------------------------------------------------------------------------------
 
-    def read(self) -> None:
+    def read_answer(self) -> None:
         """One answer; at the end of the connection the spawner has ended or soon will."""
         assert self._control is not None
         try:
@@ -211,18 +215,18 @@ class SpawnerLink:
             self._hang_up_and_kill()
             return
         if not self._greeted:
-            self._hear_greeting(packet)
+            self._read_greeting(packet)
             return
-        serial, pid = spawner.BORN.unpack(packet)
+        serial, pid = spawner.BIRTH.unpack(packet)
         self._silent_looks = 0
         self._asked.discard(serial)
         if pid > 0:
-            self._handlers.born(serial, pid)
+            self._handlers.forked(serial, pid)
         else:
-            self._handlers.unborn(serial, os.strerror(-pid))
+            self._handlers.fork_failed(serial, os.strerror(-pid))
         self._handlers.room()
 
-    def _hear_greeting(self, packet: bytes) -> None:
+    def _read_greeting(self, packet: bytes) -> None:
         if not self._code.is_copied and not self._code.is_on_disk():
             log.warning(
                 "guestServer was upgraded on disk: the new spawner gets the code of this guestServer instead"
@@ -234,27 +238,27 @@ class SpawnerLink:
         self._handlers.greeted(json.loads(packet))
         self._handlers.room()
 
-    def _watch_time(self) -> None:
+    def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.after(self._timeout / SILENT_LOOKS_MAX, self._check)
+            self._timer = self._loop.after(self._settings.timeout / SILENT_LOOKS_MAX, self._look_for_answer)
 
-    def _check(self) -> None:
+    def _look_for_answer(self) -> None:
         """It is stuck while it answers nothing, not while many wait, nor while we do not read or run."""
         timer, self._timer = self._timer, None
         if not self._asked or self._control is None or timer is None:
             return
-        on_time = time.monotonic() < timer.when + self._timeout / SILENT_LOOKS_MAX
+        on_time = time.monotonic() < timer.when + self._settings.timeout / SILENT_LOOKS_MAX
         if _has_data(self._control, 0):
             self._silent_looks = 0
         elif on_time:
             self._silent_looks += 1
         if self._silent_looks <= SILENT_LOOKS_MAX:
-            self._watch_time()
+            self._start_timer()
         else:
-            log.error("the spawner did not answer in %g s: replacing it", self._timeout)
+            log.error("the spawner did not answer in %g s: replacing it", self._settings.timeout)
             self.close()
 
-    def _last_words(self, status: int) -> str:
+    def _read_last_words(self, status: int) -> str:
         """The last line that the dead spawner wrote to stderr, Python's own reason; else how it ended."""
         try:
             lines = os.read(self._stderr, LAST_WORDS_MAX).decode("utf-8", "replace").split("\n")
@@ -272,7 +276,7 @@ class SpawnerLink:
     def _hang_up_and_kill(self) -> None:
         """Its reaping does the rest."""
         if self.pid:
-            kill(self.pid)
+            kill_process(self.pid)
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -282,7 +286,7 @@ class SpawnerLink:
             self._control = None
 
 
-def kill(pid: int) -> None:
+def kill_process(pid: int) -> None:
     """SIGKILL to a process that may be gone."""
     assert pid > 0  # 0 is our own group
     try:

@@ -18,15 +18,25 @@ import setproctitle
 import guestmtce
 
 # All of ours that a spawner imports.
-MODULES = (
-    *("guestmtce", "guestmtce.server", "guestmtce.server.child", "guestmtce.wire"),
+_CHILD = (
     *(
-        "guestmtce.server.child." + name
-        for name in ("confine", "fork_sibling", "page_layout", "pipe_protocol")
+        "confine",
+        "fork_sibling",
+        "libc",
+        "page_layout",
+        "pipe_protocol",
+        "preload",
+        "process",
+        "sandbox",
+        "session",
     ),
-    *("guestmtce.server.child." + name for name in ("preload", "process", "sandbox", "session")),
-    *("guestmtce.server.child." + name for name in ("session_types", "spawner")),
-    *("guestmtce.wire." + name for name in ("guest_channel", "guest_channel_fast", "json_lines")),
+    *("session_heartbeat", "session_inits", "session_output", "session_patience", "session_questions"),
+    *("session_states", "session_types", "spawner"),
+)
+MODULES = (
+    *("guestmtce", "guestmtce.common", "guestmtce.common.throttle"),
+    *("guestmtce.server", "guestmtce.server.child", *("guestmtce.server.child." + name for name in _CHILD)),
+    *("guestmtce.wire", "guestmtce.wire.guest_channel", "guestmtce.wire.guest_channel_fast"),
 )
 
 

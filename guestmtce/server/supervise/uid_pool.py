@@ -3,9 +3,9 @@
 The range is that of the user `guestmtce` in /etc/subuid, which the packages reserve there so that no
 container gets it, or one that is configured. A range that others have, too, is refused by their name.
 
-A uid is taken from before its child is forked until after that child has been reaped. Where that is never
-heard, because the spawner died in between, the uid rests first. And none is given that any process
-has, whoever that is: another program may have been given the range, or a part of it, too.
+A uid is leased from before its child is forked until after that child has been reaped. Where that is never
+heard, because the spawner died in between, the uid rests first. No uid is leased that any process has,
+whoever that is: another program may have been given the range, or a part of it, too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ RANGE = re.compile("([0-9]{1,10})-([0-9]{1,10})")
 REST = 10.0  # s
 
 
-class Uids:
-    """Those from `first` to `last`, both included, in turn."""
+class UidPool:
+    """The uids from `first` to `last`, both included, leased in turn: one that was just freed comes last."""
 
     def __init__(self, first: int, last: int) -> None:
         self.first, self.last = first, last
@@ -43,12 +43,12 @@ class Uids:
         self._turn = itertools.cycle(range(first, last + 1))
         self._taken: Dict[int, Optional[float]] = {}  # uid → until when it rests, None: it has a child
 
-    def take(self) -> int:
-        """One that nobody has. Raises OSError when there is none."""
+    def lease(self) -> int:
+        """A uid that nobody has. Raises OSError when there is none."""
         now = time.monotonic()
         for uid in itertools.islice(self._turn, self._size):
             rests_until = self._taken.get(uid, now)
-            if rests_until is not None and rests_until <= now and not in_use(uid):
+            if rests_until is not None and rests_until <= now and not is_in_use(uid):
                 self._taken[uid] = None
                 return uid
         raise OSError("client.child_uids %s: each of these %d is in use" % (self.text, self._size))
@@ -62,7 +62,7 @@ class Uids:
         self._taken[uid] = time.monotonic() + REST
 
 
-def in_use(uid: int) -> bool:
+def is_in_use(uid: int) -> bool:
     """Whether any process that we can see has this real uid; a zombie counts."""
     try:
         os.getpriority(os.PRIO_USER, uid)
@@ -79,26 +79,26 @@ class Claim(NamedTuple):
     last: int
 
 
-def choose(text: str, subuid: str = SUBUID, passwd: str = PASSWD) -> Optional[Uids]:
+def choose_uids(text: str, subuid: str = SUBUID, passwd: str = PASSWD) -> Optional[UidPool]:
     """The children's uids by the setting: AUTO, NONE (or nothing), or `A-B`.
 
     Where AUTO finds no range that is its own alone it says so in the log, and there is none. Raises OSError
     for a bad `A-B`, and for one that others have, too.
     """
     if text != AUTO:
-        return _check_owners(parse(text), subuid, passwd)
+        return _check_owners(parse_range(text), subuid, passwd)
     own = [claim for claim in read_subuids(subuid) if claim.owner == OWNER]
     if not own:
         log.warning("%s has no uids in %s: children share one user: %s", OWNER, subuid, REMEDY)
         return None
     try:
-        return _check_owners(Uids(own[0].first, own[0].last), subuid, passwd)
+        return _check_owners(UidPool(own[0].first, own[0].last), subuid, passwd)
     except OSError as error:
         log.error("%s: children share one user: change %s", error, subuid)
         return None
 
 
-def _check_owners(uids: Optional[Uids], subuid: str, passwd: str) -> Optional[Uids]:
+def _check_owners(uids: Optional[UidPool], subuid: str, passwd: str) -> Optional[UidPool]:
     if uids is None:
         return None
     for claim in itertools.chain(read_subuids(subuid), read_users(passwd)):
@@ -108,7 +108,7 @@ def _check_owners(uids: Optional[Uids], subuid: str, passwd: str) -> Optional[Ui
     return uids
 
 
-def parse(text: str) -> Optional[Uids]:
+def parse_range(text: str) -> Optional[UidPool]:
     """The range `A-B`, or nothing for nothing and NONE. Raises OSError with what to write instead."""
     if text in ("", NONE):
         return None
@@ -117,7 +117,7 @@ def parse(text: str) -> Optional[Uids]:
     if not 1 <= first <= last <= UID_MAX:
         why = "two uids A-B expected, 1 <= A <= B <= %d" % UID_MAX
         raise OSError("client.child_uids %s: %s" % (text, why))
-    return Uids(first, last)
+    return UidPool(first, last)
 
 
 def read_subuids(path: str) -> Iterator[Claim]:

@@ -27,6 +27,7 @@ class Sample:
     level: int = setting(0, "debug.level", 0, 255, "-d --debug")
     foreign: int = setting(7, "agent.foreign", 0, 9, file=OTHER)
     no_place: str = setting("x", flag="--no-place")
+    stable_after: float = setting(1.0, "timeouts.stable_after", 0, 60, formerly="timers.settled")
 
 
 def load(folder, text="", *arguments, other=""):
@@ -220,7 +221,7 @@ def test_missing_files_and_keys_are_defaults_and_said_once(tmp_path):
     assert settings == Sample()
     assert notes == ["%s is not there: defaults" % (tmp_path / name) for name in ("main.ini", "other.ini")]
     settings, notes = load(tmp_path, "[agent]\nrx_port=9\n[debug]\nquiet=1\nlevel=0", other=None)
-    assert notes[1:] == ["not configured, default taken: timeouts.delay, agent.where"]
+    assert notes[1:] == ["not configured, default taken: timeouts.delay, agent.where, timeouts.stable_after"]
 
 
 def test_every_file_has_its_own_keys(tmp_path):
@@ -365,3 +366,31 @@ def test_what_is_not_used_is_said_in_one_line(tmp_path):
     path.write_text("[client]\nrx_port=2411\nhbs_pulse_perod=500\n[debug]\ndebug_all=1\n[old]\nkey=1\n")
     _, lines = config.load(server.ServerSettings, "guestServer", {MAIN: str(path)}, [])
     assert lines[0] == "%s: not used: client.hbs_pulse_perod, debug.debug_all, old.key" % path
+
+
+# --- a key of an earlier release -------------------------------------------------------------------
+
+
+def test_an_old_key_goes_on_working_and_is_named(tmp_path):
+    settings, notes = load(tmp_path, "[timers]\nsettled=2")
+    assert settings.stable_after == 2
+    path = tmp_path / "main.ini"
+    assert (
+        "%s: [timers] settled is old and still works: write [timeouts] stable_after instead" % path in notes
+    )
+    assert not any("not used" in note for note in notes)
+    assert not any("default taken" in note and "stable_after" in note for note in notes)
+
+
+def test_a_new_key_goes_before_the_old_one(tmp_path):
+    settings, notes = load(tmp_path, "[timers]\nsettled=2\n[timeouts]\nstable_after=3")
+    assert settings.stable_after == 3
+    assert not any("settled" in note for note in notes)
+
+
+def test_an_old_key_s_value_is_judged_under_its_own_name(tmp_path):
+    assert "[timers] settled = 61: not in 0 to 60" in refused(tmp_path, "[timers]\nsettled=61")
+
+
+def test_an_old_key_can_be_set_on_the_command_line(tmp_path):
+    assert load(tmp_path, "", "--set", "timers.settled=4")[0].stable_after == 4

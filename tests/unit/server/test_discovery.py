@@ -15,7 +15,7 @@ from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.server import discovery as channels_module
-from guestmtce.server.discovery import Channels
+from guestmtce.server.discovery import Discovery
 from guestmtce.server.settings import ServerSettings
 
 ONE, TWO = uuid_of(1), uuid_of(2)
@@ -31,7 +31,7 @@ class Bench:
         self.loop = Loop()
         self.said = []
         values = {"rescan": 3600.0, "folder_retry": 0.01, **settings}
-        self.channels = Channels(
+        self.channels = Discovery(
             self.loop, ServerSettings(channel_dir=self.folder, **values), self._found, self._gone
         )
 
@@ -181,7 +181,7 @@ def test_a_uuid_in_upper_case_is_reported_in_lower_case_and_found_again(bench, n
     os.unlink(bench.path(mixed))
     assert bench.settle() == [("gone", LETTERS, mixed)]
     bench.channels.look_for(LETTERS)
-    assert bench.settle() == [] and not bench.channels._odd
+    assert bench.settle() == [] and not bench.channels._oddly_spelled
 
 
 NOT_OURS = [

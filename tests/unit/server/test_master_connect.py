@@ -24,7 +24,7 @@ class Children:
     def __init__(self, error):
         self.error = error
 
-    def start(self, uuid, channel, resume):
+    def start_child(self, uuid, channel, resume):
         channel.close()
         raise self.error
 

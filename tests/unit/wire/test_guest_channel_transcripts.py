@@ -7,8 +7,9 @@ import json
 import pytest
 from places import TRANSCRIPTS
 
-from guestmtce.server.child import session as s
-from guestmtce.server.child.session import CHALLENGED, RESTING, RESUMING, WAITING, Resume, Session, Settings
+from guestmtce.server.child.session import Session
+from guestmtce.server.child.session_states import CHALLENGED, RESTING, RESUMING, WAITING
+from guestmtce.server.child.session_types import Answered, Ill, Lost, Missed, Resume, SessionSettings, Stopped
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, Challenge, ChallengeResponse, Init, Nack
 
@@ -53,7 +54,7 @@ class Replay:
         self.init = None
         self.reports = []
         self.sent = []
-        self.session = Session(Settings(), self.number)
+        self.session = Session(SessionSettings(), self.number)
 
     def number(self):
         """What the recorded host asks next; a number of our own when it asks no more."""
@@ -77,7 +78,7 @@ class Replay:
 
     def connect(self, now):
         resume = None if self.init is None else Resume(self.init, True, 0.0)
-        self.session = Session(Settings(), self.number)
+        self.session = Session(SessionSettings(), self.number)
         self.keep(self.session.start(resume, now))
 
     def guest(self, record):
@@ -87,19 +88,24 @@ class Replay:
         data = record["bytes"].encode("utf-8")
         size = self.chunk or len(data)
         for begin in range(0, len(data), size):
-            before = self.session.state
+            before = self.session.heartbeat.state
             self.keep(self.session.receive(data[begin : begin + size], record["t"]))
-            self.matched += before in (CHALLENGED, RESUMING) and self.session.state == RESTING
+            self.matched += before in (CHALLENGED, RESUMING) and self.session.heartbeat.state == RESTING
 
     def host(self, message, now):
         if isinstance(message, Challenge):
-            if self.session.state != WAITING and self.session._challenge != self.coming[0]:
-                self.session.state = CHALLENGED
-                self.session._send_challenge(now)
+            if (
+                self.session.heartbeat.state != WAITING
+                and self.session.heartbeat._challenge != self.coming[0]
+            ):
+                self.session.heartbeat.state = CHALLENGED
+                self.session.heartbeat._send_challenge(now)
             assert self.coming.pop(0) == message.heartbeat_challenge
         elif isinstance(message, guest_channel.ActionNotify):
             # The recorded host made ids up that no init had; the guest echoes whatever it is asked with.
-            self.session._init = self.session._init._replace(invocation_id=message.invocation_id)
+            self.session.heartbeat.init = self.session.heartbeat.init._replace(
+                invocation_id=message.invocation_id
+            )
             self.questions += 1
             self.keep(self.session.ask(self.questions, *message[2:0:-1], message.timeout_ms, now))
 
@@ -122,15 +128,15 @@ def test_every_guest_message_is_understood(path):
 def test_replay(path, chunk):
     replay = Replay(path, chunk).run()
     assert [message for message in replay.sent if isinstance(message, Nack)] == []
-    assert [report for report in replay.reports if isinstance(report, (s.Lost, s.Missed))] == []
+    assert [report for report in replay.reports if isinstance(report, (Lost, Missed))] == []
     if path.stem not in KNOWN:
         return
     votes, unmatched, ill, gone = KNOWN[path.stem]
     answers = path.read_text(encoding="utf-8").count('\\"heartbeat_response\\"')
     assert replay.matched == answers - unmatched
-    assert [report.vote for report in replay.reports if isinstance(report, s.Answered)] == votes
-    assert len([report for report in replay.reports if isinstance(report, s.Ill)]) == ill
-    assert len([report for report in replay.reports if isinstance(report, s.Stopped)]) == gone
+    assert [report.vote for report in replay.reports if isinstance(report, Answered)] == votes
+    assert len([report for report in replay.reports if isinstance(report, Ill)]) == ill
+    assert len([report for report in replay.reports if isinstance(report, Stopped)]) == gone
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -152,7 +152,7 @@ def test_a_score_that_cannot_be_set_is_told(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
-    assert confine.go_before_the_master() == "no (Permission denied)"
+    assert confine.prefer_as_oom_victim() == "no (Permission denied)"
 
 
 # --- what is told ----------------------------------------------------------------------------------
@@ -169,10 +169,12 @@ def test_the_master_hears_once_what_can_be_had(bench, caplog):
 
 def test_what_is_missing_is_logged_once_for_all_spawners(bench, caplog):
     for _ in range(3):
-        bench.children._greeted({"seccomp": "yes", "landlock": "no (not in this kernel)", "oom": "yes"})
+        bench.children._keep_confinement(
+            {"seccomp": "yes", "landlock": "no (not in this kernel)", "oom": "yes"}
+        )
     told = [record.message for record in caplog.records if "landlock" in record.message]
     assert told[-1:] == ["children are confined without: landlock no (not in this kernel)"]
-    bench.children._greeted({"seccomp": "yes"})
+    bench.children._keep_confinement({"seccomp": "yes"})
     assert len(told) == 1
 
 
@@ -180,10 +182,10 @@ def test_what_is_missing_is_logged_once_for_all_spawners(bench, caplog):
 
 FAIL = """
 from guestmtce.server.child import confine
-real, refuse = confine.take, confine._libc.close
-def take(steps):
-    real([s._replace(call=lambda *_: refuse(-1)) if s.what == %r else s for s in steps])
-confine.take = take
+real, refuse = confine.run_steps, confine.libc.close
+def run_steps(steps):
+    real([s._replace(call=lambda *_: refuse(-1)) if s.name == %r else s for s in steps])
+confine.run_steps = run_steps
 """
 
 
@@ -196,7 +198,7 @@ def step_names():
             os.close(int(descriptor))
         except OSError:
             pass  # the listing's own
-    return [step.what for step in confinement._steps]
+    return [step.name for step in confinement._steps]
 
 
 @pytest.mark.parametrize("name", step_names())
@@ -232,7 +234,7 @@ def test_whose_master_went_at_the_wrong_moment_is_not_confined():
 
 def test_last_words_are_a_report_whatever_they_are():
     near, far = os.pipe()
-    spawner.last_words(far, OSError("\ud800" * 5000))
+    spawner.send_last_words(far, OSError("\ud800" * 5000))
     report = pipe_protocol.decode_report(os.read(near, 100_000))
     assert report.text.startswith("the child failed: OSError(")
     os.close(near)
@@ -284,7 +286,7 @@ def test_a_signal_that_is_ignored_interrupts_nothing(bench):
     os.kill(pid, signal.SIGCONT)
     bench.answer()
     bench.serve_for(0.1)
-    assert (bench.ends, bench.children.pids()) == ([], {ONE: pid})
+    assert (bench.ends, bench.children.list_pids()) == ([], {ONE: pid})
 
 
 def test_where_the_kernel_gives_no_random_bytes_a_file_does(monkeypatch):

@@ -11,7 +11,7 @@ import sys
 
 import psutil
 import pytest
-from children_driver import ROOT, bench, gone, make_bench
+from children_driver import ROOT, bench, confined, gone, make_bench
 
 from guestmtce.lab.guest import uuid_of
 from guestmtce.server.child import confine, fork_sibling, page_layout, session_types, spawner
@@ -40,9 +40,11 @@ def test_a_child_shares_nearly_all_of_its_memory(make_bench):
     assert min(means) < USS_MAX
 
 
-def mean_size(make_bench):
+def mean_size(make_bench, **options):
     """USS, in bytes, of a child of one spawner."""
-    bench = make_bench(settings=session_types.Settings(interval_floor_ms=100, failure_threshold=1000))
+    bench = make_bench(
+        settings=session_types.SessionSettings(interval_floor_ms=100, failure_threshold=1000), **options
+    )
     uuids = [uuid_of(number) for number in range(CHILDREN)]
     for uuid in uuids:
         bench.born(uuid)
@@ -52,9 +54,39 @@ def mean_size(make_bench):
             bench.answer(uuid)
     bench.serve_for(0.3)
     assert bench.ends == []
-    sizes = [psutil.Process(pid).memory_full_info().uss for pid in bench.children.pids().values()]
+    sizes = [psutil.Process(pid).memory_full_info().uss for pid in bench.children.list_pids().values()]
     bench.close()
     return sum(sizes) / len(sizes)
+
+
+def test_a_spawner_that_lays_nothing_out_has_children_all_the_same(make_bench):
+    """`[debug] page_layout = no`."""
+    bench = make_bench(page_layout=False)
+    bench.children.prove_confinement()
+    pid = bench.born()
+    bench.beat()
+    assert bench.ends == []
+    assert confined(pid)
+
+
+PLAIN_OR_NOT = """
+import sys
+sys.path[:0] = %r.split(":")
+from guestmtce.server.child import page_layout
+page_layout.choose(%r)
+def add(a, b): return a + b
+code = add.__code__
+page_layout.fill_holes()
+page_layout.gather([code])
+print(len(page_layout._filling) > 0, add.__code__ is not code, add(1, 2))
+"""
+
+
+@pytest.mark.parametrize(("layout", "does"), [(page_layout.LAID_OUT, True), (page_layout.PLAIN, False)])
+def test_plain_memory_is_left_as_it_is(layout, does):
+    words = [sys.executable, "-c", PLAIN_OR_NOT % (spawner_code.import_path(), layout)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "%s %s 3\n" % (does, does)
 
 
 def test_a_sibling_is_our_parent_s_child():
@@ -93,14 +125,14 @@ def no_clone(monkeypatch):
 
 def test_where_clone_has_no_number_children_are_the_master_s_all_the_same(no_clone, make_bench):
     bench = make_bench()
-    bench.children.prove()
+    bench.children.prove_confinement()
     pids = [bench.born(uuid_of(number)) for number in range(3)]
     bench.beat(uuid_of(1))
     assert [psutil.Process(pid).ppid() for pid in pids] == [os.getpid()] * 3
     os.kill(pids[0], signal.SIGKILL)
     bench.until(lambda: bench.ends)
     assert bench.ends == [(uuid_of(0), DIED, " of signal 9")]
-    bench.children.drop(uuid_of(2))
+    bench.children.drop_child(uuid_of(2))
     bench.until(lambda: gone(pids[2]))
     bench.born(uuid_of(0))
     assert bench.children.spawner.started == 1
@@ -195,7 +227,7 @@ def _large(number):
 def test_gathered_code_does_what_it_did_and_is_too_large_for_a_pool():
     before = _small(1), _large(2)
     small, large = _small.__code__, _large.__code__
-    page_layout.gather(page_layout.codes_of(lambda: (_small(1), _large(2))))
+    page_layout.gather(page_layout.list_codes_run_by(lambda: (_small(1), _large(2))))
     assert (_small(1), _large(2)) == before
     assert _small.__code__ is not small and _large.__code__ is not large
     assert _small.__code__.co_consts == small.co_consts
@@ -204,6 +236,6 @@ def test_gathered_code_does_what_it_did_and_is_too_large_for_a_pool():
 
 def test_what_is_not_run_is_not_gathered():
     code = _large.__code__
-    page_layout.gather(page_layout.codes_of(lambda: _small(1)))
+    page_layout.gather(page_layout.list_codes_run_by(lambda: _small(1)))
     assert _large.__code__ is code
     assert sys.getprofile() is None

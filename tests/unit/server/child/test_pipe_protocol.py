@@ -10,25 +10,26 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from session_driver import GUEST, Bench
 
-from guestmtce.server.child import pipe_protocol
-from guestmtce.server.child import session as s
+from guestmtce.server.child import pipe_protocol, session_types
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import ActionResponse, ChallengeResponse
 
 REPORTS = [
-    s.Acknowledged(GUEST),
-    s.Acknowledged(GUEST._replace(name="gäst \u20ac", heartbeat_interval_ms=guest_channel.INT32_MAX)),
-    s.Running(),
-    s.Stopped(),
-    s.Lost(2),
-    s.Missed(1),
-    s.Ill("reboot", 'disk "full"\n'),
-    s.Well(),
-    s.ReportingEnabled(),
-    s.Answered(guest_channel.INT32_MAX, "reject", "n" * json_lines.LOG_MSG_MAX),
-    s.Late(0.25),
-    s.Reconnect("suspended"),
-    s.Note("something", 4),
+    session_types.Acknowledged(GUEST),
+    session_types.Acknowledged(
+        GUEST._replace(name="gäst \u20ac", heartbeat_interval_ms=guest_channel.INT32_MAX)
+    ),
+    session_types.Running(),
+    session_types.Stopped(),
+    session_types.Lost(2),
+    session_types.Missed(1),
+    session_types.Ill("reboot", 'disk "full"\n'),
+    session_types.Well(),
+    session_types.ReportingEnabled(),
+    session_types.Answered(guest_channel.INT32_MAX, "reject", "n" * json_lines.LOG_MSG_MAX),
+    session_types.Late(0.25),
+    session_types.Reconnect("suspended"),
+    session_types.Note("something", 4),
 ]
 
 
@@ -37,7 +38,7 @@ def packet(*values):
 
 
 def test_the_list_above_names_every_report():
-    assert {type(report) for report in REPORTS} == set(typing.get_args(s.Report))
+    assert {type(report) for report in REPORTS} == set(typing.get_args(session_types.Report))
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
@@ -52,7 +53,7 @@ def test_a_report_crosses_the_pipe_unchanged(report):
 @pytest.mark.parametrize("event", guest_channel.EVENT_TYPES)
 @pytest.mark.parametrize("kind", guest_channel.NOTIFICATION_TYPES)
 def test_a_question_crosses_the_pipe_unchanged(kind, event):
-    question = pipe_protocol.Ask(guest_channel.INT32_MAX, kind, event, guest_channel.SECS_MAX * 1000)
+    question = pipe_protocol.AskGuest(guest_channel.INT32_MAX, kind, event, guest_channel.SECS_MAX * 1000)
     assert pipe_protocol.decode_ask(pipe_protocol.encode(question)) == question
     assert pipe_protocol.encode(pipe_protocol.EnableReporting()) == pipe_protocol.ENABLE_REPORTING_PACKET
 
@@ -128,7 +129,7 @@ def test_an_init_that_a_guest_could_not_send_is_cut_as_the_guest_s_would_be():
 def test_the_packet_limit_is_where_it_says():
     room = pipe_protocol.PACKET_MAX - len(packet("Note", "", 0))
     longest = packet("Note", "n" * room, 0)
-    assert pipe_protocol.decode_report(longest) == s.Note("n" * room, 0)
+    assert pipe_protocol.decode_report(longest) == session_types.Note("n" * room, 0)
     with pytest.raises(pipe_protocol.BrokenRules, match=str(pipe_protocol.PACKET_MAX)):
         pipe_protocol.decode_report(packet("Note", "n" * (room + 1), 0))
 
@@ -139,14 +140,14 @@ def accepted_is_a_whole_report(data):
         report = pipe_protocol.decode_report(data)
     except pipe_protocol.BrokenRules:
         return
-    assert type(report) in typing.get_args(s.Report)
+    assert type(report) in typing.get_args(session_types.Report)
     assert pipe_protocol.decode_report(pipe_protocol.encode(report)) == report
 
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=40), st.just(10**400)
 )
-NAMES = st.sampled_from([kind.__name__ for kind in typing.get_args(s.Report)])
+NAMES = st.sampled_from([kind.__name__ for kind in typing.get_args(session_types.Report)])
 
 
 @settings(deadline=None)

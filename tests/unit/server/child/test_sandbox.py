@@ -41,14 +41,14 @@ KERNELS = {
 def test_the_filter_is_installed_by_what_the_kernel_has(monkeypatch, name):
     answers, call, words = KERNELS[name]
     kernel = Kernel(**answers)
-    monkeypatch.setattr(sandbox, "_libc", kernel)
+    monkeypatch.setattr(sandbox, "libc", kernel)
     step = sandbox.install_step(FILTER)
     assert [one.value for one in step.arguments[: len(words)]] == words
     assert any("byref" in repr(one) or "cparam" in repr(one) for one in step.arguments)
 
 
 def test_a_kernel_without_filters_says_so(monkeypatch):
-    monkeypatch.setattr(sandbox, "_libc", Kernel(syscall=errno.EINVAL, prctl=errno.EINVAL))
+    monkeypatch.setattr(sandbox, "libc", Kernel(syscall=errno.EINVAL, prctl=errno.EINVAL))
     with pytest.raises(sandbox.Missing, match="not in this kernel"):
         sandbox.install_step(FILTER)
 
@@ -68,6 +68,6 @@ def test_landlock_handles_every_right_of_its_version_and_none_that_it_does_not_k
     [(errno.ENOSYS, "not in this kernel"), (errno.EOPNOTSUPP, "disabled"), (errno.EPERM, "not permitted")],
 )
 def test_a_kernel_without_landlock_says_why(monkeypatch, number, why):
-    monkeypatch.setattr(sandbox, "_libc", Kernel(syscall=number))
+    monkeypatch.setattr(sandbox, "libc", Kernel(syscall=number))
     with pytest.raises(sandbox.Missing, match=why):
         sandbox.landlock_ruleset()

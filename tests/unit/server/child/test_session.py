@@ -8,8 +8,38 @@ import pytest
 from session_driver import BEGIN, GUEST, Bench
 
 from guestmtce.server.child import process
-from guestmtce.server.child import session as s
-from guestmtce.server.child.session import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING, Resume, Settings
+from guestmtce.server.child.session import NEVER, Session
+from guestmtce.server.child.session_heartbeat import GONE
+from guestmtce.server.child.session_states import (
+    CHALLENGED,
+    CLOSED,
+    DUE,
+    EXIT,
+    INIT,
+    INPUTS,
+    LOSS,
+    MISS,
+    REPEAT,
+    RESTING,
+    RESUMING,
+    RIGHT,
+    STATES,
+    STOP,
+    TRANSITIONS,
+    WAITING,
+    WRONG,
+)
+from guestmtce.server.child.session_types import (
+    Acknowledged,
+    Ill,
+    Lost,
+    Missed,
+    Note,
+    Reconnect,
+    Resume,
+    SessionSettings,
+    Stopped,
+)
 from guestmtce.wire import guest_channel, json_lines
 from guestmtce.wire.guest_channel import Challenge, ChallengeResponse, InitAck, Nack
 
@@ -28,69 +58,69 @@ def bench_in(state):
         bench.run(20, answers=False)  # it goes quiet, and its last challenge stays open
     if state == CLOSED:
         bench.tick()
-    assert bench.session.state == state
+    assert bench.session.heartbeat.state == state
     bench.now += 20  # beyond every limit on repeated log lines, within nobody's judgement
     bench.forget()
     return bench
 
 
 def give(bench, what):
-    if what == s.INIT:
+    if what == INIT:
         bench.init()
-    elif what == s.RIGHT:
+    elif what == RIGHT:
         bench.answer()
-    elif what == s.WRONG:
+    elif what == WRONG:
         bench.answer(off=12345)
-    elif what == s.EXIT:
+    elif what == EXIT:
         bench.exit()
     else:
         bench.now = BEGIN
-        if what == s.STOP:
+        if what == STOP:
             bench.ask(1, guest_channel.NOTICE, "reboot")
-        if what in (s.LOSS, s.STOP):
+        if what in (LOSS, STOP):
             bench.tick()
-        if what == s.REPEAT:
+        if what == REPEAT:
             bench._keep(bench.session.enable_reporting(bench.now))
         bench.forget()
-        bench.tick(BEGIN + 1e6 if bench.session.state == CLOSED else None)
+        bench.tick(BEGIN + 1e6 if bench.session.heartbeat.state == CLOSED else None)
 
 
 WALK = {
-    (WAITING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
-    (WAITING, s.RIGHT): (RESTING, "Running", ""),
-    (WAITING, s.WRONG): (WAITING, "Note", ""),
-    (WAITING, s.EXIT): (WAITING, "Note Stopped", ""),
-    (WAITING, s.DUE): (CLOSED, "Reconnect", ""),
-    (RESUMING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
-    (RESUMING, s.RIGHT): (RESTING, "Running", ""),
-    (RESUMING, s.WRONG): (RESUMING, "Note", ""),
-    (RESUMING, s.EXIT): (WAITING, "Note Stopped", ""),
-    (RESUMING, s.REPEAT): (RESUMING, "", "Challenge"),
-    (RESUMING, s.DUE): (WAITING, "Lost", ""),
-    (CHALLENGED, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
-    (CHALLENGED, s.RIGHT): (RESTING, "", ""),
-    (CHALLENGED, s.WRONG): (CHALLENGED, "Note", ""),
-    (CHALLENGED, s.EXIT): (WAITING, "Note Stopped", ""),
-    (CHALLENGED, s.MISS): (CHALLENGED, "Missed", "Challenge"),
-    (CHALLENGED, s.STOP): (CHALLENGED, "Missed Stopped", "Challenge"),
-    (CHALLENGED, s.LOSS): (WAITING, "Missed Lost", ""),
-    (RESTING, s.INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
-    (RESTING, s.RIGHT): (RESTING, "", ""),
-    (RESTING, s.WRONG): (RESTING, "Note", ""),
-    (RESTING, s.EXIT): (WAITING, "Note Stopped", ""),
-    (RESTING, s.DUE): (CHALLENGED, "", "Challenge"),
-    (CLOSED, s.INIT): (CLOSED, "", ""),
-    (CLOSED, s.RIGHT): (CLOSED, "", ""),
-    (CLOSED, s.WRONG): (CLOSED, "Note", ""),
-    (CLOSED, s.EXIT): (CLOSED, "", ""),
-    (CLOSED, s.DUE): (CLOSED, "", ""),
+    (WAITING, INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
+    (WAITING, RIGHT): (RESTING, "Running", ""),
+    (WAITING, WRONG): (WAITING, "Note", ""),
+    (WAITING, EXIT): (WAITING, "Note Stopped", ""),
+    (WAITING, DUE): (CLOSED, "Reconnect", ""),
+    (RESUMING, INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
+    (RESUMING, RIGHT): (RESTING, "Running", ""),
+    (RESUMING, WRONG): (RESUMING, "Note", ""),
+    (RESUMING, EXIT): (WAITING, "Note Stopped", ""),
+    (RESUMING, REPEAT): (RESUMING, "", "Challenge"),
+    (RESUMING, DUE): (WAITING, "Lost", ""),
+    (CHALLENGED, INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
+    (CHALLENGED, RIGHT): (RESTING, "", ""),
+    (CHALLENGED, WRONG): (CHALLENGED, "Note", ""),
+    (CHALLENGED, EXIT): (WAITING, "Note Stopped", ""),
+    (CHALLENGED, MISS): (CHALLENGED, "Missed", "Challenge"),
+    (CHALLENGED, STOP): (CHALLENGED, "Missed Stopped", "Challenge"),
+    (CHALLENGED, LOSS): (WAITING, "Missed Lost", ""),
+    (RESTING, INIT): (CHALLENGED, "Acknowledged", "InitAck Challenge"),
+    (RESTING, RIGHT): (RESTING, "", ""),
+    (RESTING, WRONG): (RESTING, "Note", ""),
+    (RESTING, EXIT): (WAITING, "Note Stopped", ""),
+    (RESTING, DUE): (CHALLENGED, "", "Challenge"),
+    (CLOSED, INIT): (CLOSED, "", ""),
+    (CLOSED, RIGHT): (CLOSED, "", ""),
+    (CLOSED, WRONG): (CLOSED, "Note", ""),
+    (CLOSED, EXIT): (CLOSED, "", ""),
+    (CLOSED, DUE): (CLOSED, "", ""),
 }
 
 
 def test_the_walk_knows_every_pair():
-    assert set(WALK) == set(s.TRANSITIONS)
-    assert {state for state, _ in WALK} == set(s.STATES)
-    assert {what for _, what in WALK} == set(s.INPUTS)
+    assert set(WALK) == set(TRANSITIONS)
+    assert {state for state, _ in WALK} == set(STATES)
+    assert {what for _, what in WALK} == set(INPUTS)
 
 
 @pytest.mark.parametrize(("state", "what"), sorted(WALK))
@@ -98,7 +128,7 @@ def test_walk(state, what):
     bench = bench_in(state)
     give(bench, what)
     after, reports, sent = WALK[state, what]
-    assert bench.session.state == after == s.TRANSITIONS[state, what][0]
+    assert bench.session.heartbeat.state == after == TRANSITIONS[state, what][0]
     assert bench.kinds() == reports.split()
     assert [type(message).__name__ for message in bench.sent] == sent.split()
 
@@ -114,16 +144,16 @@ def test_init_is_acknowledged_and_challenged_at_once():
     bench = Bench()
     bench.init(invocation_id=846930886)
     assert bench.sent == [InitAck(846930886), Challenge(0)]
-    assert bench.reports == [s.Acknowledged(GUEST._replace(invocation_id=846930886))]
-    assert not bench.session.owes_answer
+    assert bench.reports == [Acknowledged(GUEST._replace(invocation_id=846930886))]
+    assert not bench.session.heartbeat.was_heartbeating
 
 
 @pytest.mark.parametrize(("interval", "taken"), [(399, 400), (0, 400), (-5, 400), (400, 400), (401, 401)])
 def test_interval_below_the_floor_is_raised_and_logged(interval, taken):
     bench = Bench()
     bench.say(guest_channel.build(GUEST._replace(heartbeat_interval_ms=interval), 1))
-    assert bench.told(s.Acknowledged) == [s.Acknowledged(GUEST._replace(heartbeat_interval_ms=taken))]
-    assert len(bench.told(s.Note)) == (interval < taken)
+    assert bench.told(Acknowledged) == [Acknowledged(GUEST._replace(heartbeat_interval_ms=taken))]
+    assert len(bench.told(Note)) == (interval < taken)
     assert bench.session.deadline == pytest.approx(BEGIN + taken / 1000)
 
 
@@ -140,10 +170,10 @@ def test_init_in_mid_heartbeat_is_taken_in_one_step():
 def test_init_resets_the_misses():
     bench = Bench().heartbeat()
     bench.run(2.5, answers=False)
-    assert bench.session.misses == 1
+    assert bench.session.heartbeat.misses == 1
     bench.init()
     bench.run(1.5, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 # --- answers, misses, loss -------------------------------------------------------------------------
@@ -173,9 +203,9 @@ def test_a_wrong_answer_leaves_the_challenge_open():
     bench = Bench().heartbeat()
     bench.tick()
     bench.answer(off=777)
-    assert (bench.session.state, bench.kinds()) == (CHALLENGED, ["Note"])
+    assert (bench.session.heartbeat.state, bench.kinds()) == (CHALLENGED, ["Note"])
     bench.answer()
-    assert bench.session.state == RESTING
+    assert bench.session.heartbeat.state == RESTING
 
 
 def test_an_answer_to_an_older_challenge_is_late_and_ignored():
@@ -184,24 +214,24 @@ def test_an_answer_to_an_older_challenge_is_late_and_ignored():
     old = bench.challenge
     bench.tick()
     bench.say(ChallengeResponse(old, "healthy", "reboot", ""))
-    assert bench.session.state == CHALLENGED
-    assert bench.session.misses == 1
-    assert "late" in bench.told(s.Note)[0].text
+    assert bench.session.heartbeat.state == CHALLENGED
+    assert bench.session.heartbeat.misses == 1
+    assert "late" in bench.told(Note)[0].text
 
 
 @pytest.mark.parametrize(("threshold", "interval"), [(0, 1000), (1, 1000), (1, 2500), (3, 500)])
 def test_loss_comes_at_exactly_one_interval_beyond_the_threshold(threshold, interval):
-    bench = Bench(Settings(failure_threshold=threshold)).heartbeat(heartbeat_interval_ms=interval)
+    bench = Bench(SessionSettings(failure_threshold=threshold)).heartbeat(heartbeat_interval_ms=interval)
     bench.tick()
     challenged = bench.now
     allowed = interval / 1000 * (threshold + 1)
     bench.run(allowed - 0.001, answers=False)
-    assert bench.reports == [s.Missed(count) for count in range(1, threshold + 1)]
+    assert bench.reports == [Missed(count) for count in range(1, threshold + 1)]
     bench.forget()
     bench.tick()
     assert bench.now == challenged + allowed
-    assert bench.reports == [s.Missed(threshold + 1), s.Lost(threshold + 1)]
-    assert (bench.session.state, bench.session.owes_answer) == (WAITING, False)
+    assert bench.reports == [Missed(threshold + 1), Lost(threshold + 1)]
+    assert (bench.session.heartbeat.state, bench.session.heartbeat.was_heartbeating) == (WAITING, False)
 
 
 def test_a_right_answer_resets_the_misses():
@@ -210,8 +240,8 @@ def test_a_right_answer_resets_the_misses():
         bench.tick()
         bench.tick()
         bench.answer()
-    assert bench.told(s.Missed) == [s.Missed(1)] * 5
-    assert bench.told(s.Lost) == []
+    assert bench.told(Missed) == [Missed(1)] * 5
+    assert bench.told(Lost) == []
 
 
 def test_who_never_heartbeat_is_not_lost():
@@ -219,7 +249,7 @@ def test_who_never_heartbeat_is_not_lost():
     bench.init()
     bench.run(119, answers=False)
     assert bench.kinds() == ["Acknowledged", "Missed", "Missed", "Stopped"]
-    assert bench.session.state == WAITING
+    assert bench.session.heartbeat.state == WAITING
 
 
 def test_after_a_loss_only_init_counts():
@@ -227,7 +257,7 @@ def test_after_a_loss_only_init_counts():
     bench.run(5, answers=False)
     bench.forget()
     bench.answer()
-    assert (bench.session.state, bench.sent, bench.kinds()) == (WAITING, [], ["Note"])
+    assert (bench.session.heartbeat.state, bench.sent, bench.kinds()) == (WAITING, [], ["Note"])
     bench.init()
     bench.answer()
     assert bench.kinds() == ["Note", "Acknowledged", "Running"]
@@ -241,14 +271,14 @@ def test_unhealthy_by_action(action):
     bench = Bench()
     bench.init()
     bench.answer("unhealthy", action, "disk full")
-    assert bench.session.owes_answer
+    assert bench.session.heartbeat.was_heartbeating
     last = bench.reports[-1]
     if action in ("none", "unknown"):
         assert bench.kinds() == ["Acknowledged", "Running", "Note"]
         assert "disk full" in last.text
     else:
         assert bench.kinds() == ["Acknowledged", "Running", "Ill"]
-        assert last == s.Ill(action, "disk full")
+        assert last == Ill(action, "disk full")
 
 
 def test_illness_is_repeated_after_55_s_and_counted_anew_after_health():
@@ -257,7 +287,7 @@ def test_illness_is_repeated_after_55_s_and_counted_anew_after_health():
     for _ in range(60):
         bench.tick()
         bench.answer("unhealthy")
-        ill_at += [bench.now - BEGIN] * len(bench.told(s.Ill))
+        ill_at += [bench.now - BEGIN] * len(bench.told(Ill))
         bench.forget()
     assert ill_at == [1.0, 56.0]
     bench.tick()
@@ -274,7 +304,7 @@ def test_a_restarted_guest_s_illness_is_told_at_once():
         bench.run(0.5, answers=False)
         bench.init()
         bench.answer("unhealthy")
-    assert bench.told(s.Ill) == [s.Ill("reboot", "")] * 2
+    assert bench.told(Ill) == [Ill("reboot", "")] * 2
 
 
 def test_who_was_ill_before_this_connection_is_not_reported_anew_and_its_health_is():
@@ -328,7 +358,11 @@ def test_not_heartbeating_for_120_s_closes_the_connection():
     assert bench.reports == []
     bench.tick()
     assert bench.now == BEGIN + 120
-    assert (bench.session.state, bench.kinds(), bench.session.deadline) == (CLOSED, ["Reconnect"], s.NEVER)
+    assert (bench.session.heartbeat.state, bench.kinds(), bench.session.deadline) == (
+        CLOSED,
+        ["Reconnect"],
+        NEVER,
+    )
 
 
 def test_idleness_counts_from_the_end_of_the_heartbeat_and_init_without_answers_does_not_stop_it():
@@ -340,10 +374,10 @@ def test_idleness_counts_from_the_end_of_the_heartbeat_and_init_without_answers_
         bench.run(5, answers=False)
         bench.init()
     bench.run(10, answers=False)
-    assert bench.told(s.Reconnect) == []
+    assert bench.told(Reconnect) == []
     bench.tick()
     assert bench.now == gone + 120
-    assert bench.session.state == CLOSED
+    assert bench.session.heartbeat.state == CLOSED
 
 
 # --- errors ----------------------------------------------------------------------------------------
@@ -380,7 +414,7 @@ def test_errors_are_nacked_and_cost_no_heartbeat(line, nack):
     assert bench.sent == ([] if nack is None else [Nack(GUEST.invocation_id, nack)])
     assert bench.kinds() == ["Note"]
     bench.answer()
-    assert bench.session.state == RESTING
+    assert bench.session.heartbeat.state == RESTING
 
 
 def test_at_most_one_nack_a_second():
@@ -407,7 +441,7 @@ def test_log_lines_of_a_kind_are_limited_and_counted():
         bench.say(b"rubbish\n")
     bench.now += 10
     bench.say(b"rubbish\n")
-    assert [note.more for note in bench.told(s.Note)] == [0, 4]
+    assert [note.held_back for note in bench.told(Note)] == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -469,7 +503,7 @@ def test_what_was_sent_in_time_is_read_before_its_sender_is_judged(lives, drains
 
 
 def test_the_host_counts_its_messages_from_1():
-    session = s.Session(Settings(), lambda: 7)
+    session = Session(SessionSettings(), lambda: 7)
     session.start(None, BEGIN)
     data, _ = session.receive(guest_channel.build(GUEST, 1), BEGIN)
     data += session.receive(b"{}\n", BEGIN)[0]
@@ -487,21 +521,21 @@ def test_who_has_not_introduced_itself_is_refused_under_the_id_0():
 
 
 def test_the_defaults_of_the_specification():
-    settings = Settings()
+    settings = SessionSettings()
     assert (settings.interval_floor_ms, settings.failure_threshold, settings.guest_patience) == (400, 1, 5)
     assert (settings.idle_reconnect, settings.expected_silence, settings.ill_repeat) == (120, 15, 55)
     assert (settings.nack_period, settings.phase_spread) == (1, 0)
 
 
 def test_one_guest_s_share_of_the_work_and_of_the_log():
-    settings = Settings()
+    settings = SessionSettings()
     assert (settings.ack_period, settings.init_report_period) == (0.1, 1)
     assert (settings.note_period, settings.wake_slack) == (10, 0.02)
 
 
 def test_who_is_resumed_is_neither_ill_nor_silent_nor_patient_unless_said():
     assert Resume(GUEST, True, 0.0)[3:] == (False, 0.0, False)
-    assert (s.Stopped(), s.GONE) == ((0,), (1,))
+    assert (Stopped(), GONE) == ((0,), (1,))
 
 
 def test_one_read_may_bring_what_is_refused_and_an_init():

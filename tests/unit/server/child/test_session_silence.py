@@ -5,9 +5,21 @@ from __future__ import annotations
 import pytest
 from session_driver import BEGIN, GUEST, Bench
 
-from guestmtce.server.child import session as s
-from guestmtce.server.child.session import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING, Answered, Resume
-from guestmtce.server.child.session_types import RETURNING, SILENCING
+from guestmtce.server.child.session_heartbeat import GONE, STOPPED
+from guestmtce.server.child.session_states import CHALLENGED, CLOSED, RESTING, RESUMING, WAITING
+from guestmtce.server.child.session_types import (
+    RETURNING,
+    SILENCING,
+    Acknowledged,
+    Answered,
+    Ill,
+    Lost,
+    Missed,
+    Resume,
+    Running,
+    Stopped,
+)
+from guestmtce.wire import guest_channel
 from guestmtce.wire.guest_channel import EVENT_TYPES, NOTICE, Challenge
 
 LINGERING = tuple(event for event in SILENCING if event != "pause")
@@ -48,11 +60,11 @@ def test_misses_are_judged_and_the_stop_is_told_within_two_intervals(event, resu
     bench.forget()
     bench.run(3, answers=False)
     assert bench.kinds()[-3:] == ["Missed", "Missed", "Stopped"]
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
     before = len(bench.wrote(Challenge))
     bench.run(5, answers=False)
     assert len(bench.wrote(Challenge)) == before + 5, "challenges go on"
-    assert bench.told((s.Stopped, s.Missed))[2:] == [s.STOPPED]
+    assert bench.told((Stopped, Missed))[2:] == [STOPPED]
 
 
 @pytest.mark.parametrize("event", SILENCING)
@@ -63,7 +75,7 @@ def test_silence_begins_when_the_notice_is_put_to_the_guest(event):
     assert bench.kinds() == ["Missed", "Missed", "Stopped"]
     bench.run(9, answers=False)
     assert bench.told(Answered) == [Answered(1, "complete", "no answer in time")]
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 def test_who_answers_in_the_silence_heartbeats_again():
@@ -71,19 +83,19 @@ def test_who_answers_in_the_silence_heartbeats_again():
     bench.run(10, answers=False)
     bench.forget()
     bench.answer()
-    assert bench.reports == [s.Running()]
+    assert bench.reports == [Running()]
 
 
 @pytest.mark.parametrize("result", AGREED)
 def test_after_a_pause_the_stop_is_told_at_once_and_nobody_challenges(result):
     bench = Bench().heartbeat()
     settle(bench, "pause", result)
-    assert (bench.session.state, bench.session.owes_answer) == (WAITING, False)
+    assert (bench.session.heartbeat.state, bench.session.heartbeat.was_heartbeating) == (WAITING, False)
     assert bench.kinds()[-2:] == ["Answered", "Stopped"]
     bench.forget()
     bench.answer()  # the last one, which it had before it answered the notice
     bench.run(100, answers=False)
-    assert (bench.told((s.Running, s.Lost)), bench.sent) == ([], [])
+    assert (bench.told((Running, Lost)), bench.sent) == ([], [])
     bench.init()
     bench.answer()
     assert bench.kinds()[-2:] == ["Acknowledged", "Running"]
@@ -97,10 +109,10 @@ def test_after_a_pause_the_stop_is_told_at_once_and_nobody_challenges(result):
 def test_a_hang_after_an_answer_is_lost_when_the_silence_and_the_patience_are_over(event, answers_for):
     bench = agreed(event, answers_for)
     bench.run(SILENCE - answers_for + PATIENCE - 0.1, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
     bench.run(2.1, answers=False)  # two misses can take longer than what is left of the silence
-    assert len(bench.told(s.Lost)) == 1
-    assert bench.session.state == WAITING
+    assert len(bench.told(Lost)) == 1
+    assert bench.session.heartbeat.state == WAITING
 
 
 def test_a_hang_at_the_end_of_the_silence_is_a_loss_like_any_other():
@@ -113,18 +125,18 @@ def test_a_hang_at_the_end_of_the_silence_is_a_loss_like_any_other():
 def test_who_has_not_answered_since_the_notice_goes_quiet(event):
     bench = agreed(event)
     bench.run(100, answers=False)
-    assert bench.told((s.Lost, s.Running)) == []
-    assert bench.session.state == WAITING
+    assert bench.told((Lost, Running)) == []
+    assert bench.session.heartbeat.state == WAITING
     bench.forget()
     bench.answer()
-    assert bench.reports == [s.Running()], "its last challenge stays open"
+    assert bench.reports == [Running()], "its last challenge stays open"
 
 
 @pytest.mark.parametrize("event", LINGERING)
 def test_who_answers_all_the_time_is_watched_on(event):
     bench = agreed(event, SILENCE + 5)
-    assert bench.session.state in (RESTING, CHALLENGED)
-    assert bench.told((s.Stopped, s.Lost, s.Missed)) == []
+    assert bench.session.heartbeat.state in (RESTING, CHALLENGED)
+    assert bench.told((Stopped, Lost, Missed)) == []
 
 
 @pytest.mark.parametrize("interval", [400, 7000, 20000, 31000, 90000])
@@ -134,8 +146,8 @@ def test_no_loss_after_a_notice_however_the_timers_fall(interval, before):
     bench.run(before, answers=True)
     settle(bench, "reboot", "complete")
     bench.run(600, answers=False)
-    assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) != []
+    assert bench.told(Lost) == []
+    assert bench.told(Stopped) != []
 
 
 @pytest.mark.parametrize("interval", [20000, 90000])
@@ -143,7 +155,7 @@ def test_who_was_not_challenged_since_the_notice_is_asked_before_it_counts_as_qu
     bench = agreed("reboot", heartbeat_interval_ms=interval)
     bench.run(SILENCE + 1, answers=False)
     bench.answer()
-    assert (bench.kinds(), bench.session.state) == (["Running"], RESTING)
+    assert (bench.kinds(), bench.session.heartbeat.state) == (["Running"], RESTING)
 
 
 # --- what else ends it -----------------------------------------------------------------------------
@@ -178,25 +190,25 @@ def test_the_guest_s_init_ends_it(event):
     bench.forget()
     bench.init()
     bench.answer()
-    assert bench.reports == [s.Acknowledged(GUEST), s.Running()]
+    assert bench.reports == [Acknowledged(GUEST), Running()]
     bench.run(3, answers=False)
-    assert bench.told(s.Lost) == [s.Lost(2)]
+    assert bench.told(Lost) == [Lost(2)]
 
 
 def test_who_restarts_as_announced_and_never_answers_is_no_loss():
     bench = agreed("reboot", 1)
     bench.init()
     bench.run(60, answers=False)
-    assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) != []
+    assert bench.told(Lost) == []
+    assert bench.told(Stopped) != []
 
 
 def test_exit_ends_it():
     bench = agreed("stop")
     bench.exit()
     bench.run(110, answers=False)
-    assert bench.told(s.Stopped) == [s.GONE]
-    assert bench.told((s.Lost, s.Missed)) == []
+    assert bench.told(Stopped) == [GONE]
+    assert bench.told((Lost, Missed)) == []
 
 
 # --- over a reconnect ------------------------------------------------------------------------------
@@ -205,25 +217,25 @@ def test_exit_ends_it():
 def test_silence_goes_on_over_a_reconnect_and_ends_quietly():
     bench = Bench(resume=Resume(GUEST, True, 10.0, False))
     bench.run(30, answers=False)
-    assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) != []
-    assert bench.session.state == WAITING
+    assert bench.told(Lost) == []
+    assert bench.told(Stopped) != []
+    assert bench.session.heartbeat.state == WAITING
 
 
 def test_who_had_answered_since_the_notice_is_lost_over_a_reconnect_too():
     bench = Bench(resume=Resume(GUEST, True, 10.0, True))
     bench.run(10 + PATIENCE - 0.1, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
     bench.run(0.2, answers=False)
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
 
 
 def test_who_answers_in_a_resumed_silence_is_watched_on():
     bench = Bench(resume=Resume(GUEST, True, 10.0))
     bench.run(11, answers=True)
-    assert bench.reports == [s.Running()]
+    assert bench.reports == [Running()]
     bench.run(10, answers=False)
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
 
 
 # --- reporting becomes enabled ---------------------------------------------------------------------
@@ -251,7 +263,7 @@ def silent_for(seconds):
 
 def lost():
     bench = silent_for(3)()
-    assert bench.told(s.Lost)
+    assert bench.told(Lost)
     return bench
 
 
@@ -267,19 +279,19 @@ def test_whoever_is_known_is_challenged_at_once_and_owes_nothing(make):
     bench.run(4.9, answers=False)
     assert len(bench.wrote(Challenge)) == 5, "and at its interval"
     bench.run(60, answers=False)
-    assert bench.told(s.Lost) == []
-    assert bench.told(s.Stopped)[-1] == s.GONE
-    assert bench.session.state == WAITING
+    assert bench.told(Lost) == []
+    assert bench.told(Stopped)[-1] == GONE
+    assert bench.session.heartbeat.state == WAITING
 
 
 def test_the_patience_that_reporting_gives_does_not_put_off_what_its_misses_say():
     bench = silent_for(2.5)()
-    assert len(bench.told(s.Missed)) == 1
+    assert len(bench.told(Missed)) == 1
     enable(bench)
     bench.run(1.05, answers=False)
-    assert bench.told(s.Stopped) == [s.STOPPED], "after two misses, the one of before with it"
+    assert bench.told(Stopped) == [STOPPED], "after two misses, the one of before with it"
     bench.answer()
-    assert s.Running() in bench.reports
+    assert Running() in bench.reports
 
 
 def test_who_missed_before_its_silence_ended_is_told_as_stopped_after_two_misses():
@@ -287,10 +299,10 @@ def test_who_missed_before_its_silence_ended_is_told_as_stopped_after_two_misses
     bench = agreed("reboot")
     bench.run(12.5, answers=True)
     bench.run(3.6, answers=False)  # the silence ends after 15 s, in the middle of its misses
-    assert bench.told(s.Missed) and bench.told(s.Lost) == []
-    assert bench.told(s.Stopped) == [s.STOPPED]
+    assert bench.told(Missed) and bench.told(Lost) == []
+    assert bench.told(Stopped) == [STOPPED]
     bench.run(10, answers=False)
-    assert len(bench.told(s.Lost)) == 1, "its patience is over, and it owed an answer"
+    assert len(bench.told(Lost)) == 1, "its patience is over, and it owed an answer"
 
 
 def test_time_that_was_ours_makes_nobody_stopped():
@@ -298,9 +310,9 @@ def test_time_that_was_ours_makes_nobody_stopped():
     enable(bench)
     bench.now += 3
     bench._keep(bench.session.tick(bench.now))
-    assert bench.told(s.Stopped) == []
+    assert bench.told(Stopped) == []
     bench.answer()
-    assert s.Running() in bench.reports
+    assert Running() in bench.reports
 
 
 @pytest.mark.parametrize("make", STATES)
@@ -311,9 +323,9 @@ def test_its_answer_however_late_makes_it_heartbeat(make, after):
     bench.run(after, answers=False)
     bench.forget()
     bench.answer()
-    assert bench.reports == [s.Running()]
+    assert bench.reports == [Running()]
     bench.run(10, answers=False)
-    assert len(bench.told(s.Lost)) == 1, "from then on it owes answers"
+    assert len(bench.told(Lost)) == 1, "from then on it owes answers"
 
 
 def test_any_of_the_challenges_may_be_answered():
@@ -325,7 +337,7 @@ def test_any_of_the_challenges_may_be_answered():
     bench.forget()
     bench.challenge = first
     bench.answer()
-    assert bench.reports == [s.Running()]
+    assert bench.reports == [Running()]
 
 
 def test_a_guest_that_is_well_is_only_challenged_sooner():
@@ -356,17 +368,17 @@ def test_who_says_init_after_the_enabling_and_hangs_before_its_first_answer_is_n
     enable(bench)
     bench.init()
     bench.run(60, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 def test_who_is_ill_when_reporting_becomes_enabled_is_told_again():
     bench = Bench().heartbeat()
     bench.tick()
     bench.answer("unhealthy")
-    assert bench.told(s.Ill) == [s.Ill("reboot", "")]
+    assert bench.told(Ill) == [Ill("reboot", "")]
     enable(bench)
     bench.answer("unhealthy")
-    assert bench.told(s.Ill) == [s.Ill("reboot", "")]
+    assert bench.told(Ill) == [Ill("reboot", "")]
 
 
 def test_it_ends_a_silence():
@@ -381,15 +393,15 @@ def test_it_ends_a_silence():
 def test_a_closed_connection_stays_closed():
     bench = Bench()
     bench.run(120, answers=False)
-    assert bench.session.state == CLOSED
+    assert bench.session.heartbeat.state == CLOSED
     enable(bench)
-    assert (bench.session.state, bench.sent) == (CLOSED, [])
+    assert (bench.session.heartbeat.state, bench.sent) == (CLOSED, [])
 
 
 def test_a_question_may_be_put_while_it_is_asked():
     bench = paused()
     enable(bench)
-    assert bench.session.state == RESUMING
+    assert bench.session.heartbeat.state == RESUMING
     settle(bench, "resume", "complete")
     assert bench.told(Answered) == [Answered(1, "complete", "why")]
 
@@ -401,15 +413,15 @@ def test_a_question_may_be_put_while_it_is_asked():
 def test_a_guest_that_says_init_again_and_again_and_answers_nothing_is_lost(period):
     bench = Bench().heartbeat()
     until = bench.now + 10
-    while bench.now < until and not bench.told(s.Lost):
+    while bench.now < until and not bench.told(Lost):
         bench.run(period, answers=False)
         bench.init()
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
     assert bench.now - BEGIN <= 2 + 2 * period + 0.1
     for _ in range(100):
         bench.run(period, answers=False)
         bench.init()
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
 
 
 def test_a_guest_that_restarts_and_answers_is_not_lost():
@@ -418,7 +430,7 @@ def test_a_guest_that_restarts_and_answers_is_not_lost():
         bench.run(1.9, answers=False)
         bench.init()
         bench.answer()
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 def test_inits_that_we_read_late_are_no_loss():
@@ -431,7 +443,7 @@ def test_inits_that_we_read_late_are_no_loss():
     bench.tick(bench.now)
     bench.answer()
     bench.run(5, answers=True)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 def test_init_acks_keep_their_distance_and_the_latest_init_counts():
@@ -439,10 +451,10 @@ def test_init_acks_keep_their_distance_and_the_latest_init_counts():
     for ident in range(1, 11):
         bench.init(invocation_id=ident)
         bench.now += 0.001
-    acks = [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)]
+    acks = [message.invocation_id for message in bench.wrote(guest_channel.InitAck)]
     assert acks == [1]
     bench.run(0.2, answers=False)
-    acks = [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)]
+    acks = [message.invocation_id for message in bench.wrote(guest_channel.InitAck)]
     assert acks == [1, 10]
 
 
@@ -463,9 +475,9 @@ def test_a_goodbye_takes_back_an_init_that_waits():
 def test_a_longer_patience_puts_the_loss_off_and_no_answer():
     bench = Bench(resume=Resume(GUEST, True, 0.0, False, 121.0))
     bench.run(120.9, answers=False)
-    assert bench.told((s.Lost, s.Stopped)) == []
+    assert bench.told((Lost, Stopped)) == []
     bench.run(0.2, answers=False)
-    assert bench.told(s.Lost) == [s.Lost(1)]
+    assert bench.told(Lost) == [Lost(1)]
 
 
 def test_who_had_restarted_meanwhile_says_init_within_its_time():
@@ -483,8 +495,8 @@ def test_who_refuses_after_its_patience_was_spent_in_the_question_s_time_has_it_
     bench.run(PATIENCE + 2, answers=False)
     bench.respond("suspend", NOTICE, "reject")
     bench.run(PATIENCE + 2, answers=False)
-    assert bench.session.state == WAITING, "it is not challenged for ever"
-    assert bench.told(s.Lost) == []
+    assert bench.session.heartbeat.state == WAITING, "it is not challenged for ever"
+    assert bench.told(Lost) == []
 
 
 def test_who_owes_an_answer_has_its_patience_anew_when_it_refuses():
@@ -498,9 +510,9 @@ def test_who_owes_an_answer_has_its_patience_anew_when_it_refuses():
     bench.respond("suspend", NOTICE, "reject")
     bench.forget()
     bench.run(PATIENCE - 0.5, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
     bench.run(1, answers=False)
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
 
 
 # --- the end of the silence finds a guest that waits -----------------------------------------------
@@ -511,7 +523,7 @@ def test_the_end_of_the_silence_changes_nothing_for_whom_nobody_challenges():
     bench.run(SILENCE - 0.1, answers=False)
     assert bench.session.deadline == pytest.approx(bench.now + 0.1)
     bench.run(0.1, answers=False)
-    assert (bench.session.state, bench.reports, bench.sent) == (WAITING, [], [])
+    assert (bench.session.heartbeat.state, bench.reports, bench.sent) == (WAITING, [], [])
     assert bench.session.deadline > bench.now + 60  # it is given up like any other
 
 
@@ -523,14 +535,14 @@ def test_who_says_init_after_the_silence_is_lost_once_it_has_answered(answers):
     if answers:
         bench.answer()
     bench.run(10, answers=False)
-    assert len(bench.told(s.Lost)) == answers
+    assert len(bench.told(Lost)) == answers
 
 
 @pytest.mark.parametrize("silence", [0.01, 0.5, 1.0])
 def test_the_last_second_of_a_silence_counts_over_a_reconnect(silence):
     bench = Bench(resume=Resume(GUEST, True, silence))
     bench.run(30, answers=False)
-    assert (bench.told(s.Lost), len(bench.told(s.Stopped))) == ([], 1)
+    assert (bench.told(Lost), len(bench.told(Stopped))) == ([], 1)
 
 
 def test_an_init_that_followed_another_at_once_is_reported_after_its_second():
@@ -538,9 +550,9 @@ def test_an_init_that_followed_another_at_once_is_reported_after_its_second():
     bench.init(name="vm-1")
     bench.run(0.5, answers=False)
     bench.init(name="vm-2")
-    assert [report.init.name for report in bench.told(s.Acknowledged)] == ["vm-1"]
+    assert [report.init.name for report in bench.told(Acknowledged)] == ["vm-1"]
     bench.run(1.1, answers=False)
-    assert [report.init.name for report in bench.told(s.Acknowledged)] == ["vm-1", "vm-2"]
+    assert [report.init.name for report in bench.told(Acknowledged)] == ["vm-1", "vm-2"]
 
 
 def test_an_early_wake_up_acknowledges_no_init_before_its_turn():
@@ -548,9 +560,9 @@ def test_an_early_wake_up_acknowledges_no_init_before_its_turn():
     bench.init()
     bench.init(invocation_id=7)
     bench.tick(bench.now + 0.09)
-    assert len(bench.wrote(s.guest_channel.InitAck)) == 1
+    assert len(bench.wrote(guest_channel.InitAck)) == 1
     bench.tick(BEGIN + 0.1)
-    assert [message.invocation_id for message in bench.wrote(s.guest_channel.InitAck)][1:] == [7]
+    assert [message.invocation_id for message in bench.wrote(guest_channel.InitAck)][1:] == [7]
 
 
 # --- the patience of who is asked --------------------------------------------------------------
@@ -561,9 +573,9 @@ def test_who_is_asked_has_two_intervals_and_at_least_five_seconds(interval_ms, p
     bench = Bench().heartbeat(heartbeat_interval_ms=interval_ms)
     enable(bench)
     bench.run(patience - 0.1, answers=False)
-    assert bench.told((s.Stopped, s.Lost)) == []
+    assert bench.told((Stopped, Lost)) == []
     bench.run(0.2, answers=False)
-    assert (len(bench.told(s.Stopped)) > 0, bench.told(s.Lost)) == (True, [])
+    assert (len(bench.told(Stopped)) > 0, bench.told(Lost)) == (True, [])
 
 
 def test_who_answered_the_first_time_has_all_its_patience_the_second_time():
@@ -572,7 +584,7 @@ def test_who_answered_the_first_time_has_all_its_patience_the_second_time():
     bench.run(20, answers=True)
     enable(bench)
     bench.run(4.9, answers=False)
-    assert bench.told((s.Stopped, s.Lost)) == []
+    assert bench.told((Stopped, Lost)) == []
 
 
 def test_who_has_gone_is_not_told_as_stopped_again_before_its_patience_is_over():
@@ -581,27 +593,27 @@ def test_who_has_gone_is_not_told_as_stopped_again_before_its_patience_is_over()
     enable(bench)
     bench.forget()
     bench.run(4.9, answers=False)
-    assert bench.told(s.Stopped) == []
+    assert bench.told(Stopped) == []
 
 
 def missing_at_the_end_of_its_silence():
     """It answers until 12.8 s, misses at 14.4 s, and its silence ends at 15 s."""
     bench = agreed("stop", 13.0, heartbeat_interval_ms=800)
     bench.run(SILENCE - 13.0, answers=False)
-    assert [report.in_a_row for report in bench.told(s.Missed)] == [1]
+    assert [report.in_a_row for report in bench.told(Missed)] == [1]
     return bench
 
 
 def test_its_next_miss_after_the_silence_stops_it_and_its_patience_loses_it():
     bench = missing_at_the_end_of_its_silence()
     bench.run(0.7, answers=False)
-    assert bench.told(s.Stopped) == []
+    assert bench.told(Stopped) == []
     bench.run(0.2, answers=False)
-    assert bench.told(s.Stopped) == [s.STOPPED]
+    assert bench.told(Stopped) == [STOPPED]
     bench.run(4.0, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
     bench.run(0.2, answers=False)
-    assert len(bench.told(s.Lost)) == 1
+    assert len(bench.told(Lost)) == 1
 
 
 def test_an_enabling_does_not_put_off_the_stop_that_is_near():
@@ -609,9 +621,9 @@ def test_an_enabling_does_not_put_off_the_stop_that_is_near():
     bench.run(0.2, answers=False)
     enable(bench)
     bench.run(0.7, answers=False)
-    assert bench.told(s.Stopped) == [s.STOPPED]
+    assert bench.told(Stopped) == [STOPPED]
     bench.run(60, answers=False)
-    assert bench.told(s.Lost) == []
+    assert bench.told(Lost) == []
 
 
 # --- how long who begs has ---------------------------------------------------------------------
@@ -620,7 +632,7 @@ def test_an_enabling_does_not_put_off_the_stop_that_is_near():
 def lost_after(bench, period):
     """How many s after the first of its inits, one each `period` s, it is lost."""
     first = bench.now
-    while not bench.told(s.Lost) and bench.now < first + 60:
+    while not bench.told(Lost) and bench.now < first + 60:
         bench.init()
         bench.run(period, answers=False)
     return bench.now - first
@@ -650,10 +662,10 @@ def test_who_has_gone_is_not_asked():
 def test_who_answers_after_it_was_stopped_within_its_patience_heartbeats_again():
     bench = missing_at_the_end_of_its_silence()
     bench.run(1.0, answers=False)
-    assert bench.told(s.Stopped) == [s.STOPPED]
+    assert bench.told(Stopped) == [STOPPED]
     bench.forget()
     bench.answer()
-    assert bench.reports == [s.Running()]
+    assert bench.reports == [Running()]
 
 
 def test_the_end_of_a_question_and_a_stop_at_the_same_instant_are_both_reported():
@@ -661,4 +673,4 @@ def test_the_end_of_a_question_and_a_stop_at_the_same_instant_are_both_reported(
     bench.ask(1, NOTICE, "reboot", 3000)
     bench.run(3, answers=False)
     assert bench.kinds() == ["Missed", "Answered", "Missed", "Stopped"]
-    assert [missed.in_a_row for missed in bench.told(s.Missed)] == [1, 2]
+    assert [missed.in_a_row for missed in bench.told(Missed)] == [1, 2]

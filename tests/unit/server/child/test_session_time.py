@@ -8,9 +8,22 @@ from hypothesis import strategies as st
 from session_driver import BEGIN, GUEST, Bench
 from tiers import examples
 
-from guestmtce.server.child import session as s
-from guestmtce.server.child.session import CHALLENGED, CLOSED, RESTING, WAITING, Resume, Settings
-from guestmtce.server.child.session_types import AGREEMENTS, SILENCING
+from guestmtce.server.child.session_heartbeat import GONE
+from guestmtce.server.child.session_states import CHALLENGED, CLOSED, RESTING, WAITING
+from guestmtce.server.child.session_types import (
+    AGREEMENTS,
+    SILENCING,
+    Acknowledged,
+    Answered,
+    Late,
+    Lost,
+    Missed,
+    Note,
+    Resume,
+    Running,
+    SessionSettings,
+    Stopped,
+)
 from guestmtce.wire import guest_channel
 from guestmtce.wire.guest_channel import ActionNotify, Challenge, ChallengeResponse, InitAck
 
@@ -23,8 +36,8 @@ def test_resume_sends_one_challenge_and_its_answer_resumes_the_heartbeat(heartbe
     assert bench.first_bytes.startswith(b" \n\n{")
     assert bench.sent == [Challenge(0)]
     bench.run(4, answers=True)
-    assert bench.reports == [s.Running()]
-    assert bench.session.state == RESTING
+    assert bench.reports == [Running()]
+    assert bench.session.heartbeat.state == RESTING
 
 
 def test_resume_by_init():
@@ -42,21 +55,21 @@ def test_resume_by_init():
 )
 def test_a_resumed_guest_gets_its_patience_and_never_less_than_a_loss_takes(interval, threshold, patience):
     init = GUEST._replace(heartbeat_interval_ms=interval)
-    bench = Bench(Settings(failure_threshold=threshold), Resume(init, True, 0.0))
+    bench = Bench(SessionSettings(failure_threshold=threshold), Resume(init, True, 0.0))
     bench.tick(BEGIN + patience - 0.01)
     assert bench.reports == []
     bench.tick()
     assert bench.now == pytest.approx(BEGIN + patience)
-    assert bench.reports == [s.Lost(1)]
+    assert bench.reports == [Lost(1)]
     assert bench.sent == [Challenge(0)]
 
 
 def test_who_did_not_heartbeat_before_is_not_lost_by_a_resume():
     bench = Bench(resume=Resume(GUEST, False, 0.0))
     bench.run(119, answers=False)
-    assert (bench.session.state, bench.reports) == (WAITING, [s.GONE])
+    assert (bench.session.heartbeat.state, bench.reports) == (WAITING, [GONE])
     bench.tick()
-    assert (bench.now, bench.session.state) == (BEGIN + 120, CLOSED)
+    assert (bench.now, bench.session.heartbeat.state) == (BEGIN + 120, CLOSED)
 
 
 def test_exit_ends_a_resume():
@@ -85,19 +98,19 @@ def challenged(interval=1000):
 def test_a_punctual_wake_up_judges(late):
     bench = challenged()
     bench.tick(bench.session.deadline + late)
-    assert bench.reports == [s.Missed(1)]
+    assert bench.reports == [Missed(1)]
 
 
 @pytest.mark.parametrize(("late", "extra"), [(0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (3600.0, 1.0)])
 def test_a_late_wake_up_is_given_to_the_guest(late, extra):
     bench = challenged()
     bench.tick(bench.session.deadline + late)
-    assert bench.reports == [s.Late(late)]
+    assert bench.reports == [Late(late)]
     assert bench.session.deadline == bench.now + extra
     bench.now += extra / 2
     bench.answer()
-    assert bench.session.state == RESTING
-    assert bench.session.misses == 0
+    assert bench.session.heartbeat.state == RESTING
+    assert bench.session.heartbeat.misses == 0
 
 
 @pytest.mark.parametrize(
@@ -107,9 +120,9 @@ def test_a_late_wake_up_is_given_to_the_guest(late, extra):
 def test_what_is_excused_for_one_challenge_in_all(interval, late, excused):
     """Delays shorter than the interval: one interval. Longer ones: two."""
     bench, given = challenged(interval), 0.0
-    while not bench.told(s.Missed):
+    while not bench.told(Missed):
         bench.tick(bench.session.deadline + late)
-        given += bench.session.deadline - bench.now if not bench.told(s.Missed) else 0.0
+        given += bench.session.deadline - bench.now if not bench.told(Missed) else 0.0
     assert given == pytest.approx(excused)
 
 
@@ -118,7 +131,7 @@ def test_a_long_stall_is_excused_even_after_short_ones():
     for _ in range(4):
         bench.tick(bench.session.deadline + 0.25)
     bench.tick(bench.session.deadline + 30)
-    assert bench.told(s.Missed) == []
+    assert bench.told(Missed) == []
     assert bench.session.deadline == bench.now + 1.0
 
 
@@ -129,7 +142,7 @@ def test_every_challenge_has_its_own_excuse():
     bench.tick()
     bench.forget()
     bench.tick(bench.session.deadline + 0.5)
-    assert bench.reports == [s.Late(0.5)]
+    assert bench.reports == [Late(0.5)]
 
 
 @pytest.mark.parametrize("late", [0.03, 0.3, 0.99, 1.0, 5.0, 600.0])
@@ -137,11 +150,11 @@ def test_a_loss_is_told_on_a_machine_that_is_always_late(late):
     bench = challenged()
     began = bench.now
     for _ in range(1000):
-        if bench.told(s.Lost):
+        if bench.told(Lost):
             break
         bench.tick(bench.session.deadline + late)
-    assert bench.told(s.Missed) == [s.Missed(1), s.Missed(2)]
-    assert bench.told(s.Lost) == [s.Lost(2)]
+    assert bench.told(Missed) == [Missed(1), Missed(2)]
+    assert bench.told(Lost) == [Lost(2)]
     assert bench.now - began <= 2 * (1 + 3 * (1 + late))
 
 
@@ -149,8 +162,8 @@ def test_a_late_challenge_is_not_made_later_by_an_open_question():
     bench = Bench().heartbeat()
     bench.ask(1, guest_channel.VOTE, "stop")
     bench.tick(BEGIN + 1.5)
-    assert bench.session.state == CHALLENGED
-    assert bench.told(s.Late) == [s.Late(0.5)]
+    assert bench.session.heartbeat.state == CHALLENGED
+    assert bench.told(Late) == [Late(0.5)]
 
 
 @settings(deadline=None)
@@ -162,12 +175,12 @@ def test_a_guest_that_answers_is_never_charged_for_our_lateness(rounds, interval
     bench = Bench().heartbeat(heartbeat_interval_ms=interval)
     for part, late in rounds:
         bench.tick(bench.session.deadline + late)
-        assert bench.session.state == CHALLENGED
+        assert bench.session.heartbeat.state == CHALLENGED
         said_at = bench.now + part * interval / 1000
         bench.now = said_at + late  # read late: the socket is drained before the judgement
         bench.answer()
-        assert bench.session.state == RESTING
-    assert bench.told((s.Missed, s.Lost, s.Stopped)) == []
+        assert bench.session.heartbeat.state == RESTING
+    assert bench.told((Missed, Lost, Stopped)) == []
 
 
 # --- random lives ----------------------------------------------------------------------------------
@@ -214,7 +227,7 @@ class Watched(Bench):
         self.interval = self.said_interval = 1.0
         self.sign_at = BEGIN  # of the last right answer, or the first init after it
         self.begs = False
-        self.proven = resume is not None and resume.owes_answer  # it has shown that it is there
+        self.proven = resume is not None and resume.was_heartbeating  # it has shown that it is there
         self.proven_in_silence = resume is not None and resume.answered_since_notice
         self.silent_until = BEGIN + resume.silence if resume is not None else -1.0
         self.open = {}
@@ -242,16 +255,16 @@ class Watched(Bench):
         return any(event in SILENCING for event in notices) or self.now < self.silent_until
 
     def _check(self, report):
-        if isinstance(report, s.Answered):
-            self.settled.append(report.number)
-            self._settled(report.vote, *self.open.pop(report.number)[:2])
-        elif isinstance(report, s.Acknowledged):
+        if isinstance(report, Answered):
+            self.settled.append(report.question_id)
+            self._settled(report.vote, *self.open.pop(report.question_id)[:2])
+        elif isinstance(report, Acknowledged):
             self.silent_until = -1.0
-        elif isinstance(report, s.Lost):
+        elif isinstance(report, Lost):
             assert self.proven or self.proven_in_silence
             assert not self.silent()
             assert self.now - self.sign_at >= (self.config.failure_threshold + 1) * self.interval - 1e-6
-        if isinstance(report, s.Lost):
+        if isinstance(report, Lost):
             self.proven = self.proven_in_silence = self.begs = False
 
     def _settled(self, vote, event, kind):
@@ -265,9 +278,9 @@ class Watched(Bench):
         super().init(**fields)
 
     def answer(self, *args, **fields):
-        before = self.session.state
+        before = self.session.heartbeat.state
         super().answer(*args, **fields)
-        if before != RESTING and self.session.state == RESTING:
+        if before != RESTING and self.session.heartbeat.state == RESTING:
             self.sign_at = self.now
             self.proven, self.begs = True, False
             self.proven_in_silence = True
@@ -328,7 +341,7 @@ def step(bench, number, what, *how):
 @example(None, 1, [("init", 40000, 0), ("answer", "healthy", 0), ("ask", guest_channel.NOTICE, "stop", 0)]
          + [("run", 70.0, False)] * 3)  # fmt: skip
 def test_random_lives(resume, threshold, steps):
-    bench = Watched(Settings(failure_threshold=threshold), resume)
+    bench = Watched(SessionSettings(failure_threshold=threshold), resume)
     numbers = [number for number, one in enumerate(steps) if one[0] == "ask"]
     for number, one in enumerate(steps):
         step(bench, number, *one)
@@ -340,17 +353,17 @@ def test_random_lives(resume, threshold, steps):
 
 
 def test_many_inits_are_acknowledged_ten_times_a_second_and_reported_once():
-    bench = Watched(Settings(), None)
+    bench = Watched(SessionSettings(), None)
     for number in range(900):
         bench.init(invocation_id=number, heartbeat_interval_ms=1000)
         bench.now += 0.001
         bench.settle_time()
     assert len(bench.wrote(InitAck)) == 9
-    assert len(bench.told(s.Acknowledged)) == 1
+    assert len(bench.told(Acknowledged)) == 1
     bench.run(0.2, answers=False)
     bench.answer()
     bench.run(2.0, answers=True)
-    assert [report.init.invocation_id for report in bench.told(s.Acknowledged)] == [0, 899]
+    assert [report.init.invocation_id for report in bench.told(Acknowledged)] == [0, 899]
     assert bench.kinds().count("Running") == 1
 
 
@@ -365,8 +378,8 @@ MOST = guest_channel.INT32_MAX
     [(0.0, MOST, 1.0), (1.0, 0, 1.0), (1.0, MOST // 4, 0.75), (1.0, MOST, 0.0), (0.5, MOST, 0.5)],
 )
 def test_the_first_rest_is_cut_by_chance_and_no_other(spread, number, rest):
-    bench = Bench(s.Settings(phase_spread=spread))
-    bench.session._number = lambda: number
+    bench = Bench(SessionSettings(phase_spread=spread))
+    bench.session.heartbeat._next_challenge = lambda: number
     bench.init()
     bench.answer()
     assert bench.session.deadline == pytest.approx(BEGIN + rest)
@@ -380,33 +393,33 @@ def test_challenges_that_we_make_late_are_told_now_and_then():
     for _ in range(1, 25):
         bench.tick(bench.session.deadline + 0.1)
         bench.answer()
-    told = bench.told(s.Late)
+    told = bench.told(Late)
     assert [round(one.seconds, 3) for one in told] == [0.1] * 3  # one in ten seconds
 
 
-@pytest.mark.parametrize(("late", "told"), [(0.25, []), (0.375, [s.Late(0.375)])])
+@pytest.mark.parametrize(("late", "told"), [(0.25, []), (0.375, [Late(0.375)])])
 def test_a_late_challenge_is_a_sign_beyond_the_slack(late, told):
-    bench = Bench(Settings(wake_slack=0.25)).heartbeat()
+    bench = Bench(SessionSettings(wake_slack=0.25)).heartbeat()
     bench.tick(bench.session.deadline + late)
     assert bench.reports == told
 
 
 @pytest.mark.parametrize(("missed", "what"), [(8, "a late answer"), (9, "a wrong heartbeat_response")])
 def test_the_answers_to_the_last_eight_challenges_are_known_as_late(missed, what):
-    bench = Bench(Settings(failure_threshold=100)).heartbeat()
+    bench = Bench(SessionSettings(failure_threshold=100)).heartbeat()
     bench.tick()
     first = bench.challenge
     for _ in range(missed):
         bench.tick()
     bench.forget()
     bench.say(ChallengeResponse(first, "healthy", "none", ""))
-    (note,) = bench.told(s.Note)
+    (note,) = bench.told(Note)
     assert note.text.startswith(what)
 
 
-@pytest.mark.parametrize(("late", "judged"), [(0.25, [s.Missed(1)]), (0.375, [s.Late(0.375)])])
+@pytest.mark.parametrize(("late", "judged"), [(0.25, [Missed(1)]), (0.375, [Late(0.375)])])
 def test_who_is_not_in_time_is_judged_within_the_slack_and_excused_beyond_it(late, judged):
-    bench = Bench(Settings(wake_slack=0.25)).heartbeat()
+    bench = Bench(SessionSettings(wake_slack=0.25)).heartbeat()
     bench.tick()
     bench.tick(bench.session.deadline + late)
     assert bench.reports == judged
@@ -416,7 +429,7 @@ def test_a_late_wake_up_at_the_end_of_the_patience_is_given_to_the_guest():
     bench = Bench(resume=Resume(GUEST, True, 0.0))
     bench.run(5.9, answers=False)
     bench.tick(BEGIN + 6.5)
-    assert (bench.told(s.Late), bench.told(s.Lost)) == ([s.Late(0.5)], [])
+    assert (bench.told(Late), bench.told(Lost)) == ([Late(0.5)], [])
     bench.answer()
     assert bench.kinds()[-1] == "Running"
 

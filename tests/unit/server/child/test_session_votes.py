@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from session_driver import BEGIN, GUEST, Bench
 
-from guestmtce.server.child import session as s
 from guestmtce.server.child import session_types
-from guestmtce.server.child.session import RESTING, Answered, Resume
+from guestmtce.server.child.session_states import RESTING
+from guestmtce.server.child.session_types import Answered, Lost, Resume
 from guestmtce.wire.guest_channel import (
     EVENT_TYPES,
     NOTICE,
@@ -101,7 +101,7 @@ def test_a_guest_that_is_not_there_agrees_at_once(kind):
     bench = Bench()
     bench.ask(7, kind, "reboot")
     assert bench.sent == []
-    assert [(answer.number, answer.vote) for answer in bench.told(Answered)] == [(7, SILENT_RESULT[kind])]
+    assert [answer[:2] for answer in bench.told(Answered)] == [(7, SILENT_RESULT[kind])]
 
 
 @pytest.mark.parametrize("kind", NOTIFICATION_TYPES)
@@ -111,11 +111,11 @@ def test_a_question_ends_with_the_guest_s_going(kind, going):
     bench.ask(7, kind, "resize_end", 100000)
     if going == "loss":
         bench.run(5, answers=False)
-        assert len(bench.told(s.Lost)) == 1
+        assert len(bench.told(Lost)) == 1
     else:
         bench.run(0.2, answers=True)
         getattr(bench, going)()
-    assert [(answer.number, answer.vote) for answer in bench.told(Answered)] == [(7, SILENT_RESULT[kind])]
+    assert [answer[:2] for answer in bench.told(Answered)] == [(7, SILENT_RESULT[kind])]
     bench.run(119, answers=True)
     assert len(bench.told(Answered)) == 1
 
@@ -124,7 +124,7 @@ def test_a_question_s_deadline_wants_the_socket_drained_first():
     bench = Bench().heartbeat()
     assert not bench.session.awaits_answer()
     bench.ask(7, VOTE, "stop", 500)
-    assert bench.session.state == RESTING
+    assert bench.session.heartbeat.state == RESTING
     assert bench.session.deadline == BEGIN + 0.5
     assert bench.session.awaits_answer()
 
@@ -145,7 +145,7 @@ def test_a_resumed_guest_can_be_asked():
 def test_a_vote_never_changes_the_heartbeat(event, result):
     bench = Bench().heartbeat()
     settle(bench, event, result, VOTE)
-    assert bench.session.state == RESTING
+    assert bench.session.heartbeat.state == RESTING
     bench.run(3, answers=False)
     assert bench.kinds() == ["Answered", "Missed", "Missed", "Lost"]
 
@@ -155,7 +155,7 @@ def test_an_open_vote_excuses_no_miss(event):
     bench = Bench().heartbeat()
     bench.ask(1, VOTE, event, 100000)
     bench.run(3, answers=False)
-    assert bench.told(s.Lost) == [s.Lost(2)]
+    assert bench.told(Lost) == [Lost(2)]
 
 
 @pytest.mark.parametrize("event", [event for event in EVENT_TYPES if event not in session_types.SILENCING])

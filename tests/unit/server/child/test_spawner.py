@@ -20,14 +20,18 @@ from children_driver import MEANS, ONE, ROOT, TWO, Impostor, bench, make_bench, 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.pace import within
-from guestmtce.server.child import session_types, spawner
+from guestmtce.server.child import page_layout, session_types, spawner
 from guestmtce.server.child.session_types import FORK_FAILED
 from guestmtce.server.supervise import spawner_client, spawner_code
 
 __all__ = ["bench", "make_bench"]  # fixtures
 
 
-ARGUMENTS = [json.dumps(vars(session_types.Settings())), spawner.encode_means(MEANS._replace(identity=None))]
+ARGUMENTS = [
+    json.dumps(vars(session_types.SessionSettings())),
+    spawner.encode_means(MEANS._replace(identity=None)),
+    page_layout.LAID_OUT,
+]
 
 HOOKS = """
 import os, sys
@@ -80,7 +84,7 @@ def test_a_killed_spawner_is_replaced_and_its_children_live_on(bench):
     assert bench.children.spawner.started == 2
     bench.answer()
     bench.born(TWO)
-    assert bench.children.pids()[ONE] == pid
+    assert bench.children.list_pids()[ONE] == pid
     assert bench.ends == []
 
 
@@ -131,7 +135,7 @@ def test_a_fork_that_fails_costs_only_the_one_it_was_for(make_bench, monkeypatch
     why = ": it could not be forked: " + os.strerror(errno.EAGAIN)
     assert bench.ends == [(TWO, FORK_FAILED, why)]
     bench.born(TWO)
-    assert bench.children.pids()[ONE] == pid
+    assert bench.children.list_pids()[ONE] == pid
     assert bench.children.spawner.started == 1
 
 
@@ -159,7 +163,7 @@ def test_a_spawner_that_answers_is_not_replaced_because_many_wait(make_bench):
     until = time.monotonic() + 2.5 * bench.spawn_timeout
     while time.monotonic() < until:
         bench.born(TWO)
-        bench.children.drop(TWO)
+        bench.children.drop_child(TWO)
     assert bench.children.spawner.started == 1
     bench.until(lambda: bench.children.spawner.started == 2)
     assert [(uuid, why) for uuid, why, _ in bench.ends] == [(uuid_of(3), FORK_FAILED)]
@@ -170,8 +174,8 @@ def test_a_spawner_that_dies_with_the_stop_takes_nobody_along(bench):
     """Its pid is 0 then, and 0 is a process group: ours."""
     os.kill(bench.children.spawner.pid, signal.SIGKILL)
     bench.loop.stop()
-    bench.children.spawner.ended()
-    bench.children.spawner.read()
+    bench.children.spawner.handle_end()
+    bench.children.spawner.read_answer()
     assert bench.children.spawner.pid == 0
     bench.serve_for(0.1)
     assert bench.children.spawner.started == 1
@@ -197,7 +201,7 @@ def test_time_in_which_we_stood_still_is_no_silence_of_the_spawner(make_bench):
     bench.born()
     bench.start(TWO)
     time.sleep(2.5 * bench.spawn_timeout)
-    bench.until(lambda: TWO in bench.children.pids())
+    bench.until(lambda: TWO in bench.children.list_pids())
     assert (bench.children.spawner.started, bench.ends) == (1, [])
 
 
@@ -211,7 +215,7 @@ def test_a_spawner_that_stood_still_with_us_is_given_its_time(make_bench):
     time.sleep(2.5 * bench.spawn_timeout)
     bench.serve_for(0.2)
     os.kill(bench.children.spawner.pid, signal.SIGCONT)
-    bench.until(lambda: TWO in bench.children.pids())
+    bench.until(lambda: TWO in bench.children.list_pids())
     assert (bench.children.spawner.started, bench.ends) == (1, [])
 
 
@@ -243,7 +247,7 @@ def test_after_an_upgrade_a_new_spawner_runs_the_code_of_its_master(other_code, 
     bench.until(lambda: bench.children.spawner.started == 2 and bench.children.spawner._greeted)
     bench.born(TWO)
     bench.beat(TWO)
-    assert bench.children.pids()[ONE] == pid
+    assert bench.children.list_pids()[ONE] == pid
     assert not bench.children.spawner._code.is_copied  # removed when it was read
 
 
@@ -261,21 +265,21 @@ def test_a_spawner_that_cannot_start_says_why_and_is_tried_a_few_times(make_benc
     monkeypatch.setattr(spawner, "BOOT", "import sys; sys.exit('no memory for a spawner')")
     bench = make_bench()
     with pytest.raises(OSError, match="does not start: no memory for a spawner"):
-        bench.children.prove()
+        bench.children.prove_confinement()
     assert bench.children.spawner.started == spawner_client.START_TRIES
 
 
 def test_a_spawner_that_says_nothing_is_told_by_its_end(make_bench, monkeypatch):
     monkeypatch.setattr(spawner, "BOOT", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(OSError, match="does not start: exit status -9"):
-        make_bench().children.prove()
+        make_bench().children.prove_confinement()
 
 
 def test_one_that_starts_at_the_second_try_is_taken(make_bench, monkeypatch, tmp_path):
     once = "import os\nif not os.path.exists(%r): open(%r, 'w'); os._exit(1)\n" % ((str(tmp_path / "x"),) * 2)
     monkeypatch.setattr(spawner, "BOOT", once + spawner.BOOT)
     bench = make_bench()
-    bench.children.prove()
+    bench.children.prove_confinement()
     assert bench.children.spawner.started == 2
     bench.born()
 
@@ -302,11 +306,11 @@ def test_fifty_connections_leave_nothing_behind(bench):
     for number in range(50):
         bench.start(TWO)
         if number % 3 == 0:
-            bench.children.drop(TWO)
+            bench.children.drop_child(TWO)
         else:
-            bench.until(lambda: TWO in bench.children.pids())
+            bench.until(lambda: TWO in bench.children.list_pids())
             if number % 3 == 1:
-                os.kill(bench.children.pids()[TWO], signal.SIGKILL)
+                os.kill(bench.children.list_pids()[TWO], signal.SIGKILL)
         bench.far.pop(TWO).close()
         bench.until(lambda: len(psutil.Process().children()) == 2)
         bench.until(lambda: TWO not in bench.children._by_uuid)
@@ -322,10 +326,10 @@ def test_fifty_connections_leave_nothing_behind(bench):
 def test_a_hundred_at_once(bench):
     for number in range(100):
         bench.start(uuid_of(number))
-    bench.until(lambda: len(bench.children.pids()) == 100)
+    bench.until(lambda: len(bench.children.list_pids()) == 100)
     assert sorted(bench.started) == [uuid_of(number) for number in range(100)]
-    titles = {uuid: "guestServer: " + uuid for uuid in bench.children.pids()}
-    for uuid, pid in bench.children.pids().items():
+    titles = {uuid: "guestServer: " + uuid for uuid in bench.children.list_pids()}
+    for uuid, pid in bench.children.list_pids().items():
         wait_for(lambda uuid=uuid, pid=pid: title(pid) == titles[uuid], "its own title")
 
 
@@ -348,9 +352,9 @@ def test_where_there_is_room_thousands_can_be_asked_for(room_for_thousands, make
         bench.until(lambda: bench.children.spawner.has_room)
         bench.start(uuid)
         if number % 3 == 0:
-            bench.children.drop(uuid)
+            bench.children.drop_child(uuid)
     left = [uuid for number, uuid in enumerate(uuids) if number % 3]
-    bench.until(lambda: sorted(bench.children.pids()) == left, seconds=30)
+    bench.until(lambda: sorted(bench.children.list_pids()) == left, seconds=30)
     assert bench.ends == [] and bench.children.spawner.started == 1
     bench.until(lambda: len(psutil.Process().children()) == len(left) + 1)
 

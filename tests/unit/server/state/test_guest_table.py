@@ -176,7 +176,7 @@ def test_short_lived_connections_back_off_and_a_settled_one_resets(why):
 
     assert delays(bench, live_shortly, 4) == pytest.approx([0.01, 0.02, 0.04, 0.08])
     bench.connect()
-    bench.now += SETTINGS.settled
+    bench.now += SETTINGS.stable_after
     bench.take()
     bench.end(why)
     assert "Connect" in bench.take_kinds()
@@ -201,7 +201,7 @@ def test_what_resets_the_back_off(how, next_delay, running):
     if how == "fresh":
         bench.found(fresh=True)
     else:
-        bench.now += SETTINGS.settled if how == "settled" else 0.0
+        bench.now += SETTINGS.stable_after if how == "settled" else 0.0
         bench.end(session_types.DIED)
         bench.run(0.32)
     assert bench.guest.connection.state == row.CONNECTING

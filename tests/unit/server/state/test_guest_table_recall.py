@@ -139,7 +139,7 @@ def test_a_memory_that_was_too_old_is_not_believed_by_the_restart_after_that():
     bench = heartbeating(reporting=True)
     again = recalled(restarted(bench, 301.0).saved(), 3.0)
     again.found()
-    assert [e.resume.owes_answer for e in again.take() if isinstance(e, Connect)] == [False]
+    assert [e.resume.was_heartbeating for e in again.take() if isinstance(e, Connect)] == [False]
 
 
 def test_new_questions_do_not_take_the_place_of_untold_outcomes():
@@ -164,7 +164,7 @@ def test_an_open_question_outlives_a_restart_with_the_time_that_is_left():
     again.report(session_types.Running())
     (ask,) = [effect.command for effect in again.take() if isinstance(effect, PutCommand)]
     assert ask[1:] == (guest_channel.VOTE, "reboot", 8000)
-    again.report(session_types.Answered(ask.number, "reject", "no"))
+    again.report(session_types.Answered(ask.question_id, "reject", "no"))
     assert again.votes() == [("reboot", "reject", "no")]
     again.run(100)
     assert (again.votes(), again.guest.questions) == ([], {})

@@ -159,7 +159,7 @@ def test_a_child_that_dies_right_after_the_answer_leaves_the_silence_behind(even
     bench.ask(event, NOTICE)
     bench.report(session_types.Answered(1, "complete", ""))
     resume = resumed_after_death(bench)
-    assert (resume.owes_answer, resume.silence, resume.answered_since_notice) == (
+    assert (resume.was_heartbeating, resume.silence, resume.answered_since_notice) == (
         True, pytest.approx(15.0, abs=0.03), False,
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def test_a_paused_guest_owes_nothing_whatever_becomes_of_its_child():
     bench.ask("pause", NOTICE)
     bench.report(session_types.Running(), session_types.Answered(1, "accept", ""))
     resume = resumed_after_death(bench)
-    assert (resume.owes_answer, resume.answered_since_notice) == (False, False)
+    assert (resume.was_heartbeating, resume.answered_since_notice) == (False, False)
 
 
 def test_an_open_notice_silences_for_as_long_as_it_may_be_answered():
@@ -203,7 +203,7 @@ def test_who_has_answered_since_the_notice_is_known_over_a_new_child():
     bench.ask("reboot", NOTICE)
     bench.report(session_types.Answered(1, "complete", ""), session_types.Running(), session_types.Stopped())
     resume = resumed_after_death(bench)
-    assert (resume.owes_answer, resume.answered_since_notice) == (True, True)
+    assert (resume.was_heartbeating, resume.answered_since_notice) == (True, True)
 
 
 def test_a_stop_in_the_silence_is_told():
@@ -266,7 +266,7 @@ def test_after_a_long_absence_a_guest_has_the_time_to_restart(absence, owes, pat
     bench = recalled(MEMORY, absence)
     bench.found(ident=(1, 2))
     (resume,) = resumes(bench.take())
-    assert (resume.owes_answer, resume.patience) == (owes, patience)
+    assert (resume.was_heartbeating, resume.patience) == (owes, patience)
 
 
 def test_what_hung_in_a_long_absence_is_lost_after_that_time():
@@ -299,7 +299,7 @@ def test_who_is_back_has_no_such_time_any_more(said):
     bench.connect()
     bench.report(said)
     resume = resumed_after_death(bench)
-    assert (resume.owes_answer, resume.patience) == (True, 0.0)
+    assert (resume.was_heartbeating, resume.patience) == (True, 0.0)
 
 
 def test_what_made_it_quiet_holds_over_an_absence():
@@ -307,7 +307,7 @@ def test_what_made_it_quiet_holds_over_an_absence():
     bench = recalled(quiet, 100.0)
     bench.found(ident=(1, 2))
     (resume,) = resumes(bench.take())
-    assert (resume.owes_answer, resume.patience) == (False, 0.0)
+    assert (resume.was_heartbeating, resume.patience) == (False, 0.0)
 
 
 # --- DEL_INST and ADD_INST -------------------------------------------------------------------------

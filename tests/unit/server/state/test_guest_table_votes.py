@@ -32,7 +32,8 @@ def test_each_answer_is_told_once(kind, event, ms, vote):
     (ask,) = puts(bench)
     assert ask[1:] == (kind, event, ms)
     bench.report(
-        session_types.Answered(ask.number, vote, "because"), session_types.Answered(ask.number, "error", "")
+        session_types.Answered(ask.question_id, vote, "because"),
+        session_types.Answered(ask.question_id, "error", ""),
     )
     (tell,) = [effect for effect in bench.take() if isinstance(effect, ReportEvent)]
     assert tell.cmd == datagram.VOTE_NOTIFY
@@ -133,7 +134,7 @@ def test_a_new_child_is_given_the_open_question_with_the_time_left():
     bench.report(session_types.Running())
     (again,) = puts(bench)
     assert again == first._replace(timeout_ms=5000)
-    bench.report(session_types.Answered(again.number, "reject", "no"))
+    bench.report(session_types.Answered(again.question_id, "reject", "no"))
     assert bench.votes() == [("reboot", "reject", "no")]
 
 
@@ -248,7 +249,7 @@ def test_a_fresh_memory_is_believed_and_an_old_one_for_its_parameters_only(age, 
     bench = taken_up(age=age)
     connect = [effect for effect in bench.take() if isinstance(effect, Connect)][0]
     assert connect.resume.init == INIT
-    assert connect.resume.owes_answer is owes
+    assert connect.resume.was_heartbeating is owes
     assert connect.resume.silence == pytest.approx(10)
     info = bench.infos()[0]
     assert (info.reporting, info.heartbeating) == (True, owes)

@@ -20,7 +20,8 @@ from guests_driver import INIT, PATH, SETTINGS, UUID, heartbeating, recalled, re
 from session_driver import Bench as SessionBench
 
 from guestmtce.server.child import pipe_protocol, session_types
-from guestmtce.server.child.session import CLOSED, Session
+from guestmtce.server.child.session import Session
+from guestmtce.server.child.session_states import CLOSED
 from guestmtce.server.state import guest as row
 from guestmtce.server.state import guest_table as g
 from guestmtce.server.state.effects import (
@@ -132,14 +133,14 @@ class World:
 
     @property
     def lives(self):
-        return self.session is not None and self.session.state != CLOSED
+        return self.session is not None and self.session.heartbeat.state != CLOSED
 
     def spoken(self, output):
         data, told = output
         self.up.extend(told)
         for line in json_lines.LineBuffer().feed(data):
             self.heard_by_guest(guest_channel.parse(line, guest_channel.FROM_HOST))
-        if self.session is not None and self.session.state == CLOSED:
+        if self.session is not None and self.session.heartbeat.state == CLOSED:
             self.up.append("closed")
 
     def pump(self):
@@ -147,7 +148,7 @@ class World:
         for _ in range(1000):
             if self.session is not None and self.down:
                 command = self.down.popleft()
-                if isinstance(command, pipe_protocol.Ask):
+                if isinstance(command, pipe_protocol.AskGuest):
                     self.spoken(self.session.ask(*command, self.now))
                 else:
                     self.spoken(self.session.enable_reporting(self.now))
@@ -462,7 +463,7 @@ def test_a_goodbye_within_the_silence_is_no_loss_later():
     session.exit()
     bench, number = asked("reboot")
     for one in session.reports:
-        bench.report(one._replace(number=number) if isinstance(one, session_types.Answered) else one)
+        bench.report(one._replace(question_id=number) if isinstance(one, session_types.Answered) else one)
     assert "Lost" not in judged(dies(bench))
 
 

@@ -13,7 +13,6 @@ import pytest
 from children_driver import (
     GUEST,
     IDENTITY,
-    NEVER_ASKED,
     ONE,
     TWO,
     Impostor,
@@ -57,20 +56,22 @@ import socket, sys, signal
 from guestmtce.daemon.loop import Loop
 from guestmtce.server.child import confine, session_types
 from guestmtce.server.supervise import seccomp
-from guestmtce.server.supervise.children import Children, Handlers
+from guestmtce.server.supervise.children import Children, ChildrenHandlers
+from guestmtce.server.supervise.spawner_client import SpawnerSettings
 loop = Loop()
 identity = confine.Identity(int(sys.argv[2]), int(sys.argv[3])) if int(sys.argv[2]) >= 0 else None
 means = confine.Means(identity, seccomp.choose_filter(forbidden=False, required=False))
-children = Children(loop, session_types.Settings(), means, 5.0,
-                    Handlers(lambda uuid: None, lambda *_: None, lambda *_: None, lambda: None))
+settings = SpawnerSettings(session_types.SessionSettings(), means, 5.0)
+children = Children(loop, settings,
+                    ChildrenHandlers(lambda uuid: None, lambda *_: None, lambda *_: None, lambda: None))
 children.open()
 near, far = socket.socketpair()
 while not children.spawner.has_room:
     loop.run_once()
-children.start(sys.argv[1], near, None)
-while not children.pids():
+children.start_child(sys.argv[1], near, None)
+while not children.list_pids():
     loop.run_once()
-print(children.spawner.pid, *children.pids().values(), flush=True)
+print(children.spawner.pid, *children.list_pids().values(), flush=True)
 sys.stdin.read()
 """
 
@@ -107,15 +108,15 @@ def test_reports_arrive_in_order(bench):
 def test_a_question_reaches_the_guest_and_its_answer_comes_back(bench):
     bench.born()
     bench.beat()
-    bench.children.command(ONE, pipe_protocol.Ask(7, guest_channel.VOTE, "stop", 5000))
+    bench.children.send_command(ONE, pipe_protocol.AskGuest(7, guest_channel.VOTE, "stop", 5000))
     data = b""
     while b"action_notify" not in data:
         data += bench.far[ONE].recv(65536)
     answer = guest_channel.ActionResponse(GUEST.invocation_id, "stop", guest_channel.VOTE, "reject", "busy")
     bench.far[ONE].send(guest_channel.build(answer, 3))
     bench.until(lambda: session_types.Answered(7, "reject", "busy") in bench.reports)
-    bench.children.command(
-        TWO, pipe_protocol.Ask(8, guest_channel.VOTE, "stop", 5000)
+    bench.children.send_command(
+        TWO, pipe_protocol.AskGuest(8, guest_channel.VOTE, "stop", 5000)
     )  # nobody's: nothing happens
 
 
@@ -135,12 +136,12 @@ def test_an_end_is_told_once_with_its_reason(bench, name):
     bench.serve_for(0.05)
     assert bench.ends == [(ONE, *wanted)]
     assert not psutil.pid_exists(pid)
-    assert bench.children.pids() == {}
+    assert bench.children.list_pids() == {}
     bench.born()  # and the guest can have another
 
 
 def test_a_child_that_gives_up_says_why_first(make_bench):
-    bench = make_bench(settings=session_types.Settings(idle_reconnect=0.05))
+    bench = make_bench(settings=session_types.SessionSettings(idle_reconnect=0.05))
     bench.start()
     bench.until(lambda: bench.ends)
     assert bench.ends == [(ONE, GAVE_UP, "")]
@@ -162,10 +163,10 @@ def test_a_dropped_child_is_silent_whenever_it_is_dropped(bench):
     bench.beat()
     heard = list(bench.reports)
     bench.far[ONE].send(guest_channel.build(guest_channel.Exit("bye"), 4))
-    bench.children.drop(ONE)
+    bench.children.drop_child(ONE)
     bench.start(TWO)
-    bench.children.drop(TWO)  # its pid is not known yet
-    bench.children.drop(TWO)
+    bench.children.drop_child(TWO)  # its pid is not known yet
+    bench.children.drop_child(TWO)
     bench.until(lambda: [one.pid for one in psutil.Process().children()] == [bench.children.spawner.pid])
     assert (bench.reports, bench.ends, bench.started) == (heard, [], [ONE])
     assert not psutil.pid_exists(pid)
@@ -178,7 +179,11 @@ def test_an_interval_that_poll_cannot_wait_for_crashes_no_child(bench):
     pid = bench.born(resume=session_types.Resume(init, True, 0.0))
     bench.answer()
     bench.until(lambda: bench.reports or bench.ends)
-    assert (bench.reports, bench.ends, bench.children.pids()) == ([session_types.Running()], [], {ONE: pid})
+    assert (bench.reports, bench.ends, bench.children.list_pids()) == (
+        [session_types.Running()],
+        [],
+        {ONE: pid},
+    )
 
 
 # --- a child that is not what it should be ---------------------------------------------------------
@@ -201,8 +206,8 @@ def test_who_breaks_the_rules_is_killed_counted_once_and_not_heard_again(bench, 
     impostor.say(*BREACHES[name])
     if not pid_known:
         bench.until(lambda: bench.children.rule_breakers)
-        del bench.children._awaited[NEVER_ASKED]
-        bench.children._born(impostor.child, impostor.pid)
+        del bench.children._awaited[999]
+        bench.children._adopt_child(impostor.child, impostor.pid)
     bench.until(lambda: bench.ends)
     assert bench.ends == [(ONE, DIED, " of signal 9")]
     assert bench.reports == []
@@ -237,8 +242,8 @@ def test_who_says_nothing_any_more_is_ended(bench, last, pid_known):
         impostor.say(last)
     if not pid_known:
         bench.until(lambda: impostor.child.doomed)
-        del bench.children._awaited[NEVER_ASKED]
-        bench.children._born(impostor.child, impostor.pid)
+        del bench.children._awaited[999]
+        bench.children._adopt_child(impostor.child, impostor.pid)
     bench.until(lambda: bench.ends)
     assert bench.reports == [session_types.Missed(1)]
     assert bench.children.rule_breakers == 0
@@ -247,11 +252,11 @@ def test_who_says_nothing_any_more_is_ended(bench, last, pid_known):
 def test_a_child_that_does_not_read_its_commands_blocks_nobody_and_is_replaced(bench):
     Impostor(bench)
     for number in range(5000):
-        bench.children.command(ONE, pipe_protocol.Ask(number, guest_channel.VOTE, "stop", 5000))
+        bench.children.send_command(ONE, pipe_protocol.AskGuest(number, guest_channel.VOTE, "stop", 5000))
     bench.until(lambda: bench.ends)
 
 
-@pytest.mark.parametrize("bench", [session_types.Settings(ack_period=0.0)], indirect=True)
+@pytest.mark.parametrize("bench", [session_types.SessionSettings(ack_period=0.0)], indirect=True)
 def test_a_guest_that_makes_its_child_say_much_slows_it_and_does_not_get_it_killed(bench):
     pid = bench.born()
     bench.beat()
@@ -260,7 +265,9 @@ def test_a_guest_that_makes_its_child_say_much_slows_it_and_does_not_get_it_kill
         bench.far[ONE].send(guest_channel.build(guest_channel.Exit("bye"), 1) + guest_channel.build(GUEST, 2))
         bench.answer()
         bench.serve_for(0)
-    assert process.PACE_BURST < len(bench.reports) < process.PACE_BURST + 10 * process.PACE
+    assert (
+        process.REPORTS_BURST < len(bench.reports) < process.REPORTS_BURST + 10 * process.REPORTS_PER_SECOND
+    )
     assert bench.children.rule_breakers == 0
     assert bench.ends == []
-    assert bench.children.pids()[ONE] == pid
+    assert bench.children.list_pids()[ONE] == pid

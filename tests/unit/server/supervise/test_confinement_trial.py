@@ -29,7 +29,7 @@ confine.setresuid = setresuid
 
 
 def test_where_a_child_works_nothing_is_said_and_nothing_stays(bench):
-    bench.children.prove()
+    bench.children.prove_confinement()
     assert (bench.started, bench.reports, bench.ends) == ([], [], [])
     bench.born()
     assert bench.children.spawner.started == 1
@@ -44,15 +44,15 @@ def test_a_user_that_cannot_be_had_is_named(make_bench, monkeypatch):
     patch_boot(monkeypatch, ONE_USER % 1)
     bench = make_bench(identity=IDENTITY)
     with pytest.raises(OSError, match="cannot work here: .*user %d: Invalid argument" % NOBODY.pw_uid):
-        bench.children.prove()
+        bench.children.prove_confinement()
 
 
 @as_root
 def test_uids_that_cannot_be_had_are_given_up_if_nobody_asked_for_them(make_bench, monkeypatch, caplog):
     patch_boot(monkeypatch, ONE_USER % NOBODY.pw_uid)
-    bench = make_bench(identity=IDENTITY, uids=uid_pool.Uids(FIRST, FIRST + 9))
+    bench = make_bench(identity=IDENTITY, uids=uid_pool.UidPool(FIRST, FIRST + 9))
     bench.children._uids_required = False
-    bench.children.prove()
+    bench.children.prove_confinement()
     assert bench.children.uids == ""
     assert "client.child_uids 61400-61409: a guest's process cannot work here" in caplog.text
     assert int(status(bench.born(ONE))["Uid"].split()[0]) == NOBODY.pw_uid
@@ -61,9 +61,9 @@ def test_uids_that_cannot_be_had_are_given_up_if_nobody_asked_for_them(make_benc
 @as_root
 def test_uids_that_were_asked_for_and_cannot_be_had_are_refused(make_bench, monkeypatch):
     patch_boot(monkeypatch, ONE_USER % NOBODY.pw_uid)
-    bench = make_bench(identity=IDENTITY, uids=uid_pool.Uids(FIRST, FIRST + 9))
+    bench = make_bench(identity=IDENTITY, uids=uid_pool.UidPool(FIRST, FIRST + 9))
     with pytest.raises(OSError, match="user 61400: Invalid argument"):
-        bench.children.prove()
+        bench.children.prove_confinement()
 
 
 def test_a_step_that_fails_is_the_reason(make_bench, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_step_that_fails_is_the_reason(make_bench, monkeypatch):
         monkeypatch, "import guestmtce.server.child.confine as c\nc.Confinement.apply = lambda *_: 1 / 0\n"
     )
     with pytest.raises(OSError, match="cannot work here: .*ZeroDivisionError"):
-        make_bench().children.prove()
+        make_bench().children.prove_confinement()
 
 
 DIE = """
@@ -84,7 +84,7 @@ confine.Confinement.apply = lambda *_: os.kill(os.getpid(), 9)
 def test_a_child_that_dies_at_once_is_told_by_its_end(make_bench, monkeypatch):
     patch_boot(monkeypatch, DIE)
     with pytest.raises(OSError, match="cannot work here: it ended with -9"):
-        make_bench().children.prove()
+        make_bench().children.prove_confinement()
 
 
 STATUS = b"Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t%016x\nCapBnd:\t0\n"

@@ -31,11 +31,11 @@ def figures(line):
 
 
 def test_nobody_costs_nothing():
-    assert resource_usage.line([]) == "children 0"
+    assert resource_usage.format_usage([]) == "children 0"
 
 
 def test_the_figures_are_those_of_the_processes(pids):
-    line = resource_usage.line([*pids, os.getpid()])
+    line = resource_usage.format_usage([*pids, os.getpid()])
     assert line.startswith("children 6 cpu mean ") and line.endswith(" kB")
     shown = figures(line)
     times = os.times()
@@ -46,14 +46,14 @@ def test_the_figures_are_those_of_the_processes(pids):
 
 def test_of_many_a_few_are_looked_at(pids, monkeypatch):
     monkeypatch.setattr(resource_usage, "SAMPLE", 2)
-    assert resource_usage.line(pids).endswith("(of 2)")
+    assert resource_usage.format_usage(pids).endswith("(of 2)")
 
 
 def test_one_that_has_ended_is_left_out(pids):
-    assert resource_usage.line([2**22 + 1]) == "children 1"
-    assert resource_usage.line([*pids, 2**22 + 1]).endswith("(of 5)")
+    assert resource_usage.format_usage([2**22 + 1]) == "children 1"
+    assert resource_usage.format_usage([*pids, 2**22 + 1]).endswith("(of 5)")
 
 
 def test_memory_that_we_may_not_see_is_unknown(pids, monkeypatch):
-    monkeypatch.setattr(resource_usage, "_uss", lambda _: -1)
-    assert resource_usage.line(pids).endswith("uss unknown (needs root)")
+    monkeypatch.setattr(resource_usage, "_read_uss", lambda _: -1)
+    assert resource_usage.format_usage(pids).endswith("uss unknown (needs root)")

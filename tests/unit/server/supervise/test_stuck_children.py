@@ -12,7 +12,7 @@ from tiers import PACE
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.cluster import wait_for
 from guestmtce.server.supervise import stuck_children
-from guestmtce.server.supervise.stuck_children import Liveness, count_sleeps
+from guestmtce.server.supervise.stuck_children import StuckChildren, count_sleeps
 
 ROUND = 0.02
 PATIENCE = 0.3
@@ -29,8 +29,8 @@ class Bench:
         }
         self.gone = []
         self.spinning = {}
-        self.liveness = Liveness(self.loop, self.pids, lambda _: PATIENCE, self.stuck, self.spins)
-        self.liveness.start()
+        self.liveness = StuckChildren(self.loop, self.pids, lambda _: PATIENCE, self.stuck, self.spins)
+        self.liveness.start_rounds()
 
     def pids(self):
         return {name: one.pid for name, one in self.processes.items() if name not in self.gone}
@@ -78,7 +78,7 @@ def bench(monkeypatch):
         one.close()
 
 
-def test_who_sleeps_now_and_then_is_left_alone_and_who_spins_or_stands_still_is_stuck(bench):
+def test_who_sleeps_now_and_then_is_not_looked_at_alone_and_who_spins_or_stands_still_is_stuck(bench):
     one = bench(beats=BEATS, spins=SPINS, stopped=BEATS)
     one.run(ODD)
     one.await_gone("spins")
@@ -128,10 +128,10 @@ def test_one_that_spins_in_short_naps_is_found_and_a_busy_one_is_not(bench, monk
 def test_a_debt_is_paid_back_by_using_less(monkeypatch):
     """A burst is nobody's end, and one too much now and then is."""
     used, spun = [0.0], []
-    monkeypatch.setattr(stuck_children, "processor_use", lambda _: (used[0], next(sleeps)))
+    monkeypatch.setattr(stuck_children, "read_processor_use", lambda _: (used[0], next(sleeps)))
     monkeypatch.setattr(stuck_children, "count_sleeps", lambda _: next(sleeps))
     sleeps = iter(range(10**6))
-    watch = Liveness(Loop(), dict, lambda _: 60.0, spun.append, lambda uuid, why: spun.append(why))
+    watch = StuckChildren(Loop(), dict, lambda _: 60.0, spun.append, lambda uuid, why: spun.append(why))
     for second in range(0, 3600, 5):
         used[0] += 5.0 if second % 30 == 0 else 0.5  # 8 s of 30, in bursts
         watch._look("guest", 1, float(second))
@@ -151,8 +151,8 @@ def test_a_kernel_that_does_not_count_processor_time_finds_nobody(bench, monkeyp
 
 
 def test_nobody_is_there():
-    assert stuck_children.processor_use(2**22 + 1) == (0.0, 0)
-    used, runs = stuck_children.processor_use(os.getpid())
+    assert stuck_children.read_processor_use(2**22 + 1) == (0.0, 0)
+    used, runs = stuck_children.read_processor_use(os.getpid())
     assert 0 < used < 3600 and runs > 0
     assert count_sleeps(2**22 + 1) is None
     assert count_sleeps(os.getpid()) > 0
@@ -173,12 +173,12 @@ def test_the_sleeps_are_looked_at_only_where_they_decide(monkeypatch, name):
     (used, runs, sleeps), slept = LOOKS[name]
     stuck = []
     counted = bool(runs)
-    watch = Liveness(Loop(), dict, lambda _: 4.0, stuck.append, lambda *_: None)
+    watch = StuckChildren(Loop(), dict, lambda _: 4.0, stuck.append, lambda *_: None)
     monkeypatch.setattr(stuck_children, "count_sleeps", lambda _: 7)
-    monkeypatch.setattr(stuck_children, "processor_use", lambda _: (1.0, 10) if counted else (0.0, 0))
+    monkeypatch.setattr(stuck_children, "read_processor_use", lambda _: (1.0, 10) if counted else (0.0, 0))
     watch._look("guest", 1, 100.0)
     looks = []
     monkeypatch.setattr(stuck_children, "count_sleeps", lambda _: looks.append(1) or sleeps)
-    monkeypatch.setattr(stuck_children, "processor_use", lambda _: (used, runs))
+    monkeypatch.setattr(stuck_children, "read_processor_use", lambda _: (used, runs))
     watch._look("guest", 1, 105.0)
     assert (stuck == []) is slept and bool(looks) is (sleeps is not None)

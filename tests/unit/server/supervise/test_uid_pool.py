@@ -29,50 +29,54 @@ def clock(monkeypatch):
 
 
 def test_each_is_taken_once_and_in_turn():
-    some = uid_pool.Uids(FIRST, FIRST + 2)
-    assert [some.take() for _ in range(3)] == [FIRST, FIRST + 1, FIRST + 2]
+    some = uid_pool.UidPool(FIRST, FIRST + 2)
+    assert [some.lease() for _ in range(3)] == [FIRST, FIRST + 1, FIRST + 2]
     with pytest.raises(OSError, match="61200-61202: each of these 3 is in use"):
-        some.take()
+        some.lease()
     some.give_back(FIRST + 1)
-    assert some.take() == FIRST + 1
+    assert some.lease() == FIRST + 1
     some.give_back(FIRST)
     some.give_back(FIRST + 2)
-    assert some.take() == FIRST + 2  # it is its turn
+    assert some.lease() == FIRST + 2  # it is its turn
 
 
 def test_one_whose_child_s_fate_is_unknown_rests(clock):
-    some = uid_pool.Uids(FIRST, FIRST)
-    some.give_back_later(some.take())
+    some = uid_pool.UidPool(FIRST, FIRST)
+    some.give_back_later(some.lease())
     clock[0] += uid_pool.REST - 0.1
     with pytest.raises(OSError):
-        some.take()
+        some.lease()
     clock[0] += 0.2
-    assert some.take() == FIRST
+    assert some.lease() == FIRST
 
 
 @as_root
 def test_one_that_some_process_has_is_passed_over():
     sleeper = subprocess.Popen(["sleep", "60"], user=FIRST)
     try:
-        some = uid_pool.Uids(FIRST, FIRST + 1)
-        assert (some.take(), uid_pool.in_use(FIRST), uid_pool.in_use(FIRST + 1)) == (FIRST + 1, True, False)
+        some = uid_pool.UidPool(FIRST, FIRST + 1)
+        assert (some.lease(), uid_pool.is_in_use(FIRST), uid_pool.is_in_use(FIRST + 1)) == (
+            FIRST + 1,
+            True,
+            False,
+        )
     finally:
         sleeper.kill()
         sleeper.wait()
-    assert some.take() == FIRST
+    assert some.lease() == FIRST
 
 
 def test_our_own_user_is_in_use():
-    assert uid_pool.in_use(os.getuid() or 0)
+    assert uid_pool.is_in_use(os.getuid() or 0)
 
 
 def test_nothing_is_no_range():
-    assert uid_pool.parse("") is None
+    assert uid_pool.parse_range("") is None
 
 
 @pytest.mark.parametrize("text", ["1-1", "5000-6999", "1-%d" % uid_pool.UID_MAX])
 def test_a_range_is_taken(text):
-    assert uid_pool.parse(text).text == text
+    assert uid_pool.parse_range(text).text == text
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_a_range_is_taken(text):
 )
 def test_a_bad_range_is_refused_with_what_to_write(text):
     with pytest.raises(OSError, match="client.child_uids .*: two uids A-B expected"):
-        uid_pool.parse(text)
+        uid_pool.parse_range(text)
 
 
 # --- whose range it is -----------------------------------------------------------------------------
@@ -113,13 +117,13 @@ def files(tmp_path):
 
 
 def test_auto_takes_the_range_of_guestmtce(files, caplog):
-    assert uid_pool.choose("auto", *files()).text == "600000-611999"
+    assert uid_pool.choose_uids("auto", *files()).text == "600000-611999"
     assert caplog.text == ""
 
 
 def test_where_guestmtce_has_no_range_one_line_says_so_with_the_remedy(files, caplog):
-    assert uid_pool.choose("auto", *files(subuid="alice:100000:65536\n")) is None
-    assert uid_pool.choose("auto", "/nowhere/subuid", "/nowhere/passwd") is None
+    assert uid_pool.choose_uids("auto", *files(subuid="alice:100000:65536\n")) is None
+    assert uid_pool.choose_uids("auto", "/nowhere/subuid", "/nowhere/passwd") is None
     assert len(caplog.records) == 2
     assert (
         "children share one user: run /usr/share/guestmtce/child-uids reserve, or set client.child_uids"
@@ -138,16 +142,16 @@ OTHERS = {
 def test_a_range_that_others_have_is_refused_by_their_name(files, caplog, name):
     texts, why = OTHERS[name]
     paths = files(*texts)
-    assert uid_pool.choose("auto", *paths) is None
+    assert uid_pool.choose_uids("auto", *paths) is None
     assert "client.child_uids 600000-611999: %s: children share one user" % why in caplog.text
     with pytest.raises(OSError, match=why):
-        uid_pool.choose("600000-611999", *paths)
+        uid_pool.choose_uids("600000-611999", *paths)
 
 
 def test_next_to_others_is_fine(files):
     paths = files(SUBUID % "612000:5", PASSWD % "599999")
-    assert uid_pool.choose("600000-611999", *paths).text == "600000-611999"
-    assert uid_pool.choose("none", *paths) is uid_pool.choose("", *paths) is None
+    assert uid_pool.choose_uids("600000-611999", *paths).text == "600000-611999"
+    assert uid_pool.choose_uids("none", *paths) is uid_pool.choose_uids("", *paths) is None
 
 
 # --- children with a uid each ----------------------------------------------------------------------
@@ -160,7 +164,7 @@ def real_uid(pid):
 
 @as_root
 def test_every_child_has_its_own(make_bench):
-    bench = make_bench(identity=IDENTITY, uids=uid_pool.Uids(FIRST, FIRST + 9))
+    bench = make_bench(identity=IDENTITY, uids=uid_pool.UidPool(FIRST, FIRST + 9))
     assert [real_uid(bench.born(uuid)) for uuid in (ONE, TWO)] == [FIRST, FIRST + 1]
 
 
@@ -168,7 +172,7 @@ def test_every_child_has_its_own(make_bench):
 def test_a_process_of_the_child_user_cannot_kill_a_child_that_has_its_own(make_bench):
     """As it could six times, and the guest rested for 60 s."""
     bench = make_bench(
-        identity=confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid), uids=uid_pool.Uids(FIRST, FIRST + 9)
+        identity=confine.Identity(NOBODY.pw_uid, NOBODY.pw_gid), uids=uid_pool.UidPool(FIRST, FIRST + 9)
     )
     pid = bench.born()
     words = ["kill", "-9", str(pid)]
@@ -182,7 +186,7 @@ def test_a_process_of_the_child_user_cannot_kill_a_child_that_has_its_own(make_b
 
 @as_root
 def test_a_uid_is_free_again_when_its_child_has_been_reaped(make_bench):
-    bench = make_bench(identity=IDENTITY, uids=uid_pool.Uids(FIRST, FIRST))
+    bench = make_bench(identity=IDENTITY, uids=uid_pool.UidPool(FIRST, FIRST))
     for _ in range(3):
         pid = bench.born()
         assert real_uid(pid) == FIRST
@@ -193,17 +197,17 @@ def test_a_uid_is_free_again_when_its_child_has_been_reaped(make_bench):
         bench.until(lambda: bench.ends)
         bench.ends.clear()
     pid = bench.born()
-    bench.children.drop(ONE)
+    bench.children.drop_child(ONE)
     bench.until(lambda pid=pid: gone(pid) and not bench.children._uid_of)
     bench.start()
-    bench.children.drop(ONE)  # before its pid is known
+    bench.children.drop_child(ONE)  # before its pid is known
     bench.until(lambda: not bench.children._uids._taken)
     assert real_uid(bench.born()) == FIRST
 
 
 @as_root
 def test_a_uid_rests_when_the_spawner_took_its_child_s_fate_along(make_bench):
-    bench = make_bench(identity=IDENTITY, uids=uid_pool.Uids(FIRST, FIRST + 1), spawn_timeout=1.0)
+    bench = make_bench(identity=IDENTITY, uids=uid_pool.UidPool(FIRST, FIRST + 1), spawn_timeout=1.0)
     bench.born()
     spawners = bench.children.spawner.started
     os.kill(bench.children.spawner.pid, signal.SIGSTOP)
@@ -216,5 +220,5 @@ def test_a_uid_rests_when_the_spawner_took_its_child_s_fate_along(make_bench):
 
 
 def test_who_is_not_root_keeps_its_user_and_takes_no_uid(make_bench):
-    bench = make_bench(identity=None, uids=uid_pool.Uids(FIRST, FIRST))
+    bench = make_bench(identity=None, uids=uid_pool.UidPool(FIRST, FIRST))
     assert [real_uid(bench.born(uuid)) for uuid in (ONE, TWO)] == [os.getuid()] * 2
