@@ -31,8 +31,10 @@ def _count_silence(ledger: Ledger, host: Host) -> None:
     """What the last round's query has brought, by host and by instance."""
     if not host.answered:
         host.misses += 1
-        text = "guestServer on %s does not answer (%d audits): is it running there, and may its datagrams \
-reach [agent] rx_port?"
+        text = (
+            "guestServer on %s does not answer (%d audits): see whether it runs there, follows this"
+            " controller, and may send to [agent] rx_port"
+        )
         ledger.log(WARNING, text, host.name, host.misses, subject="silent")
     for instance in host.instances.values():
         if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it

@@ -65,8 +65,10 @@ class Ledger:
         """Somebody speaks of a host that mtcAgent has not named: ask for the hosts."""
         self.effects.append(AskMtc())
         others = ", ".join(self.hosts.list_namesakes(name)[:NAMESAKES_SHOWN])
-        text = "%s speaks of host %s, which is unknown%s: asking mtcAgent for its hosts; should this go on, \
-its name must be one that the controller has, or stand in [agent] hosts"
+        text = (
+            "%s speaks of host %s, which is unknown%s: asking mtcAgent for its hosts; should this go on, its"
+            " name must be one that the controller has, or stand in [agent] hosts"
+        )
         also = others and ", or one of " + others
         self.log(WARNING, text, speaker, name, also, subject="unknown host " + speaker)
 
@@ -143,7 +145,10 @@ its name must be one that the controller has, or stand in [agent] hosts"
     def adopt_instance(self, uuid: str, host: Host, reporting: bool) -> Optional[Instance]:
         """A guestServer names an instance that the VIM has not named; None if it names too many."""
         if len(host.instances) >= ADOPTED_MAX:
-            text = "guestServer on %s names more than %d instances: no more of them are believed"
+            text = (
+                "guestServer on %s names more than %d instances: no more of them are believed before the VIM"
+                " names them; look for sockets of no guest in its --channel-dir"
+            )
             self.log(WARNING, text, host.name, ADOPTED_MAX, subject="adopted")
             return None
         self.log(DEBUG if host.listed else INFO, "%s: adopted from %s", uuid, host.name)

@@ -184,8 +184,10 @@ class Agent(lifecycle.Service[AgentSettings]):
             host = self._inventory.hosts.find_host(received.event.hostname)
             if host is not None and host.ip != received.address and not received.sealed:
                 self.wrong_address_events += 1
-                text = "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure \
-[security] key_file on both sides if it sends from several addresses"
+                text = (
+                    "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure"
+                    " [security] key_file on both sides if it sends from another address"
+                )
                 self._throttle.warning("address", text, host.name, received.address, host.ip)
             elif not received.wants_ack:
                 _note_event(self._inventory.events, received, received.origin)
@@ -220,15 +222,16 @@ class Agent(lifecycle.Service[AgentSettings]):
         elif self._delivered_log.under_way(origin) != received.vim:
             self._servers.mark_event(origin, self._delivered_log.under_way(origin))
 
-    def _is_outdated(self, failure: Any, hostname: str) -> bool:
+    def _is_outdated(self, failure: datagram.Event, hostname: str) -> bool:
         """Whether it may be from before reporting was disabled and enabled again."""
         host = self._inventory.hosts.find_host(hostname)
-        servers = self._servers
-        return host is not None and servers is not None and servers.enables_anew(host.ip, failure.uuid)
+        if host is None or self._servers is None or isinstance(failure, datagram.Ready):
+            return False
+        return self._servers.enables_anew(host.ip, failure.uuid)
 
     # --- the VIM: VimListener ----------------------------------------------------------------------
 
-    def vim_answered(self, query: VimRequest, body: Any) -> None:
+    def vim_answered(self, query: VimRequest, body: object) -> None:
         """The VIM has answered about a host; a body of None says that it has not."""
         if query.topic == HOST_STATE:
             state = vim_http.parse_host_state(body)
@@ -296,11 +299,12 @@ class Agent(lifecycle.Service[AgentSettings]):
                     % (host.name, host.uuid, host.ip, datagram.state_word(host.enabled),
                        host.listed, host.misses)
                 )  # fmt: skip
-            for one in self._inventory.instances.values():
+            for instance in self._inventory.instances.values():
                 lines.append(
-                    "instance %s host=%s reporting=%s heartbeating=%s action=%s adopted=%s"
-                    % (one.uuid, one.hostname, datagram.state_word(one.reporting),
-                       datagram.state_word(one.heartbeating), one.repair_action, one.adopted)
+                    "instance %s host=%s reporting=%s heartbeating=%s repair_action=%s adopted=%s"
+                    % (instance.uuid, instance.hostname, datagram.state_word(instance.reporting),
+                       datagram.state_word(instance.heartbeating), instance.repair_action,
+                       instance.adopted)
                 )  # fmt: skip
             return lines
 

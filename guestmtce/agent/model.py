@@ -1,4 +1,8 @@
-"""Hosts and instances as guestAgent knows them: values, no behaviour but what reads them."""
+"""Hosts and instances as guestAgent knows them: values, no behaviour but what reads them.
+
+docs/protocol/2-datagrams.md#what-guestagent-does-with-events
+docs/protocol/3-vim-http.md#where-instances-are
+"""
 
 from __future__ import annotations
 

@@ -74,15 +74,15 @@ class Wait(NamedTuple):
     rest: float
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class Steps(NamedTuple):
     """What is called once the connection is there: before the first byte is sent, and before the body is."""
 
-    before_head: Callable[[], None] = _nothing
-    before_body: Callable[[], None] = _nothing
+    before_head: Callable[[], None] = _do_nothing
+    before_body: Callable[[], None] = _do_nothing
 
 
 NO_STEPS = Steps()
@@ -92,7 +92,7 @@ class Reply(NamedTuple):
     """An HTTP answer; `body` is its JSON, None if there is none that can be read."""
 
     status: int
-    body: Any
+    body: object
 
 
 class _Exchange:
@@ -107,7 +107,7 @@ class _Exchange:
         self.ended = False
         self.head = b""
 
-    def note(self, data: bytes) -> None:
+    def note_bytes(self, data: bytes) -> None:
         """Bytes of the answer, or none: its end."""
         if not data:
             self.ended = True
@@ -146,7 +146,7 @@ class _Socket(socket.socket):
             self._give_up()
             raise
         if count == 0 or len(self.exchange.head) < HEAD_MAX:
-            self.exchange.note(bytes(memoryview(buffer)[:count]))
+            self.exchange.note_bytes(bytes(memoryview(buffer)[:count]))
         return count
 
     def _give_up(self) -> None:
@@ -207,7 +207,7 @@ class Caller:
         except requests.RequestException as error:
             if exchange.status:
                 return Reply(exchange.status, None)
-            raise _fate(error, exchange) from None
+            raise _name_fate(error, exchange) from None
         finally:
             self._session.close()  # the connection, should the other side keep it: it must serve no other
 
@@ -225,7 +225,7 @@ class Caller:
         )
 
 
-def _read_json(response: requests.Response) -> Any:
+def _read_json(response: requests.Response) -> object:
     """The reply's JSON, or None. The VIM has said yes: a body that breaks off must not repeat an alarm."""
     data = bytearray()
     try:
@@ -238,7 +238,7 @@ def _read_json(response: requests.Response) -> Any:
         return None
 
 
-def _fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
+def _name_fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
     """What became of a request to which no status came."""
     text = " ".join(str(error).split())[:200]
     if exchange.ended and not exchange.head:
