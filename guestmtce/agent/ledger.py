@@ -91,13 +91,14 @@ class Ledger:
 
     def query_list(self, host: Host, wait: int) -> None:
         """Ask for the host's instances, and not again before `wait` audits."""
-        host.wanted, host.wait = True, wait
+        # At most one list per host and audit period: that of a full host has megabytes.
+        host.list_wanted, host.list_wait = True, wait
         self.effects.append(AskVim(host.uuid, host.name, True, self.next_serial()))
 
     def request_list(self, host: Host) -> None:
         """A new list is to be had: ask for it as soon as that may be, at most once per audit period."""
-        host.wanted = True
-        if not host.wait:
+        host.list_wanted = True
+        if not host.list_wait:
             self.query_list(host, 2)  # the next audit may follow at once, the second comes a period later
 
     # --- hosts -------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class Ledger:
         """The host has another uuid or address."""
         self.log(INFO, "host %s is now %s at %s", host.name, record.uuid, record.ip)
         left, host.ip = host.ip, record.ip
-        self.hosts.remove(host)
+        self.hosts.remove(host)  # it is found by its uuid: out before that changes, and in again after
         host.uuid = record.uuid
         self.hosts.add(host)
         if all(other.ip != left for other in self.hosts):
@@ -169,7 +170,7 @@ class Ledger:
             return None
         self.log(INFO, "%s: adopted from %s, not %s", instance.uuid, host.name, instance.host.name)
         self._place_instance(instance, host, host.name)
-        instance.reporting, instance.missed = reporting, None
+        instance.reporting, instance.missing_since = reporting, None
         self._doubt_instance(instance)
         return instance
 
@@ -180,7 +181,7 @@ class Ledger:
 
     def note_missing(self, instance: Instance) -> None:
         """A list lacks this adopted instance: it may have been made before the VIM had it. Ask again."""
-        instance.missed = instance.missed or self.next_serial()
+        instance.missing_since = instance.missing_since or self.next_serial()
         self.request_list(instance.host)
 
     def claim_instance(self, instance: Instance, host: Host, hostname: str) -> bool:
@@ -190,7 +191,7 @@ class Ledger:
             self._move_instance(instance, host, hostname)
             return True
         instance.hostname = hostname
-        if instance.known and not instance.reported:
+        if instance.info_known and not instance.reported:
             self.report_service(instance, None)
         return False
 
@@ -199,7 +200,8 @@ class Ledger:
         self.send_command(instance.host, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
         self.effects.append(ForgetVimEvents(instance.uuid))
         self._place_instance(instance, host, hostname)
-        instance.heartbeating = instance.lost = False
+        # The new host's server has said nothing yet, and is another sender of datagrams.
+        instance.heartbeating = instance.loss_waits = False
         instance.newest = {}
         self.send_state(datagram.ADD_INST, instance)
 
@@ -265,7 +267,7 @@ class Ledger:
     ) -> None:
         """Failures of the instance are over, or the VIM does not want to hear of them."""
         if FAILED in states:
-            instance.lost = False
+            instance.loss_waits = False
         self.effects.append(Withdraw(instance.uuid, why, states, unwanted))
 
     def report_service(self, instance: Instance, origin: Optional[Origin]) -> None:
@@ -273,7 +275,7 @@ class Ledger:
 
         One that its list lacks is reported when the VIM claims it: many guests may be none of its own.
         """
-        if instance.adopted and instance.missed is not None:
+        if instance.adopted and instance.missing_since is not None:
             return
         self.log(INFO, "%s: heartbeating %s", instance.uuid, datagram.state_word(instance.heartbeating))
         instance.reported = True
@@ -314,10 +316,10 @@ class Ledger:
 
     def report_waiting_loss(self, instance: Instance) -> None:
         """Report a loss that has waited, if nothing is left to wait for."""
-        if instance.lost and instance.known and not self.awaits_list(instance):
-            instance.lost = False
-            self.report_alarm(instance, FAILED, instance.repair_action, instance.lost_in)
+        if instance.loss_waits and instance.info_known and not self.awaits_list(instance):
+            instance.loss_waits = False
+            self.report_alarm(instance, FAILED, instance.repair_action, instance.loss_origin)
 
     def awaits_list(self, instance: Instance) -> bool:
         """Whether the VIM may still say that the instance is not, or no more, its host's."""
-        return instance.adopted and instance.host.unlisted < UNLISTED_MAX
+        return instance.adopted and instance.host.unlisted_audits < UNLISTED_MAX

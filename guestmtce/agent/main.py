@@ -88,8 +88,10 @@ class Agent(lifecycle.Service[AgentSettings]):
         self._mtc = MtcLink(self._loop, settings, self, self._resolver)
         self._commands = Commands(settings, self._apply)
         self._commands.start()
+        # A failure goes out only after all that was readable was read: a RUNNING behind it takes it back.
         self._loop.on_idle = self._vim.resume
         self._vim.start()
+        # mtcAgent's word about the same name replaces what the setting says.
         for record in hosts:
             self.host_named(datagram.ADD_HOST, record)
         self._mtc.start()
@@ -134,6 +136,7 @@ class Agent(lifecycle.Service[AgentSettings]):
     def _carry_out_effects(self) -> None:
         for effect in self._inventory.take_effects():
             _CARRY_OUT[type(effect)](self, effect)
+        # One thread is woken for all that has come: it wakes the next when it takes a request itself.
         self._vim.notify()
         self.confirm_events()
 
@@ -202,6 +205,7 @@ class Agent(lifecycle.Service[AgentSettings]):
         """
         now = self._loop.now
         seen = self._seen.came_before(hostname, origin.sender, origin.sequence, now)
+        # Two memories: what this process has noted, and what an agent before it had delivered when it ended.
         if not seen and origin not in self._delivered_log:
             if received.cmd in FAILURES and self._is_outdated(received.event, hostname):
                 return  # if it is still true, the server says it again
@@ -210,7 +214,7 @@ class Agent(lifecycle.Service[AgentSettings]):
             if not _note_event(self._inventory.events, received, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.add(hostname, origin.sender, origin.sequence, now)
-            self._carry_out_effects()
+            self._carry_out_effects()  # only the queue can say whether anything of it waits
         self._answer_repetition(received, origin)
 
     def _answer_repetition(self, received: ReceivedEvent, origin: Origin) -> None:
@@ -297,7 +301,7 @@ class Agent(lifecycle.Service[AgentSettings]):
                 lines.append(
                     "host %s uuid=%s ip=%s reporting=%s listed=%s query_misses=%d"
                     % (host.name, host.uuid, host.ip, datagram.state_word(host.enabled),
-                       host.listed, host.misses)
+                       host.listed, host.query_misses)
                 )  # fmt: skip
             for instance in self._inventory.instances.values():
                 lines.append(

@@ -127,6 +127,7 @@ class ServerLink:
         """Send a command, again and again until it is confirmed; under the lock. Does not block."""
         peer = self._peer_at(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
+        # An old server confirms nothing and acts on every repetition: it is told once, and audited.
         key = _key_command(send.command, next(self._sequences))
         if key is None or peer.speaker.spoken is False:
             self._send_tagged(send, peer, Tag())
@@ -134,6 +135,7 @@ class ServerLink:
         sequence = next(self._sequences)
         now = time.monotonic()
         flags = datagram_ext.WANTS_ACK
+        # A command that takes the place of an unconfirmed one must not hide that reporting was off between.
         if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
         if self._send_tagged(send, peer, Tag(flags, number=sequence)):
@@ -163,6 +165,7 @@ class ServerLink:
 
     def mark_event(self, origin: Origin, vim: int) -> None:
         """The event is under way to this VIM (0: no more), should another agent ask; under the lock."""
+        # A mark is not repeated: the server shows what it has with the event's next repetition.
         peer = self._peers.get(origin.ip)
         if peer is not None and peer.takes_marks:
             tag = datagram_ext.mark_tag(Tag(sender=origin.sender, number=origin.sequence), vim)
@@ -194,6 +197,7 @@ class ServerLink:
         peer = self._peers.get(ip)
         if peer is None:
             if len(self._peers) >= PEERS_MAX:
+                # One with nothing to confirm is made anew at no cost when it speaks again.
                 idle = (one for one, known in self._peers.items() if not known.outgoing)
                 del self._peers[next(idle, next(iter(self._peers)))]
             peer = self._peers[ip] = self._speaker_at(ip)
@@ -250,6 +254,7 @@ class ServerLink:
         now = time.monotonic()
         with self._lock:
             for peer in self._peers.values():
+                # A server that has not shown yet which kind it is gets it once: it may be an old one.
                 for message in peer.outgoing.due(now):
                     if peer.speaker.spoken:
                         self._send_tagged(
@@ -261,6 +266,7 @@ class ServerLink:
 
     def _serve_datagram(self, data: bytes, address: str) -> None:
         try:
+            # Nothing is noted of a sender before its seal has passed.
             frame = datagram.unpack(data)
             tag = datagram_ext.read(frame)
             event: Optional[datagram.Event] = (

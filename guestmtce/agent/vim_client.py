@@ -37,6 +37,7 @@ from guestmtce.daemon.log import Throttle
 log = logging.getLogger(__name__)
 
 NOT_NOW = (408, 429)  # beside 5xx
+WAIT_MIN = 0.001  # s; a wait that rounds to none would spin
 HELD_MAX = 5.0  # s for which nothing is begun because of what may have to be read first
 LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a note; it takes 0.2 ms
 
@@ -158,8 +159,9 @@ class VimClient:
                 if next_due < self._wakes_at:
                     self._more.notify()  # another thread looks after what is next: this one may be away long
                 return request
+            # All idle threads wait here, one of them until the next time at which something is due.
             self._wakes_at = min(self._wakes_at, next_due)
-            self._more.wait(None if next_due == NEVER else max(0.001, next_due - now))
+            self._more.wait(None if next_due == NEVER else max(WAIT_MIN, next_due - now))
             self._wakes_at = NEVER
         return None
 
@@ -197,6 +199,7 @@ class VimClient:
             how = "does not answer" if isinstance(error, vim_call.Unanswered) else "cannot be reached"
             self._throttle.warning(how, text, request.method, request.path, self._base, how, error)
             self._note_failure(request, error)
+        # Whatever became of it: the inventory counts audits that brought no list.
         if request.kind == VIM_QUERY:
             self._listener.vim_answered(request, body)
 
@@ -273,6 +276,7 @@ class VimClient:
     def _note_refusal(self, request: VimRequest, why: str) -> None:
         level = logging.WARNING if request.kind == ALARM else logging.DEBUG
         log.log(level, "%s %s: %s", request.method, request.path, why)
+        # A state or outcome that was refused is done: the next agent must not tell it again.
         if request.kind != ALARM and request.origin is not None:
             self._journal.note_delivered(request.origin)
         elif not request.asks:
@@ -282,6 +286,7 @@ class VimClient:
     def _note_failure(self, request: VimRequest, error: Exception) -> None:
         """No answer, or no connection."""
         now = time.monotonic()
+        # Sent in part and reset: the VIM cannot have all of it, but somebody listens there.
         if isinstance(error, vim_call.Unanswered) and not error.has_all and not request.asks:
             self._put_off(request)
         elif isinstance(error, vim_call.Unanswered) or (request.asks and isinstance(error, vim_call.NoRoom)):

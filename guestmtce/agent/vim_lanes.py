@@ -100,6 +100,7 @@ class Lanes:
         lane = self._lanes.setdefault(uuid, Lane())
         lane.pending[event.request.key] = event
         self._count += 1
+        # Most events have no end: a heap entry for each would cost memory for nothing.
         if event.until < NEVER:
             heapq.heappush(self._timed, (event.until, uuid))
         self.update_place(uuid)
@@ -127,7 +128,7 @@ class Lanes:
             kind, order, uuid = self._ready[0]
             lane = self._lanes.get(uuid)
             if lane is None or lane.place != (kind, order):
-                heapq.heappop(self._ready)  # void
+                heapq.heappop(self._ready)  # void: each entry is pushed once and popped once
                 continue
             return (uuid, kind) if has_room(kind) else None
         return None
@@ -192,6 +193,7 @@ class Lanes:
             for event in lane.pending.values()
             if not event.not_before
         ]
+        # The gravest kind decides when the lane's turn comes, even where an older outcome then goes first.
         place = min(ready) if ready and lane.out is None else None
         if place is not None and place != lane.place:
             heapq.heappush(self._ready, (*place, uuid))

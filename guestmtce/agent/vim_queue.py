@@ -127,6 +127,7 @@ class VimQueue:
 
     def _put_event(self, event: PendingEvent) -> None:
         """In place of the one with the same key: the newer one takes a new place, and is offered as often."""
+        # Held before the old one is released: both may come from one datagram, which must not be confirmed.
         self._origins.hold_origin(event.request.origin)
         self._remove_event(event.request)
         self._lanes.add_event(event)
@@ -150,6 +151,7 @@ class VimQueue:
         lane, event = self._lanes.find_lane(uuid), self._lanes.find_event(uuid, key)
         if lane is None or event is None:
             return False
+        # A VIM that has disabled reporting has read what there was; nothing of it is to be asked about.
         was_withdrawn = event.withdrawn
         if unwanted or not (event.asks or lane.is_reporting(event)):
             self._drop_event(uuid, key)
