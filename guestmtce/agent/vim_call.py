@@ -38,6 +38,7 @@ CONNECT_MAX = 3.0
 # Bytes of an answer that are read. 10,000 instances of a host with the longest names, 255 bytes, are 4.2 MB.
 ANSWER_MAX = 8 * 1024 * 1024
 CHUNK = 65536  # bytes
+TEXT_MAX = 200  # characters of an error in a log line
 END_OF_HEAD = b"\r\n\r\n"  # no JSON ends so
 HEAD_MAX = 64  # bytes that are kept of an answer, for its status line
 STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})[ \r\n]")
@@ -240,7 +241,7 @@ def _read_json(response: requests.Response) -> object:
 
 def _name_fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
     """What became of a request to which no status came."""
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())[:TEXT_MAX]
     if exchange.ended and not exchange.head:
         return Silent("closed without an answer")
     if isinstance(error, requests.ConnectTimeout):

@@ -97,7 +97,9 @@ class Lanes:
     def add_event(self, event: PendingEvent) -> None:
         """It waits from now on; nothing may wait under its key."""
         uuid = event.request.uuid
-        lane = self._lanes.setdefault(uuid, Lane())
+        lane = self._lanes.get(uuid)
+        if lane is None:
+            lane = self._lanes[uuid] = Lane()
         lane.pending[event.request.key] = event
         self._count += 1
         # Most events have no end: a heap entry for each would cost memory for nothing.
