@@ -1,4 +1,7 @@
-"""What became of events over a restart of guestAgent: a guestServer that was not confirmed tells them again.
+"""What became of events over a restart of guestAgent: a guestServer that was not confirmed repeats them.
+
+docs/protocol/2-datagrams.md#an-agent-that-has-just-started
+docs/protocol/2-datagrams.md#marks
 
 One file in the run folder. `SENDER SEQUENCE` is written when the VIM has an event, before the confirmation is
 sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER SEQUENCE
