@@ -1,4 +1,7 @@
-"""What became of events over a restart of guestAgent: a guestServer that was not confirmed tells them again.
+"""What became of events over a restart of guestAgent: a guestServer that was not confirmed repeats them.
+
+docs/protocol/2-datagrams.md#an-agent-that-has-just-started
+docs/protocol/2-datagrams.md#marks
 
 One file in the run folder. `SENDER SEQUENCE` is written when the VIM has an event, before the confirmation is
 sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER SEQUENCE
@@ -38,7 +41,7 @@ class DeliveredLog:
         # A descriptor, open from the first note on: nothing may come between a note and what it notes.
         self._file = -1
         self._fates: Dict[EventId, str] = {}  # the rest of the last line of an event
-        self._read()
+        self._read_file()
         self._before = {event: fate for event, fate in self._fates.items() if fate != UNSENT}
 
     def __contains__(self, origin: Origin) -> bool:
@@ -69,38 +72,42 @@ class DeliveredLog:
 
     def note_delivered(self, origin: Origin) -> None:
         """The VIM has it."""
-        self._note(origin, "")
+        self._note_fate(origin, "")
 
     def note_sending(self, origin: Origin, vim: int) -> None:
         """It is about to be sent to this VIM."""
-        self._note(origin, "%s %d" % (SENDING, vim))
+        self._note_fate(origin, "%s %d" % (SENDING, vim))
 
     def note_unsent(self, origin: Origin) -> None:
         """The VIM does not have it after all."""
         if (origin.sender, origin.sequence) in self._fates:
-            self._note(origin, UNSENT)
+            self._note_fate(origin, UNSENT)
 
-    def _note(self, origin: Origin, fate: str) -> None:
+    def _note_fate(self, origin: Origin, fate: str) -> None:
         event = (origin.sender, origin.sequence)
         with self._lock:
             self._fates.pop(event, None)
             self._fates[event] = fate  # the last one goes last
             self._lines += 1
             try:
-                if self._lines > 2 * KEPT or not self._append(_line(event, fate)):
+                if self._lines > 2 * KEPT or not self._append_line(_format_line(event, fate)):
                     self._write_anew()
             except OSError as error:
-                self._throttle.warning("delivered log", "cannot write %s: %s", self._path, error)
+                text = (
+                    "cannot write %s: %s: after a restart the VIM may hear an alarm twice; see the folder's"
+                    " owner and its free space"
+                )
+                self._throttle.warning("delivered log", text, self._path, error)
 
     def _write_anew(self) -> None:
         kept = [(event, fate) for event, fate in self._fates.items() if fate != UNSENT][-KEPT:]
         self._fates = dict(kept)
         self._lines = len(kept)
-        self._close()
-        atomic_file.write_or_overwrite(self._path, "".join(_line(*one) for one in kept), 0o600)
+        self._close_file()
+        atomic_file.write_or_overwrite(self._path, "".join(_format_line(*one) for one in kept), 0o600)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
-    def _append(self, line: str) -> bool:
+    def _append_line(self, line: str) -> bool:
         """Whether the line is in the file; not if somebody has removed that, or the disk is full."""
         if self._file < 0 or not os.fstat(self._file).st_nlink:
             return False
@@ -109,15 +116,15 @@ class DeliveredLog:
         except OSError:
             written = 0
         if written != len(line):
-            self._close()  # half a line may stand there
+            self._close_file()  # half a line may stand there
         return written == len(line)
 
-    def _close(self) -> None:
+    def _close_file(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def _read(self) -> None:
+    def _read_file(self) -> None:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, encoding="ascii", errors="replace") as file:
@@ -125,21 +132,22 @@ class DeliveredLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            log.warning("cannot read %s: %s", self._path, error)
+            text = "cannot read %s: %s: the VIM may hear an alarm twice that it had before this start"
+            log.warning(text, self._path, error)
             return
         for line in text.splitlines(keepends=True):
             self._lines += 1
-            entry = _entry(line)
+            entry = _parse_line(line)
             if entry is not None:
                 self._fates.pop(entry[0], None)
                 self._fates[entry[0]] = entry[1]
 
 
-def _line(event: EventId, fate: str) -> str:
+def _format_line(event: EventId, fate: str) -> str:
     return " ".join(["%d %d" % event, *([fate] if fate else [])]) + "\n"
 
 
-def _entry(line: str) -> Optional[Tuple[EventId, str]]:
+def _parse_line(line: str) -> Optional[Tuple[EventId, str]]:
     """The event and the rest of a whole line. What is not understood is left out."""
     try:
         sender, sequence, *rest = line.split(" ")

@@ -168,14 +168,14 @@ class Inventory:
             return
         if not host.listed:
             self._ledger.log(INFO, "host %s: the VIM lists %d instances", host.name, len(listed))
-        host.listed, host.wanted, host.unlisted = True, False, 0
+        host.listed, host.list_wanted, host.unlisted_audits = True, False, 0
         for entry in listed:
             self._note_listed(host, entry, serial, now)
         known = {entry.uuid for entry in listed}
         for instance in list(host.instances.values()):
             if not instance.adopted or instance.uuid in known:
                 continue
-            if instance.missed is not None and serial > instance.missed:
+            if instance.missing_since is not None and serial > instance.missing_since:
                 self._ledger.forget_instance(instance, "unknown to the VIM")
             else:
                 self._ledger.note_missing(instance)

@@ -30,10 +30,12 @@ def audit_hosts(ledger: Ledger) -> None:
 def _count_silence(ledger: Ledger, host: Host) -> None:
     """What the last round's query has brought, by host and by instance."""
     if not host.answered:
-        host.misses += 1
-        text = "guestServer on %s does not answer (%d audits): is it running there, and may its datagrams \
-reach [agent] rx_port?"
-        ledger.log(WARNING, text, host.name, host.misses, subject="silent")
+        host.query_misses += 1
+        text = (
+            "guestServer on %s does not answer (%d audits): see whether it runs there, follows this"
+            " controller, and may send to [agent] rx_port"
+        )
+        ledger.log(WARNING, text, host.name, host.query_misses, subject="silent")
     for instance in host.instances.values():
         if instance.unanswered >= UNANSWERED_MAX:  # its server may not know it
             ledger.send_state(datagram.ADD_INST, instance)
@@ -44,9 +46,9 @@ reach [agent] rx_port?"
 def _query_vim(ledger: Ledger, host: Host) -> None:
     if not host.reporting:
         ledger.query_state(host)
-    host.wait = max(0, host.wait - 1)
-    if host.wanted and not (host.listed and host.wait):
-        host.unlisted += 1
+    host.list_wait = max(0, host.list_wait - 1)
+    if host.list_wanted and not (host.listed and host.list_wait):
+        host.unlisted_audits += 1
         ledger.query_list(host, 1)
         for instance in host.instances.values():
             ledger.report_waiting_loss(instance)

@@ -86,9 +86,9 @@ class ServerEvents:
         self._ledger.report_alarm(instance, UNHEALTHY, info.repair_action, origin)
         if verdict.state_counts:
             is_news = not instance.reported or instance.heartbeating != info.heartbeating
-            was_known = instance.known
+            was_known = instance.info_known
             instance.believe_server(info._replace(repair_action=instance.repair_action))
-            instance.known = was_known  # the usual action is not what it wants now
+            instance.info_known = was_known  # the usual action is not what it wants now
             if is_news:
                 self._ledger.report_service(instance, None)
         return True
@@ -105,17 +105,17 @@ class ServerEvents:
         host, instance = self._find_subject(event.hostname, event.uuid, True, True)
         if host is None or instance is None:
             return host is not None
-        waits = instance.lost and origin is not None and origin == instance.lost_in
+        waits = instance.loss_waits and origin is not None and origin == instance.loss_origin
         said = Said.LOSS_THAT_WAITS if waits else Said.LOSS
         if not judge_datagram(instance.newest, said, origin).counts:
             return True
         if isinstance(event, datagram.InstanceInfo):
             instance.believe_server(event._replace(heartbeating=instance.heartbeating))
-        instance.lost, instance.lost_in = True, origin
-        if not instance.known:
+        instance.loss_waits, instance.loss_origin = True, origin
+        if not instance.info_known:
             self._ledger.send_command(host, datagram.QRY_INST, datagram.Query())
         self._ledger.report_waiting_loss(instance)
-        return not instance.lost or origin is None
+        return not instance.loss_waits or origin is None
 
     def note_outcome(self, event: datagram.VoteResult, now: float, origin: Optional[Origin] = None) -> bool:
         """VOTE_NOTIFY: the answer to a vote or notice, which the VIM wants for a time only."""

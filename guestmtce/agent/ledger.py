@@ -65,8 +65,10 @@ class Ledger:
         """Somebody speaks of a host that mtcAgent has not named: ask for the hosts."""
         self.effects.append(AskMtc())
         others = ", ".join(self.hosts.list_namesakes(name)[:NAMESAKES_SHOWN])
-        text = "%s speaks of host %s, which is unknown%s: asking mtcAgent for its hosts; should this go on, \
-its name must be one that the controller has, or stand in [agent] hosts"
+        text = (
+            "%s speaks of host %s, which is unknown%s: asking mtcAgent for its hosts; should this go on, its"
+            " name must be one that the controller has, or stand in [agent] hosts"
+        )
         also = others and ", or one of " + others
         self.log(WARNING, text, speaker, name, also, subject="unknown host " + speaker)
 
@@ -89,13 +91,14 @@ its name must be one that the controller has, or stand in [agent] hosts"
 
     def query_list(self, host: Host, wait: int) -> None:
         """Ask for the host's instances, and not again before `wait` audits."""
-        host.wanted, host.wait = True, wait
+        # At most one list per host and audit period: that of a full host has megabytes.
+        host.list_wanted, host.list_wait = True, wait
         self.effects.append(AskVim(host.uuid, host.name, True, self.next_serial()))
 
     def request_list(self, host: Host) -> None:
         """A new list is to be had: ask for it as soon as that may be, at most once per audit period."""
-        host.wanted = True
-        if not host.wait:
+        host.list_wanted = True
+        if not host.list_wait:
             self.query_list(host, 2)  # the next audit may follow at once, the second comes a period later
 
     # --- hosts -------------------------------------------------------------------------------------
@@ -113,7 +116,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
         """The host has another uuid or address."""
         self.log(INFO, "host %s is now %s at %s", host.name, record.uuid, record.ip)
         left, host.ip = host.ip, record.ip
-        self.hosts.remove(host)
+        self.hosts.remove(host)  # it is found by its uuid: out before that changes, and in again after
         host.uuid = record.uuid
         self.hosts.add(host)
         if all(other.ip != left for other in self.hosts):
@@ -143,7 +146,10 @@ its name must be one that the controller has, or stand in [agent] hosts"
     def adopt_instance(self, uuid: str, host: Host, reporting: bool) -> Optional[Instance]:
         """A guestServer names an instance that the VIM has not named; None if it names too many."""
         if len(host.instances) >= ADOPTED_MAX:
-            text = "guestServer on %s names more than %d instances: no more of them are believed"
+            text = (
+                "guestServer on %s names more than %d instances: no more of them are believed before the VIM"
+                " names them; look for sockets of no guest in its --channel-dir"
+            )
             self.log(WARNING, text, host.name, ADOPTED_MAX, subject="adopted")
             return None
         self.log(DEBUG if host.listed else INFO, "%s: adopted from %s", uuid, host.name)
@@ -164,7 +170,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
             return None
         self.log(INFO, "%s: adopted from %s, not %s", instance.uuid, host.name, instance.host.name)
         self._place_instance(instance, host, host.name)
-        instance.reporting, instance.missed = reporting, None
+        instance.reporting, instance.missing_since = reporting, None
         self._doubt_instance(instance)
         return instance
 
@@ -175,7 +181,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
 
     def note_missing(self, instance: Instance) -> None:
         """A list lacks this adopted instance: it may have been made before the VIM had it. Ask again."""
-        instance.missed = instance.missed or self.next_serial()
+        instance.missing_since = instance.missing_since or self.next_serial()
         self.request_list(instance.host)
 
     def claim_instance(self, instance: Instance, host: Host, hostname: str) -> bool:
@@ -185,7 +191,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
             self._move_instance(instance, host, hostname)
             return True
         instance.hostname = hostname
-        if instance.known and not instance.reported:
+        if instance.info_known and not instance.reported:
             self.report_service(instance, None)
         return False
 
@@ -194,7 +200,8 @@ its name must be one that the controller has, or stand in [agent] hosts"
         self.send_command(instance.host, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
         self.effects.append(ForgetVimEvents(instance.uuid))
         self._place_instance(instance, host, hostname)
-        instance.heartbeating = instance.lost = False
+        # The new host's server has said nothing yet, and is another sender of datagrams.
+        instance.heartbeating = instance.loss_waits = False
         instance.newest = {}
         self.send_state(datagram.ADD_INST, instance)
 
@@ -260,7 +267,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
     ) -> None:
         """Failures of the instance are over, or the VIM does not want to hear of them."""
         if FAILED in states:
-            instance.lost = False
+            instance.loss_waits = False
         self.effects.append(Withdraw(instance.uuid, why, states, unwanted))
 
     def report_service(self, instance: Instance, origin: Optional[Origin]) -> None:
@@ -268,7 +275,7 @@ its name must be one that the controller has, or stand in [agent] hosts"
 
         One that its list lacks is reported when the VIM claims it: many guests may be none of its own.
         """
-        if instance.adopted and instance.missed is not None:
+        if instance.adopted and instance.missing_since is not None:
             return
         self.log(INFO, "%s: heartbeating %s", instance.uuid, datagram.state_word(instance.heartbeating))
         instance.reported = True
@@ -309,10 +316,10 @@ its name must be one that the controller has, or stand in [agent] hosts"
 
     def report_waiting_loss(self, instance: Instance) -> None:
         """Report a loss that has waited, if nothing is left to wait for."""
-        if instance.lost and instance.known and not self.awaits_list(instance):
-            instance.lost = False
-            self.report_alarm(instance, FAILED, instance.repair_action, instance.lost_in)
+        if instance.loss_waits and instance.info_known and not self.awaits_list(instance):
+            instance.loss_waits = False
+            self.report_alarm(instance, FAILED, instance.repair_action, instance.loss_origin)
 
     def awaits_list(self, instance: Instance) -> bool:
         """Whether the VIM may still say that the instance is not, or no more, its host's."""
-        return instance.adopted and instance.host.unlisted < UNLISTED_MAX
+        return instance.adopted and instance.host.unlisted_audits < UNLISTED_MAX

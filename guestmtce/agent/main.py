@@ -88,8 +88,10 @@ class Agent(lifecycle.Service[AgentSettings]):
         self._mtc = MtcLink(self._loop, settings, self, self._resolver)
         self._commands = Commands(settings, self._apply)
         self._commands.start()
+        # A failure goes out only after all that was readable was read: a RUNNING behind it takes it back.
         self._loop.on_idle = self._vim.resume
         self._vim.start()
+        # mtcAgent's word about the same name replaces what the setting says.
         for record in hosts:
             self.host_named(datagram.ADD_HOST, record)
         self._mtc.start()
@@ -137,6 +139,7 @@ class Agent(lifecycle.Service[AgentSettings]):
     def _carry_out_effects(self) -> None:
         for effect in self._inventory.take_effects():
             _CARRY_OUT[type(effect)](self, effect)
+        # One thread is woken for all that has come: it wakes the next when it takes a request itself.
         self._vim.notify()
         self.confirm_events()
 
@@ -187,8 +190,10 @@ class Agent(lifecycle.Service[AgentSettings]):
             host = self._inventory.hosts.find_host(received.event.hostname)
             if host is not None and host.ip != received.address and not received.sealed:
                 self.wrong_address_events += 1
-                text = "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure \
-[security] key_file on both sides if it sends from several addresses"
+                text = (
+                    "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure"
+                    " [security] key_file on both sides if it sends from another address"
+                )
                 self._throttle.warning("address", text, host.name, received.address, host.ip)
             elif not received.wants_ack:
                 _note_event(self._inventory.events, received, received.origin)
@@ -203,6 +208,7 @@ class Agent(lifecycle.Service[AgentSettings]):
         """
         now = self._loop.now
         seen = self._seen.came_before(hostname, origin.sender, origin.sequence, now)
+        # Two memories: what this process has noted, and what an agent before it had delivered when it ended.
         if not seen and origin not in self._delivered_log:
             if received.cmd in FAILURES and self._is_outdated(received.event, hostname):
                 return  # if it is still true, the server says it again
@@ -211,7 +217,7 @@ class Agent(lifecycle.Service[AgentSettings]):
             if not _note_event(self._inventory.events, received, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
             self._seen.add(hostname, origin.sender, origin.sequence, now)
-            self._carry_out_effects()
+            self._carry_out_effects()  # only the queue can say whether anything of it waits
         self._answer_repetition(received, origin)
 
     def _answer_repetition(self, received: ReceivedEvent, origin: Origin) -> None:
@@ -223,15 +229,16 @@ class Agent(lifecycle.Service[AgentSettings]):
         elif self._delivered_log.under_way(origin) != received.vim:
             self._servers.mark_event(origin, self._delivered_log.under_way(origin))
 
-    def _is_outdated(self, failure: Any, hostname: str) -> bool:
+    def _is_outdated(self, failure: datagram.Event, hostname: str) -> bool:
         """Whether it may be from before reporting was disabled and enabled again."""
         host = self._inventory.hosts.find_host(hostname)
-        servers = self._servers
-        return host is not None and servers is not None and servers.enables_anew(host.ip, failure.uuid)
+        if host is None or self._servers is None or isinstance(failure, datagram.Ready):
+            return False
+        return self._servers.enables_anew(host.ip, failure.uuid)
 
     # --- the VIM: VimListener ----------------------------------------------------------------------
 
-    def vim_answered(self, query: VimRequest, body: Any) -> None:
+    def vim_answered(self, query: VimRequest, body: object) -> None:
         """The VIM has answered about a host; a body of None says that it has not."""
         if query.topic == HOST_STATE:
             state = vim_http.parse_host_state(body)
@@ -297,13 +304,14 @@ class Agent(lifecycle.Service[AgentSettings]):
                 lines.append(
                     "host %s uuid=%s ip=%s reporting=%s listed=%s query_misses=%d"
                     % (host.name, host.uuid, host.ip, datagram.state_word(host.enabled),
-                       host.listed, host.misses)
+                       host.listed, host.query_misses)
                 )  # fmt: skip
-            for one in self._inventory.instances.values():
+            for instance in self._inventory.instances.values():
                 lines.append(
-                    "instance %s host=%s reporting=%s heartbeating=%s action=%s adopted=%s"
-                    % (one.uuid, one.hostname, datagram.state_word(one.reporting),
-                       datagram.state_word(one.heartbeating), one.repair_action, one.adopted)
+                    "instance %s host=%s reporting=%s heartbeating=%s repair_action=%s adopted=%s"
+                    % (instance.uuid, instance.hostname, datagram.state_word(instance.reporting),
+                       datagram.state_word(instance.heartbeating), instance.repair_action,
+                       instance.adopted)
                 )  # fmt: skip
             return lines
 

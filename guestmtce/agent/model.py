@@ -1,6 +1,7 @@
 """Hosts and instances as guestAgent knows them: values, no behaviour but what reads them.
 
 docs/protocol/2-datagrams.md#what-guestagent-does-with-events
+docs/protocol/3-vim-http.md#where-instances-are
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Host:
     """A compute host. `reporting` is None until the VIM has said."""
 
     __slots__ = (
-        "answered", "commanded", "instances", "ip", "listed", "misses", "name", "reporting", "spelled",
-        "state_serial", "unlisted", "uuid", "wait", "wanted",
+        "answered", "commanded", "instances", "ip", "list_wait", "list_wanted", "listed", "name",
+        "query_misses", "reporting", "spelled", "state_serial", "unlisted_audits", "uuid",
     )  # fmt: skip
 
     def __init__(self, name: str, uuid: str, ip: str) -> None:
@@ -52,11 +53,11 @@ class Host:
         self.commanded = False  # `reporting` is a command of the VIM, not its answer of a moment
         self.state_serial = 0  # of the answer that `reporting` is
         self.listed = False  # a list of its instances has arrived from the VIM
-        self.wanted = True  # a list, or a newer one, is wanted
-        self.wait = 0  # audits until the VIM may be asked for another list
-        self.unlisted = 0  # audits that asked for a list which has not arrived yet
+        self.list_wanted = True  # a list, or a newer one, is wanted
+        self.list_wait = 0  # audits until the VIM may be asked for another list
+        self.unlisted_audits = 0  # audits that asked for a list which has not arrived yet
         self.answered = True  # since the last audit
-        self.misses = 0  # audits it did not answer
+        self.query_misses = 0  # audits it did not answer
 
     @property
     def enabled(self) -> bool:
@@ -70,8 +71,8 @@ class Instance:
     """An instance and what its guestServer last said of it. Timeouts in s."""
 
     __slots__ = (
-        "adopted", "heartbeating", "host", "hostname", "known", "listed_at", "lost", "lost_in", "missed",
-        "newest", "outcome_until", "repair_action", "reported", "reporting", "restart_secs",
+        "adopted", "heartbeating", "host", "hostname", "info_known", "listed_at", "loss_origin", "loss_waits",
+        "missing_since", "newest", "outcome_until", "repair_action", "reported", "reporting", "restart_secs",
         "resume_notice_secs", "shutdown_notice_secs", "suspend_notice_secs", "unanswered", "uuid",
         "vote_secs",
     )  # fmt: skip
@@ -82,14 +83,14 @@ class Instance:
         self.hostname = hostname  # of `host`, as the VIM spells it
         self.reporting = reporting
         self.adopted = adopted
-        self.missed: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
+        self.missing_since: Optional[int] = None  # serial of when it was found that the VIM's list lacks it
         self.listed_at = LONG_AGO  # s, monotonic: only a list of the VIM's has named it since
         self.reported = False  # its state was handed over to be delivered to the VIM once
         self.heartbeating = False
         self.unanswered = 0  # audits since its server spoke of it
-        self.known = False  # its server has told what follows
-        self.lost = False  # a loss waits until that is known
-        self.lost_in: Optional[Origin] = None
+        self.info_known = False  # its server has told what follows
+        self.loss_waits = False  # a loss waits until that is known
+        self.loss_origin: Optional[Origin] = None
         # Type and event of a vote or notice → when the VIM waits for its outcome no more, s, monotonic.
         self.outcome_until: Dict[Tuple[str, str], float] = {}
         self.newest: Dict[Aspect, Origin] = {}  # the newest datagram that showed this (`inventory_order`)
@@ -108,7 +109,7 @@ class Instance:
 
     def believe_server(self, info: datagram.InstanceInfo) -> None:
         """Take the guestServer's word for all but `reporting`, which is the VIM's."""
-        self.known = True
+        self.info_known = True
         self.heartbeating = info.heartbeating
         self.repair_action = info.repair_action
         self.restart_secs = info.restart_to

@@ -61,7 +61,7 @@ class MtcLink:
         for name in names:
             resolver.watch(name, self._address_known, quiet=name != settings.mtc_address)
         self._allowed = Allowed(resolver, names)
-        self.port = UdpPort(loop, settings.bind, settings.mtc_cmd_port, self._serve, resolver)
+        self.port = UdpPort(loop, settings.bind, settings.mtc_cmd_port, self._serve_datagram, resolver)
         self._candidates = Candidates(resolver, settings.mtc_address, self.port)
 
     def start(self) -> None:
@@ -94,16 +94,19 @@ class MtcLink:
         if not self.heard:
             self.ask_hosts()
 
-    def _serve(self, data: bytes, address: str) -> None:
+    def _serve_datagram(self, data: bytes, address: str) -> None:
         if address not in self._allowed:
             self.refused += 1
-            text = "a datagram from %s was dropped: no address of mtcAgent (--mtc-address %s) as far as known"
+            text = (
+                "a datagram from %s was dropped: no address of mtcAgent; if it is one, write its name or"
+                " address into [agent] mtc_address (now %s)"
+            )
             self._throttle.warning("stranger", text, address, self._settings.mtc_address)
             return
         try:
             frame = datagram.unpack(data)
             record = datagram.parse_host(frame)
-            record = record._replace(ip=_address(record.ip))
+            record = record._replace(ip=_spell_address(record.ip))
         except datagram.BadDatagram as bad:
             self.refused += 1
             self._throttle.warning("bad", "mtcAgent's datagram from %s was dropped: %s", address, bad)
@@ -112,7 +115,7 @@ class MtcLink:
         self._listener.host_named(frame.cmd, record)
 
 
-def _address(ip: str) -> str:
+def _spell_address(ip: str) -> str:
     """As a socket spells it. A name would be looked up whenever something is sent there, and block us.
 
     DEL_HOST bears none. Raises BadDatagram.

@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import time
-from typing import Any, Dict, NamedTuple, Optional, Protocol
+from typing import Dict, NamedTuple, Optional, Protocol
 
 from guestmtce.agent.effects import Send
 from guestmtce.agent.model import Origin
@@ -117,7 +117,7 @@ class ServerLink:
         self._repeat: Optional[Timer] = None
         self._scheduling = False
         self._throttle = Throttle(log)
-        self.port = UdpPort(loop, endpoint.address, endpoint.rx_port, self._serve, resolver)
+        self.port = UdpPort(loop, endpoint.address, endpoint.rx_port, self._serve_datagram, resolver)
 
     @property
     def unconfirmed(self) -> int:
@@ -126,18 +126,20 @@ class ServerLink:
 
     def send_command(self, send: Send) -> None:
         """Send a command, again and again until it is confirmed; under the lock. Does not block."""
-        peer = self._peer(send.ip, send.hostname)
+        peer = self._peer_at(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
+        # An old server confirms nothing and acts on every repetition: it is told once, and audited.
         key = _key_command(send.command, next(self._sequences))
         if key is None or peer.speaker.speaks_extension is False:
-            self._send(send, peer, Tag())
+            self._send_tagged(send, peer, Tag())
             return
         sequence = next(self._sequences)
         now = time.monotonic()
         flags = datagram_ext.WANTS_ACK
+        # A command that takes the place of an unconfirmed one must not hide that reporting was off between.
         if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
-        if self._send(send, peer, Tag(flags, number=sequence)):
+        if self._send_tagged(send, peer, Tag(flags, number=sequence)):
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
             peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
             self._schedule_soon()
@@ -164,6 +166,7 @@ class ServerLink:
 
     def mark_event(self, origin: Origin, vim: int) -> None:
         """The event is under way to this VIM (0: no more), should another agent ask; under the lock."""
+        # A mark is not repeated: the server shows what it has with the event's next repetition.
         peer = self._peers.get(origin.ip)
         if peer is not None and peer.takes_marks:
             tag = datagram_ext.mark_tag(Tag(sender=origin.sender, number=origin.sequence), vim)
@@ -185,16 +188,17 @@ class ServerLink:
         with self._lock:
             for ip, peer in self._peers.items():
                 goodbye = Send(peer.hostname, ip, datagram.LOOPBACK, datagram.Loopback())
-                self._send(goodbye, peer, Tag(GOODBYE))
+                self._send_tagged(goodbye, peer, Tag(GOODBYE))
         self.port.close()
 
     # --- out ---------------------------------------------------------------------------------------
 
-    def _peer(self, ip: str, hostname: str) -> _Peer:
+    def _peer_at(self, ip: str, hostname: str) -> _Peer:
         """The server at `ip`, to which we speak."""
         peer = self._peers.get(ip)
         if peer is None:
             if len(self._peers) >= PEERS_MAX:
+                # One with nothing to confirm is made anew at no cost when it speaks again.
                 idle = (one for one, known in self._peers.items() if not known.outgoing)
                 del self._peers[next(idle, next(iter(self._peers)))]
             peer = self._peers[ip] = self._speaker_at(ip)
@@ -206,7 +210,7 @@ class ServerLink:
         """Whoever speaks from `address`. A stranger pushes out strangers only."""
         return self._peers.get(address) or self._strangers.get(address) or self._new_peer()
 
-    def _remember(self, address: str, peer: _Peer, hostname: str) -> None:
+    def _remember_peer(self, address: str, peer: _Peer, hostname: str) -> None:
         peer.hostname = hostname or peer.hostname
         if address not in self._peers and address not in self._strangers:
             if len(self._strangers) >= STRANGERS_MAX:
@@ -216,13 +220,13 @@ class ServerLink:
     def _new_peer(self) -> _Peer:
         return _Peer("", self._speaker.for_another())
 
-    def _send(self, send: Send, peer: _Peer, tag: Tag) -> bool:
+    def _send_tagged(self, send: Send, peer: _Peer, tag: Tag) -> bool:
         try:
             source = self.port.address or self.port.own_address(send.ip)
             self._seal_and_send(datagram.build_command(send.cmd, source, send.command), tag, send.ip, peer)
             return True
         except ValueError as error:  # a command too long, or an address that is none
-            text = "%s cannot be sent to %s: %s"
+            text = "%s cannot be sent to the guestServer at %s: %s"
             self._throttle.warning("send", text, datagram.NAMES[send.cmd], send.ip, error)
             return False
 
@@ -251,25 +255,29 @@ class ServerLink:
         now = time.monotonic()
         with self._lock:
             for peer in self._peers.values():
+                # A server that has not shown yet which kind it is gets it once: it may be an old one.
                 for message in peer.outgoing.due(now):
                     if peer.speaker.speaks_extension:
-                        self._send(
+                        self._send_tagged(
                             message.content.send, peer, Tag(message.content.flags, number=message.sequence)
                         )
         self._schedule_resend()
 
     # --- in ----------------------------------------------------------------------------------------
 
-    def _serve(self, data: bytes, address: str) -> None:
+    def _serve_datagram(self, data: bytes, address: str) -> None:
         try:
+            # Nothing is noted of a sender before its seal has passed.
             frame = datagram.unpack(data)
             tag = datagram_ext.read_tag(frame)
-            event: Any = None if frame.cmd == datagram_ext.ACK else datagram.parse_event(frame)
+            event: Optional[datagram.Event] = (
+                None if frame.cmd == datagram_ext.ACK else datagram.parse_event(frame)
+            )
             with self._lock:
                 peer = self._speaker_at(address)
                 hostname = event.hostname if event is not None else peer.hostname
                 peer.speaker.check(data, frame, b"server>" + hostname.encode())
-                self._remember(address, peer, hostname)
+                self._remember_peer(address, peer, hostname)
                 believed = self._is_believed(peer, address, frame.cmd, tag)
         except (datagram.BadDatagram, SealRefused) as bad:
             self.refused += 1
@@ -289,7 +297,7 @@ class ServerLink:
         if not peer.speaker.knows_this_process(tag):
             if cmd == datagram.MONITOR_READY:
                 return True  # it cannot know us yet, and asks for no more than our state
-            self._send(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
+            self._send_tagged(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
         if tag is None or tag.wants_ack:
             peer.takes_marks = tag is not None and bool(tag.flags & datagram_ext.TAKES_MARKS)

@@ -106,10 +106,10 @@ class AgentSettings(DaemonSettings):
 
     def known_hosts(self) -> List[HostRecord]:
         """The hosts that are known without mtcAgent. Raises OSError for words that name none."""
-        return [_host(words) for words in self.hosts.split(",") if words.strip()]
+        return [_parse_host(words) for words in self.hosts.split(",") if words.strip()]
 
 
-def _host(words: str) -> HostRecord:
+def _parse_host(words: str) -> HostRecord:
     try:
         name, uuid, address = words.split()
         return HostRecord(name, uuid, str(ipaddress.ip_address(address)))

@@ -38,6 +38,7 @@ CONNECT_MAX = 3.0
 # Bytes of an answer that are read. 10,000 instances of a host with the longest names, 255 bytes, are 4.2 MB.
 ANSWER_MAX = 8 * 1024 * 1024
 CHUNK = 65536  # bytes
+TEXT_MAX = 200  # characters of an error in a log line
 END_OF_HEAD = b"\r\n\r\n"  # no JSON ends so
 HEAD_MAX = 64  # bytes that are kept of an answer, for its status line
 STATUS_LINE = re.compile(rb"HTTP/1\.\d (\d{3})[ \r\n]")
@@ -74,15 +75,15 @@ class Wait(NamedTuple):
     rest: float
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class Steps(NamedTuple):
     """What is called once the connection is there: before the first byte is sent, and before the body is."""
 
-    before_head: Callable[[], None] = _nothing
-    before_body: Callable[[], None] = _nothing
+    before_head: Callable[[], None] = _do_nothing
+    before_body: Callable[[], None] = _do_nothing
 
 
 NO_STEPS = Steps()
@@ -92,7 +93,7 @@ class Reply(NamedTuple):
     """An HTTP answer; `body` is its JSON, None if there is none that can be read."""
 
     status: int
-    body: Any
+    body: object
 
 
 class _Exchange:
@@ -107,7 +108,7 @@ class _Exchange:
         self.ended = False
         self.head = b""
 
-    def note(self, data: bytes) -> None:
+    def note_bytes(self, data: bytes) -> None:
         """Bytes of the answer, or none: its end."""
         if not data:
             self.ended = True
@@ -146,7 +147,7 @@ class _Socket(socket.socket):
             self._give_up()
             raise
         if count == 0 or len(self.exchange.head) < HEAD_MAX:
-            self.exchange.note(bytes(memoryview(buffer)[:count]))
+            self.exchange.note_bytes(bytes(memoryview(buffer)[:count]))
         return count
 
     def _give_up(self) -> None:
@@ -207,7 +208,7 @@ class Caller:
         except requests.RequestException as error:
             if exchange.status:
                 return Reply(exchange.status, None)
-            raise _fate(error, exchange) from None
+            raise _name_fate(error, exchange) from None
         finally:
             self._session.close()  # the connection, should the other side keep it: it must serve no other
 
@@ -225,7 +226,7 @@ class Caller:
         )
 
 
-def _read_json(response: requests.Response) -> Any:
+def _read_json(response: requests.Response) -> object:
     """The reply's JSON, or None. The VIM has said yes: a body that breaks off must not repeat an alarm."""
     data = bytearray()
     try:
@@ -238,9 +239,9 @@ def _read_json(response: requests.Response) -> Any:
         return None
 
 
-def _fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
+def _name_fate(error: requests.RequestException, exchange: _Exchange) -> Exception:
     """What became of a request to which no status came."""
-    text = " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())[:TEXT_MAX]
     if exchange.ended and not exchange.head:
         return Silent("closed without an answer")
     if isinstance(error, requests.ConnectTimeout):

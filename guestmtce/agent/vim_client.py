@@ -24,7 +24,7 @@ import functools
 import logging
 import threading
 import time
-from typing import Any, Callable, NamedTuple, Optional, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol
 
 from guestmtce.agent import vim_call, vim_listener
 from guestmtce.agent.effects import NEVER
@@ -37,6 +37,7 @@ from guestmtce.daemon.log import Throttle
 log = logging.getLogger(__name__)
 
 NOT_NOW = (408, 429)  # beside 5xx
+WAIT_MIN = 0.001  # s; a wait that rounds to none would spin
 HELD_MAX = 5.0  # s for which nothing is begun because of what may have to be read first
 LISTENER_AGE = 1.0  # s for which a look at who listens is good enough for a note; it takes 0.2 ms
 
@@ -57,7 +58,7 @@ class Journal(Protocol):
 class VimListener(Protocol):
     """Whoever wants to hear what the VIM answers."""
 
-    def vim_answered(self, query: VimRequest, body: Any) -> None:
+    def vim_answered(self, query: VimRequest, body: object) -> None:
         """A query brought this JSON value, or None; called without the lock."""
 
     def confirm_events(self) -> None:
@@ -142,7 +143,7 @@ class VimClient:
             if request is None:
                 return
             try:
-                self._deliver(request, caller)
+                self._deliver_request(request, caller)
             except Exception:
                 log.exception("a defect in guestmtce: delivering %s failed", request.path)
                 self._note_end(self._queue.note_unreached, request, time.monotonic())
@@ -158,8 +159,9 @@ class VimClient:
                 if next_due < self._wakes_at:
                     self._more.notify()  # another thread looks after what is next: this one may be away long
                 return request
+            # All idle threads wait here, one of them until the next time at which something is due.
             self._wakes_at = min(self._wakes_at, next_due)
-            self._more.wait(None if next_due == NEVER else max(0.001, next_due - now))
+            self._more.wait(None if next_due == NEVER else max(WAIT_MIN, next_due - now))
             self._wakes_at = NEVER
         return None
 
@@ -170,14 +172,14 @@ class VimClient:
         self._held_since = min(self._held_since, now)
         return now < self._held_since + HELD_MAX
 
-    def _deliver(self, request: VimRequest, caller: vim_call.Caller) -> None:
+    def _deliver_request(self, request: VimRequest, caller: vim_call.Caller) -> None:
         """Send it, and note how that went."""
         if self._is_for_another(request):
             self._note_gone(request)
             return
         body, began = None, time.monotonic()
         try:
-            reply = self._call(request, caller)
+            reply = self._send_request(request, caller)
             self._note_reachable()
             self._log_answer(request, "status %d" % reply.status, began)
             body = self._note_reply(request, reply)
@@ -190,10 +192,14 @@ class VimClient:
         except (vim_call.Unanswered, vim_call.Unreached) as error:
             self.reachable = False
             self._looked_at = -NEVER  # another one may listen next
-            text = "%s %s: the VIM at %s %s: %s"
+            text = (
+                "%s %s: the VIM at %s %s: %s: again later; see whether it runs there ([guest-rest-api] in"
+                " its config.ini)"
+            )
             how = "does not answer" if isinstance(error, vim_call.Unanswered) else "cannot be reached"
             self._throttle.warning(how, text, request.method, request.path, self._base, how, error)
             self._note_failure(request, error)
+        # Whatever became of it: the inventory counts audits that brought no list.
         if request.kind == VIM_QUERY:
             self._listener.vim_answered(request, body)
 
@@ -211,7 +217,7 @@ class VimClient:
         values = (request.uuid, request.topic, request.method, request.path, self._base, answer, took)
         log.log(level, "%s: %s: %s %s to the VIM at %s: %s after %d ms", *values)
 
-    def _call(self, request: VimRequest, caller: vim_call.Caller) -> vim_call.Reply:
+    def _send_request(self, request: VimRequest, caller: vim_call.Caller) -> vim_call.Reply:
         log.debug("%s %s %r", request.method, request.path, request.body)
         first = self._patience.alarm if request.kind == ALARM and not request.asks else self._patience.other
         wait = vim_call.Wait(first, self._patience.other)
@@ -233,7 +239,7 @@ class VimClient:
             self._looked_at, self._vim = now, vim_listener.identify_listener(self._base)
         self._journal.note_sending(origin, self._vim)
 
-    def _note_reply(self, request: VimRequest, reply: vim_call.Reply) -> Any:
+    def _note_reply(self, request: VimRequest, reply: vim_call.Reply) -> object:
         """Returns the body that a query has brought."""
         status = reply.status
         if self._is_for_another(request):  # it may have been replaced before we were connected
@@ -258,7 +264,7 @@ class VimClient:
         return vim_listener.identify_listener(self._base) not in (0, request.sent_to)
 
     def _note_gone(self, request: VimRequest) -> None:
-        log.warning("%s: the VIM that was told of the failure is gone: told again", request.uuid)
+        log.warning("%s: the VIM that was sent the alarm is gone: the alarm is sent again", request.uuid)
         self._note_unsent(request)
         self._note_end(self._queue.note_unsent, request)
 
@@ -270,6 +276,7 @@ class VimClient:
     def _note_refusal(self, request: VimRequest, why: str) -> None:
         level = logging.WARNING if request.kind == ALARM else logging.DEBUG
         log.log(level, "%s %s: %s", request.method, request.path, why)
+        # A state or outcome that was refused is done: the next agent must not tell it again.
         if request.kind != ALARM and request.origin is not None:
             self._journal.note_delivered(request.origin)
         elif not request.asks:
@@ -279,6 +286,7 @@ class VimClient:
     def _note_failure(self, request: VimRequest, error: Exception) -> None:
         """No answer, or no connection."""
         now = time.monotonic()
+        # Sent in part and reset: the VIM cannot have all of it, but somebody listens there.
         if isinstance(error, vim_call.Unanswered) and not error.has_all and not request.asks:
             self._put_off(request)
         elif isinstance(error, vim_call.Unanswered) or (request.asks and isinstance(error, vim_call.NoRoom)):
@@ -301,7 +309,7 @@ class VimClient:
         if request.kind == ALARM and request.origin is not None:
             self._journal.note_unsent(request.origin)
 
-    def _note_end(self, end: Callable[..., None], *values: Any) -> None:
+    def _note_end(self, end: Callable[..., None], *values: object) -> None:
         with self._more:
             end(*values)
             self._listener.confirm_events()

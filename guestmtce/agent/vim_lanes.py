@@ -24,13 +24,13 @@ STALE_MAX = 64  # places in the heap that are void, beyond two per instance, bef
 class PendingEvent:
     """An event that waits. `not_before` is 0.0 when it may go, `until` the end of its use (s, monotonic).
 
-    `told_by`: the order of an older alarm's request that is under way and tells this one, too; -1: none.
-    `withdrawn`: its failure is over, and the VIM may have it all the same.
+    `delivered_by`: the order of an older alarm's request that is under way and delivers this one, too; -1:
+    none. `withdrawn`: its failure is over, and the VIM may have it all the same.
     """
 
     __slots__ = (
-        "asks", "failures", "not_before", "refusals", "refused", "request", "sent_to", "told_by", "until",
-        "withdrawn",
+        "asks", "delivered_by", "failures", "not_before", "refusals", "refused", "request", "sent_to",
+        "until", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, request: VimRequest, until: float, retry_first: float, retry_max: float) -> None:
@@ -42,7 +42,7 @@ class PendingEvent:
         self.failures = BackOff(retry_first, retry_max)  # of any other kind
         self.asks = self.withdrawn = False
         self.sent_to = 0
-        self.told_by = -1
+        self.delivered_by = -1
 
 
 class UnderWay(NamedTuple):
@@ -64,7 +64,7 @@ class Lane:
 
     def is_reporting(self, event: PendingEvent) -> bool:
         """Whether the request under way delivers this event, or asks about it."""
-        return self.out is not None and self.out.order in (event.request.order, event.told_by)
+        return self.out is not None and self.out.order in (event.request.order, event.delivered_by)
 
 
 class Lanes:
@@ -97,9 +97,12 @@ class Lanes:
     def add_event(self, event: PendingEvent) -> None:
         """It waits from now on; nothing may wait under its key."""
         uuid = event.request.uuid
-        lane = self._lanes.setdefault(uuid, Lane())
+        lane = self._lanes.get(uuid)
+        if lane is None:
+            lane = self._lanes[uuid] = Lane()
         lane.pending[event.request.key] = event
         self._count += 1
+        # Most events have no end: a heap entry for each would cost memory for nothing.
         if event.until < NEVER:
             heapq.heappush(self._timed, (event.until, uuid))
         self.update_place(uuid)
@@ -127,7 +130,7 @@ class Lanes:
             kind, order, uuid = self._ready[0]
             lane = self._lanes.get(uuid)
             if lane is None or lane.place != (kind, order):
-                heapq.heappop(self._ready)  # void
+                heapq.heappop(self._ready)  # void: each entry is pushed once and popped once
                 continue
             return (uuid, kind) if has_room(kind) else None
         return None
@@ -192,6 +195,7 @@ class Lanes:
             for event in lane.pending.values()
             if not event.not_before
         ]
+        # The gravest kind decides when the lane's turn comes, even where an older outcome then goes first.
         place = min(ready) if ready and lane.out is None else None
         if place is not None and place != lane.place:
             heapq.heappush(self._ready, (*place, uuid))

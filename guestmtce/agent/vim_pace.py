@@ -1,5 +1,7 @@
 """How many requests to the VIM are under way at once, and when another one may be begun.
 
+docs/protocol/3-vim-http.md#how-events-are-delivered
+
 Pure; `now` in s, monotonic. The VIM serves one request at a time and takes about 1 ms for it, so a second one
 is begun only beside one that was not answered within BESIDE_AFTER. A VIM that cannot be reached is left alone
 for a while, which doubles; one that does not even listen is tried more often, because that costs nobody

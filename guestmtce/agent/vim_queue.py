@@ -15,8 +15,7 @@ An alarm that the VIM has in full and did not answer may still be processed, and
 would restart a repair. The VIM is *asked about* it: it serves its connections in the order in which they
 were made, so any answer to a later GET proves that the alarm was processed
 (docs/protocol/3-vim-http.md#alarms-that-were-not-answered). That holds for one whose failure is over, too:
-a new one that would be told in the same words waits for what becomes of it, and is told by it if the VIM
-processes it now.
+a new one in the same words waits for what becomes of it, and is delivered by it if the VIM processes it now.
 
 With an event goes the datagram that brought it: its guestServer waits for a confirmation (`held_origins`).
 """
@@ -111,10 +110,13 @@ class VimQueue:
         self._limit_actions(effect.uuid)
 
     def _inherit_fate(self, event: PendingEvent, before: PendingEvent) -> None:
-        """An alarm in the same words, which the VIM may have, is told by it, or waits for its fate."""
+        """What an alarm in the same words as one that the VIM may have takes over from that.
+
+        One that is under way delivers both. One that is asked about has both wait for the answer.
+        """
         lane = self._lanes.find_lane(event.request.uuid)
         if lane is not None and lane.out is not None and lane.is_reporting(before):
-            event.told_by = lane.out.order
+            event.delivered_by = lane.out.order
         if before.asks:
             event.asks, event.sent_to = True, before.sent_to
             event.failures, event.not_before = before.failures, before.not_before
@@ -127,6 +129,7 @@ class VimQueue:
 
     def _put_event(self, event: PendingEvent) -> None:
         """In place of the one with the same key: the newer one takes a new place, and is offered as often."""
+        # Held before the old one is released: both may come from one datagram, which must not be confirmed.
         self._origins.hold_origin(event.request.origin)
         self._remove_event(event.request)
         self._lanes.add_event(event)
@@ -150,6 +153,7 @@ class VimQueue:
         lane, event = self._lanes.find_lane(uuid), self._lanes.find_event(uuid, key)
         if lane is None or event is None:
             return False
+        # A VIM that has disabled reporting has read what there was; nothing of it is to be asked about.
         was_withdrawn = event.withdrawn
         if unwanted or not (event.asks or lane.is_reporting(event)):
             self._drop_event(uuid, key)
@@ -333,7 +337,7 @@ class VimQueue:
             return None  # it has ended before
         self._pace.end_request(out.order, out.place)
         event = self._lanes.find_event(request.uuid, request.key)
-        if event is not None and request.order in (event.request.order, event.told_by):
+        if event is not None and request.order in (event.request.order, event.delivered_by):
             return event
         return None
 

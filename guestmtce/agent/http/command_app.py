@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from typing import Any, Callable, Dict, Protocol, TypeVar
+from typing import Any, Callable, Mapping, Protocol, TypeVar
 
 import cherrypy
 
@@ -138,7 +138,7 @@ def answer_defect() -> None:
     _set_json(500, Failure(500, vim_http.BAD_STATE).body())
 
 
-def _set_json(status: int, reply: Dict[str, Any]) -> None:
+def _set_json(status: int, reply: Mapping[str, object]) -> None:
     response = cherrypy.serving.response
     response.status = status
     response.headers["Content-Type"] = "application/json"

@@ -7,8 +7,8 @@ memory, and never a worker; how many there may be, for how long and with how man
 CherryPy's own servers give each new connection to a worker, which then waits for the request; they have no
 public place to change that. Here CherryPy is what it is under any server: a WSGI application.
 
-`HttpServer._run` and all that it calls belong to the one thread; `_work` and what it calls to the workers. A
-connection is in the hands of one of them at a time.
+`HttpServer._run` and all that it calls belong to the one thread; `_serve_request` and what it calls to the
+workers. A connection is in the hands of one of them at a time.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class HttpServer:
         self._identify = identify
         self._timeout = timeout
         self._throttle = Throttle(log)
-        share = _descriptors() // 4
+        share = _count_descriptors() // 4
         self._waiting = DeadlineQueue(timeout, min(CONNECTIONS_MAX, share))
         self._strangers = DeadlineQueue(timeout, min(STRANGERS_MAX, share))
         self._departing = DeadlineQueue(DEPARTURE_TIME, min(DEPARTING_MAX, share))
         self._bytes = 0  # of requests that are not whole
-        self._workers: Workers[Tuple[Connection, Request]] = Workers("http", threads, self._work)
+        self._workers: Workers[Tuple[Connection, Request]] = Workers("http", threads, self._serve_request)
         self._sent_in_part: Deque[Connection] = collections.deque()
         self._closing = False
         self._accepts_from = 0.0  # s, monotonic; 0: it accepts
@@ -131,22 +131,22 @@ class HttpServer:
 
     # --- the workers -------------------------------------------------------------------------------
 
-    def _work(self, whole: Tuple[Connection, Request]) -> None:
+    def _serve_request(self, whole: Tuple[Connection, Request]) -> None:
         connection, request = whole
         try:
             connection.response = self._answer(request, connection.address)
         except Exception:
             log.exception("a defect in guestmtce: %s %s failed", request.method, request.path)
             connection.response = build_json_response(500, Failure(500, vim_http.BAD_STATE).body())
-        self._count(connection.response.startswith(GOOD))
-        self._send(connection)
+        self._count_answer(connection.response.startswith(GOOD))
+        self._send_response(connection)
 
-    def _count(self, is_good: bool) -> None:
+    def _count_answer(self, is_good: bool) -> None:
         with self._counting:
             self.served += is_good
             self.refused += not is_good
 
-    def _send(self, connection: Connection) -> None:
+    def _send_response(self, connection: Connection) -> None:
         """A response fits into the socket's buffer; what does not is sent by the one thread.
 
         A close while there is unread data would make the client lose the response.
@@ -163,21 +163,21 @@ class HttpServer:
         while not self._closing:
             for key, _ in self._selector.select(self._longest_wait()):
                 if self._selector.get_map().get(key.fd) is key:  # none before it has closed it
-                    self._call(key.data)
-            self._call(self._end_overdue)
+                    self._call_guarded(key.data)
+            self._call_guarded(self._end_overdue)
         self._close_all()
 
-    def _call(self, ready: Ready) -> None:
+    def _call_guarded(self, ready: Ready) -> None:
         """Serve a connection, or make a call. A defect costs the connection, not the server."""
         try:
             if isinstance(ready, Connection):
-                self._serve(ready)
+                self._serve_connection(ready)
             else:
                 ready()
         except Exception:
             log.exception("a defect in guestmtce: the HTTP server")
             if isinstance(ready, Connection):
-                self._drop(ready)
+                self._drop_connection(ready)
 
     def _longest_wait(self) -> Optional[float]:
         """s until something is overdue; None: nothing will be."""
@@ -208,15 +208,15 @@ class HttpServer:
     def _end_one_overdue(self, connection: Connection) -> None:
         if connection.waits_in is self._waiting and connection.reader.has_begun:
             detail = "no whole request within %g s" % self._timeout
-            return self._refuse(connection, Failure(408, vim_http.PARSE_ERROR, detail))
+            return self._refuse_request(connection, Failure(408, vim_http.PARSE_ERROR, detail))
         if connection.waits_in is not self._departing:
             self.unfinished += 1
-        self._drop(connection)
+        self._drop_connection(connection)
 
     def _close_all(self) -> None:
         for waiting in (self._waiting, self._strangers, self._departing):
             while waiting.oldest is not None:
-                self._drop(waiting.oldest)
+                self._drop_connection(waiting.oldest)
         self._workers.end()
         if self._listener is not None:
             self._listener.close()
@@ -229,7 +229,7 @@ class HttpServer:
     def _accept_all(self) -> None:
         """All are accepted before one is served: a worker that is busy makes each system call dear."""
         for sock, address in list(self._accept_some()):
-            self._admit(sock, address)
+            self._admit_connection(sock, address)
 
     def _accept_some(self) -> Iterator[Tuple[socket.socket, str]]:
         assert self._listener is not None
@@ -251,12 +251,12 @@ class HttpServer:
         self._throttle.warning("resources", text, error)
         for waiting in (self._strangers, self._departing, self._waiting):
             if waiting.oldest is not None:
-                return self._drop(waiting.oldest)
+                return self._drop_connection(waiting.oldest)
         assert self._listener is not None
         self._selector.unregister(self._listener)
         self._accepts_from = time.monotonic() + ACCEPT_PAUSE
 
-    def _admit(self, sock: socket.socket, address: str) -> None:
+    def _admit_connection(self, sock: socket.socket, address: str) -> None:
         self.accepted += 1
         sock.setblocking(False)
         connection = Connection(sock, address, self._identify(sock))
@@ -264,34 +264,34 @@ class HttpServer:
         if waiting.is_full() and waiting.oldest is not None:
             self._push_out(waiting.oldest)
         waiting.add(connection)
-        self._call(connection)  # most have sent their request by now
+        self._call_guarded(connection)  # most have sent their request by now
         if connection.waits_in is waiting:
-            self._watch(connection, selectors.EVENT_READ)
+            self._watch_connection(connection, selectors.EVENT_READ)
 
     def _push_out(self, connection: Connection) -> None:
         self.pushed_out += 1
         text = "%d connections have sent no whole request: the oldest, of %s, is closed"
         waiting = len(self._waiting) + len(self._strangers)
         self._throttle.warning("pushed out", text, waiting, connection.caller.name)
-        self._drop(connection)
+        self._drop_connection(connection)
 
     # a request
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve_connection(self, connection: Connection) -> None:
         if connection.waits_in is self._departing:
-            return self._depart(connection)
+            return self._continue_departure(connection)
         data = connection.receive()
         if data is None:
             return
         if not data:
             self.unfinished += connection.reader.has_begun
-            return self._drop(connection)
+            return self._drop_connection(connection)
         if connection.caller.refusal is not None:
-            return self._refuse(connection, connection.caller.refusal)
+            return self._refuse_request(connection, connection.caller.refusal)
         try:
             request = connection.reader.feed(data)
         except Failure as failure:
-            return self._refuse(connection, failure)
+            return self._refuse_request(connection, failure)
         if request is not None:
             return self._hand_over(connection, request)
         self._wait_for_more(connection)
@@ -307,14 +307,14 @@ class HttpServer:
 
     def _hand_over(self, connection: Connection, request: Request) -> None:
         if self._workers.backlog >= BACKLOG_MAX:
-            return self._refuse(
+            return self._refuse_request(
                 connection, Failure(503, vim_http.BAD_STATE, "%d requests wait" % BACKLOG_MAX)
             )
-        self._release(connection)
+        self._release_connection(connection)
         self._workers.hand_over((connection, request))
 
-    def _refuse(self, connection: Connection, failure: Failure) -> None:
-        self._count(False)
+    def _refuse_request(self, connection: Connection, failure: Failure) -> None:
+        self._count_answer(False)
         text = "a command of %s was refused with %d: %s"
         detail = failure.detail or failure.reason
         self._throttle.warning(
@@ -327,34 +327,34 @@ class HttpServer:
 
     def _see_off(self, connection: Connection) -> None:
         """It has its answer: from now on all that counts is that the client gets it."""
-        self._release(connection)
+        self._release_connection(connection)
         if self._departing.is_full() and self._departing.oldest is not None:
-            self._drop(self._departing.oldest)
+            self._drop_connection(self._departing.oldest)
         self._departing.add(connection)
-        self._depart(connection)
+        self._continue_departure(connection)
 
-    def _depart(self, connection: Connection) -> None:
+    def _continue_departure(self, connection: Connection) -> None:
         """Send what is left of the response; then read what the client still sends, until its end."""
         if connection.response and not connection.send_some():
-            return self._drop(connection)
+            return self._drop_connection(connection)
         if connection.response:
-            return self._watch(connection, selectors.EVENT_WRITE)
+            return self._watch_connection(connection, selectors.EVENT_WRITE)
         if connection.watched != selectors.EVENT_READ:
             connection.end_sending()
-            self._watch(connection, selectors.EVENT_READ)
+            self._watch_connection(connection, selectors.EVENT_READ)
         data = connection.receive()
         if data is not None:
             connection.drained += len(data)
             if not data or connection.drained > DRAIN_MAX:
-                self._drop(connection)
+                self._drop_connection(connection)
 
-    def _drop(self, connection: Connection) -> None:
-        self._release(connection)
+    def _drop_connection(self, connection: Connection) -> None:
+        self._release_connection(connection)
         connection.sock.close()
 
-    def _release(self, connection: Connection) -> None:
+    def _release_connection(self, connection: Connection) -> None:
         """It is no longer in this thread's hands."""
-        self._watch(connection, 0)
+        self._watch_connection(connection, 0)
         self._count_bytes(connection, 0)
         if connection.waits_in is not None:
             connection.waits_in.remove(connection)
@@ -363,7 +363,7 @@ class HttpServer:
         self._bytes += size - connection.kept
         connection.kept = size
 
-    def _watch(self, connection: Connection, events: int) -> None:
+    def _watch_connection(self, connection: Connection, events: int) -> None:
         if connection.watched and events:
             self._selector.modify(connection.sock, events, connection)
         elif events:
@@ -373,7 +373,7 @@ class HttpServer:
         connection.watched = events
 
 
-def _descriptors() -> int:
+def _count_descriptors() -> int:
     """How many this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4 * CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else max(4, soft)

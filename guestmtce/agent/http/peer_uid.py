@@ -152,7 +152,7 @@ class PeerUids:
         """The uid at the other end of `connection`, which was accepted, or why there is none."""
         try:
             near, far = parse_end(connection.getsockname()), parse_end(connection.getpeername())
-            found = self._find(far, near)
+            found = self._find_owner(far, near)
             if _tcp_state(connection) not in ALIVE:  # asked last: what was found before was its peer
                 return NoUid.GONE
         except OSError:
@@ -161,10 +161,10 @@ class PeerUids:
             return found.uid if found.inode != 0 and found.state in HELD else NoUid.GONE
         return NoUid.GONE if found is NoUid.ELSEWHERE and _is_own_address(far.address) else found
 
-    def _find(self, near: End, far: End) -> Union[Owner, NoUid]:
+    def _find_owner(self, near: End, far: End) -> Union[Owner, NoUid]:
         """The socket at `near`; ELSEWHERE: it is not here, but our own at `far` is."""
         # "No such entry" is also what a kernel without sock_diag answers: hence the look for our own end.
-        found = self._ask(near, far) or (self._ask(far, near) and NoUid.ELSEWHERE)
+        found = self._query_kernel(near, far) or (self._query_kernel(far, near) and NoUid.ELSEWHERE)
         if found:
             self.means = "sock_diag"
             return found
@@ -173,7 +173,8 @@ class PeerUids:
         self.means = TABLES[0] if found else "NOTHING: all are served"
         return found or NoUid.NO_MEANS
 
-    def _ask(self, near: End, far: End) -> Optional[Owner]:
+    def _query_kernel(self, near: End, far: End) -> Optional[Owner]:
+        """What sock_diag says; None: there is no such socket, or no sock_diag."""
         if self._netlink is None:
             return None
         self._sequence += 1

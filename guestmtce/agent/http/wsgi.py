@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Callable, Dict, Iterable, List, Tuple
 
 from guestmtce.wire.http_request import Request, build_response
 
-Application = Callable[..., Any]
+Headers = List[Tuple[str, str]]
+Application = Callable[[Dict[str, object], Callable[..., object]], Iterable[bytes]]
 
 
 def call_application(
     application: Application, request: Request, client: str, server: Tuple[str, int]
 ) -> bytes:
     """What `application` responds with. `client`: its address; `server`: ours and the port."""
-    started: List[Any] = ["500 Internal Server Error", []]
+    started: List[Tuple[str, Headers]] = [("500 Internal Server Error", [])]  # the last one counts
     parts: List[bytes] = []
 
-    def start_response(status: str, headers: List[Tuple[str, str]], exc_info: Any = None) -> Any:
-        started[:] = status, headers
+    def start_response(status: str, headers: Headers, exc_info: object = None) -> Callable[[bytes], None]:
+        started.append((status, headers))
         return parts.append
 
     result = application(_build_environ(request, client, server), start_response)
     try:
         parts.extend(result)
     finally:
-        if hasattr(result, "close"):
-            result.close()
-    return build_response(started[0], started[1], b"".join(parts))
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+    return build_response(*started[-1], b"".join(parts))
 
 
-def _build_environ(request: Request, client: str, server: Tuple[str, int]) -> Dict[str, Any]:
-    environ: Dict[str, Any] = {
+def _build_environ(request: Request, client: str, server: Tuple[str, int]) -> Dict[str, object]:
+    environ: Dict[str, object] = {
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": request.path,

@@ -154,6 +154,6 @@ def test_on_a_full_file_system_no_alarm_stays_noted_as_under_way(tmp_path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     monkeypatch.setattr(atomic_file, "write_atomically", no_room)
-    monkeypatch.setattr(DeliveredLog, "_append", lambda *_: False)
+    monkeypatch.setattr(DeliveredLog, "_append_line", lambda *_: False)
     one.note_unsent(origin(1))
     assert DeliveredLog(str(tmp_path), NAME).sent_to(origin(1)) is None

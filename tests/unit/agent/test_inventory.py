@@ -270,13 +270,13 @@ def test_a_host_with_instances_that_does_not_answer_is_a_miss():
     made = enabled()
     for _ in range(3):
         made.run_audit()
-    assert [made.hosts.find_host(name).misses for name in (A.hostname, B.hostname)] == [2, 0]
+    assert [made.hosts.find_host(name).query_misses for name in (A.hostname, B.hostname)] == [2, 0]
     made.events.note_state(info())  # an event is no answer
     made.run_audit()
-    assert made.hosts.find_host(A.hostname).misses == 3
+    assert made.hosts.find_host(A.hostname).query_misses == 3
     made.events.note_answer(info())
     made.run_audit()
-    assert made.hosts.find_host(A.hostname).misses == 3
+    assert made.hosts.find_host(A.hostname).query_misses == 3
 
 
 def test_a_server_that_does_not_speak_of_an_instance_is_told_of_it_again():
@@ -350,4 +350,4 @@ def test_the_servers_and_the_vim_are_always_told_where_an_instance_is(steps):
             assert (one.host.ip, uuid) in believed
         assert sum(len(host.instances) for host in made.hosts) == len(made.instances)
         for host in made.hosts:  # nothing stays adopted for ever
-            assert host.wanted or not any(one.adopted for one in host.instances.values())
+            assert host.list_wanted or not any(one.adopted for one in host.instances.values())

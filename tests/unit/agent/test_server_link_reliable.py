@@ -445,6 +445,6 @@ def test_ten_thousand_strangers_are_one_line_in_the_log(bench, key, caplog):
     one = bench(key.key)
     for number in range(300):
         address = "127.1.%d.%d" % divmod(number, 250)
-        one.link._serve(b"junk", address)
-        one.link._serve(datagram.build_event(*LOSS), address)
+        one.link._serve_datagram(b"junk", address)
+        one.link._serve_datagram(datagram.build_event(*LOSS), address)
     assert len([record for record in caplog.records if "dropped" in record.getMessage()]) == 1

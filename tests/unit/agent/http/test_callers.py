@@ -112,7 +112,7 @@ def test_who_sends_and_is_gone_is_not_taken_for_root(make_bench, act):
 
 @needs_root
 def test_a_kernel_that_names_nobody_does_not_lock_the_vim_out(make_bench, monkeypatch, caplog):
-    monkeypatch.setattr(peer_uid.PeerUids, "_ask", lambda *_: None)
+    monkeypatch.setattr(peer_uid.PeerUids, "_query_kernel", lambda *_: None)
     monkeypatch.setattr(peer_uid, "TABLES", ("/nowhere/tcp",))
     bench = make_bench()
     assert bench.other_user("ask") == bench.other_user("ask") == ["200", "done"]

@@ -102,7 +102,7 @@ def test_a_kernel_that_tells_nothing(monkeypatch):
 def test_sock_diag_that_knows_no_socket_is_not_believed(monkeypatch):
     """A kernel without the module answers as for a socket that is not there."""
     uids = PeerUids()
-    monkeypatch.setattr(uids, "_ask", lambda near, far: None)
+    monkeypatch.setattr(uids, "_query_kernel", lambda near, far: None)
     with pair() as (connection, _):
         assert uids.look_up(connection) == os.geteuid()
     assert uids.means == "/proc/self/net/tcp"
@@ -115,8 +115,8 @@ def test_who_is_not_found_is_elsewhere_only_if_its_address_is(monkeypatch, is_ow
     monkeypatch.setattr(peer_uid, "_is_own_address", lambda address: is_own)
     with pair() as (connection, client):
         far = peer_uid.parse_end(client.getsockname())
-        ask = uids._ask
-        monkeypatch.setattr(uids, "_ask", lambda near, to: None if near == far else ask(near, to))
+        ask = uids._query_kernel
+        monkeypatch.setattr(uids, "_query_kernel", lambda near, to: None if near == far else ask(near, to))
         assert uids.look_up(connection) is reason
     uids.close()
 
