@@ -8,6 +8,7 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
+from guestmtce.common.background import reset_signals
 from guestmtce.common.log_line import LogLine
 from guestmtce.guest import ask, background, client, config, config_file, endurance, errand, host, options
 from guestmtce.guest.ballot import SCRIPT
@@ -15,7 +16,7 @@ from guestmtce.guest.config_file import ConfigFile
 from guestmtce.guest.health import Illness, gravest
 from guestmtce.guest.local_socket import LocalSocket, SocketListener
 from guestmtce.guest.log import Log, keep_time_zone, open_log
-from guestmtce.guest.loop import Loop, reset_signals
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.options import Options
 from guestmtce.guest.port import PortListener, VirtioPort
 from guestmtce.guest.runner import Runner
