@@ -1,9 +1,20 @@
-"""Letting go of the terminal, and the standard descriptors 0, 1 and 2."""
+"""What a program gets from whoever starts it, and lets go of: signals, standard descriptors, the terminal."""
 
 import os
+import signal
 from typing import Callable
 
 STANDARD = (0, 1, 2)
+
+
+def reset_signals() -> None:
+    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
+
+    Until a loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for signum in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def fill_standard_descriptors() -> None:

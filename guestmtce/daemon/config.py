@@ -266,17 +266,17 @@ def _read(
     return parsers, missing, notes
 
 
-def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
+def _overrides(kind: Any, overrides: List[str]) -> Dict[str, str]:
     fields = dataclasses.fields(kind)
     places = {"%s.%s" % f.metadata["place"][1:]: f.name for f in fields if f.metadata["place"]}
     old = {"%s.%s" % f.metadata["formerly"][1:]: f.name for f in fields if f.metadata["formerly"]}
     values = {}
-    for word in words:
-        place, equals, value = word.partition("=")
+    for override in overrides:
+        place, equals, value = override.partition("=")
         name = places.get(place) or old.get(place)
         if not equals or name is None:
             raise ConfigError(
-                "--set %s: SECTION.KEY=VALUE expected, of %s" % (word, ", ".join(sorted(places)))
+                "--set %s: SECTION.KEY=VALUE expected, of %s" % (override, ", ".join(sorted(places)))
             )
         values[name] = value
     return values
@@ -286,25 +286,25 @@ def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
     shown = printable(" ".join(str(value).split()))  # an INI value may go on over lines
     if isinstance(field.default, bool) or isinstance(value, bool):
-        words = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
-        if str(value).lower() not in words:
+        means = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+        if str(value).lower() not in means:
             raise ConfigError("%s = %s: neither 1 nor 0" % (source, shown))
-        return words[str(value).lower()]
+        return means[str(value).lower()]
     if isinstance(field.default, str):
         return _text(value, source, shown)
     kind = type(field.default)
     text = str(value).strip()
     if (_INTEGER if kind is int else _NUMBER).fullmatch(text) is None:
         raise ConfigError("%s = %s: no number" % (source, shown))
-    number = kind(text)
+    converted = kind(text)
     low, high = field.metadata["low"], field.metadata["high"]
     if (
-        not (low is None or low <= number)
-        or not (high is None or number <= high)
-        or not math.isfinite(number)
+        not (low is None or low <= converted)
+        or not (high is None or converted <= high)
+        or not math.isfinite(converted)
     ):
         raise ConfigError("%s = %s: not in %s to %s" % (source, shown, low, high))
-    return number
+    return converted
 
 
 def _remedy(field: Any) -> str:

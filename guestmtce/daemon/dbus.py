@@ -84,9 +84,9 @@ class Writer:
         for value in values:
             self.put(kind, value)
 
-    def _put_number(self, form: str, number: int) -> None:
+    def _put_number(self, form: str, value: int) -> None:
         self.align(struct.calcsize(form))
-        self.data.extend(struct.pack(form, number))
+        self.data.extend(struct.pack(form, value))
 
     def put_array(self, alignment: int, put_items: Callable[[], object]) -> None:
         """An array whose items `put_items` puts."""

@@ -54,7 +54,7 @@ def read_others(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
     for _ in range(ROUNDS_MAX):
         bad += stray
         left_out = set(bad)
-        ini, stray = _parse(["" if number in left_out else line for number, line in enumerate(lines)], path)
+        ini, stray = _parse(["" if index in left_out else line for index, line in enumerate(lines)], path)
         if not stray:
             break
     else:
@@ -66,10 +66,8 @@ def read_others(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
 
 def _before_sections(lines: List[str]) -> List[int]:
     """The lines, counted from 0, that belong to no section and say something."""
-    first = next((number for number, line in enumerate(lines) if _SECTION.match(line)), len(lines))
-    return [
-        number for number in range(first) if lines[number].strip() and lines[number].strip()[0] not in ";#"
-    ]
+    first = next((index for index, line in enumerate(lines) if _SECTION.match(line)), len(lines))
+    return [index for index in range(first) if lines[index].strip() and lines[index].strip()[0] not in ";#"]
 
 
 def _parse(lines: List[str], path: str) -> Tuple[configparser.ConfigParser, List[int]]:
@@ -80,16 +78,16 @@ def _parse(lines: List[str], path: str) -> Tuple[configparser.ConfigParser, List
     except configparser.MissingSectionHeaderError as error:
         return ini, [error.lineno - 1]
     except configparser.ParsingError as error:
-        return ini, [number - 1 for number, _ in error.errors]
+        return ini, [line_number - 1 for line_number, _ in error.errors]
     return ini, []
 
 
-def _text_of(numbers: List[int], lines: List[str]) -> str:
+def _text_of(indices: List[int], lines: List[str]) -> str:
     """`line 3 (its text) is`, or `lines 3, 4 are`."""
-    if len(numbers) == 1:
-        return "line %d (%s) is" % (numbers[0] + 1, printable(lines[numbers[0]].strip(), LINE_SHOWN))
-    shown = ", ".join(str(number + 1) for number in numbers[:NAMED_MAX])
-    return "lines %s%s are" % (shown, ", ..." if len(numbers) > NAMED_MAX else "")
+    if len(indices) == 1:
+        return "line %d (%s) is" % (indices[0] + 1, printable(lines[indices[0]].strip(), LINE_SHOWN))
+    shown = ", ".join(str(index + 1) for index in indices[:NAMED_MAX])
+    return "lines %s%s are" % (shown, ", ..." if len(indices) > NAMED_MAX else "")
 
 
 def _read(path: str) -> Tuple[List[str], List[str]]:

@@ -26,12 +26,12 @@ from typing import (
 
 import setproctitle
 
-from guestmtce.common.background import fill_standard_descriptors
+from guestmtce.common.background import fill_standard_descriptors, reset_signals
 from guestmtce.daemon import atomic_file, config, pmon, sd_notify
 from guestmtce.daemon import log as logs
 from guestmtce.daemon.beside_loop import BesideLoop
 from guestmtce.daemon.daemonise import Foreground, daemonise
-from guestmtce.daemon.loop import Loop, reset_signals
+from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.pid_file import AlreadyRunning, PidFile
 from guestmtce.daemon.settings import DaemonSettings
 
@@ -192,8 +192,8 @@ class _Life(Generic[Settings]):
         loop = Loop()
         service = make(loop, self._settings)
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.on_signal(number, loop.stop)
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                loop.on_signal(signum, loop.stop)
             loop.on_signal(signal.SIGHUP, self._reloading(loop, service))
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))

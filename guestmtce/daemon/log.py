@@ -49,7 +49,7 @@ def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int)
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
     Where stderr is systemd's journal, each line has its level, and the journal's time stamp is the only one.
-    Nobody who logs waits for any of them (see `logwriter`). Raises OSError.
+    Nobody who logs waits for any of them (see `log_writer`). Raises OSError.
     """
     form = "%(asctime)s " + name + " %(levelname)s %(message)s"
     if foreground and log_writer.is_journal(sys.stderr.fileno()):

@@ -169,7 +169,7 @@ def to_journal() -> Write:
 
 def _severity(level: int) -> int:
     """That of syslog(3)."""
-    return next((number for least, number in SEVERITIES if level >= least), DEBUG_SEVERITY)
+    return next((severity for least, severity in SEVERITIES if level >= least), DEBUG_SEVERITY)
 
 
 def to_file(path: str) -> Write:
@@ -200,17 +200,17 @@ class _File:
 def _open_file(path: str) -> int:
     """Raises OSError, also for a pipe and the like, which would wait for a reader."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
-    what = "the log must be a plain file or a device"
+    remedy = "the log must be a plain file or a device"
     try:
         descriptor = os.open(path, flags, FILE_MODE)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(error.errno, what, path) from None
+            raise OSError(error.errno, remedy, path) from None
         raise
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, what, path)
+        raise OSError(errno.EINVAL, remedy, path)
     return descriptor
 
 

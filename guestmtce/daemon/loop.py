@@ -95,12 +95,12 @@ class Loop:
         """Call `callback` in `seconds`."""
         return self.at(time.monotonic() + seconds, callback)
 
-    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+    def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
-        self._signals[number] = callback
+        self._signals[signum] = callback
         signal.set_wakeup_fd(self._signal_out.fileno(), warn_on_full_buffer=False)
-        signal.signal(number, lambda number, _: self._arrived.add(number))
-        signal.siginterrupt(number, False)
+        signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        signal.siginterrupt(signum, False)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop soon; any thread may ask for it."""
@@ -169,8 +169,8 @@ class Loop:
         """Give back the descriptors and the signal handlers."""
         if self._signals:
             signal.set_wakeup_fd(-1)
-        for number in self._signals:
-            signal.signal(number, signal.SIG_DFL)
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         self._signal_in.close()
         self._signal_out.close()
@@ -197,13 +197,3 @@ class Loop:
             self.call(self._calls.popleft())
         while self._arrived:
             self.call(self._signals[self._arrived.pop()])
-
-
-def reset_signals() -> None:
-    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
-
-    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
-    """
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)

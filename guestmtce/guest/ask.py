@@ -34,10 +34,11 @@ def print_members(path: str, forget: str) -> None:
     """The table of the local processes, after `forget` was forgotten. Raises OSError, ValueError."""
     question = {"type": "forget", "name": forget} if forget else {"type": "members"}
     rows = [HEAD]
-    for one in ask(path, question)["members"]:
-        connected = "yes" if one["connected"] else "no"
-        illness = one["illness"] or "healthy"
-        rows.append((one["name"], one["pid"], one["uid"], connected, one["corrective_action"], illness))
+    for member in ask(path, question)["members"]:
+        connected = "yes" if member["connected"] else "no"
+        illness = member["illness"] or "healthy"
+        action = member["corrective_action"]
+        rows.append((member["name"], member["pid"], member["uid"], connected, action, illness))
     for row in rows:
         # What processes say goes to a terminal, perhaps root's.
         sys.stdout.write("%-31s %7s %6s %-9s %-6s %s\n" % tuple(printable(str(value)) for value in row))

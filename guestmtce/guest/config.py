@@ -66,7 +66,7 @@ DEFAULTS = Config()
 
 
 def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
-    def take(text: str) -> Any:
+    def validate(text: str) -> Any:
         expected = "a number from %g to %d expected" % (low, high)
         if _NUMBER.match(text) is None:
             raise ValueError(expected)
@@ -78,42 +78,45 @@ def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[s
             raise ValueError(expected)
         return value
 
-    return take
+    return validate
 
 
-def _action(text: str) -> str:
+def _validate_action(text: str) -> str:
     if text not in ACTIONS:
         raise ValueError("one of %s expected" % ", ".join(ACTIONS))
     return text
 
 
-def _yes(text: str) -> bool:
+def _validate_yes(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("yes or no expected")
     return text == "yes"
 
 
-def _script(text: str) -> str:
+def _validate_path(text: str) -> str:
     if text and not text.startswith("/"):
         raise ValueError("a full path expected")
     return text
 
 
 def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
-    """Key → field and how its text is taken."""
+    """Key → field and how its text is validated."""
     secs = _between(int, 1, SECS_MAX)
     return {
         "HB_INTERVAL": ("interval_ms", _between(int, 1, guest_channel.INT32_MAX)),
-        "CORRECTIVE_ACTION": ("corrective_action", _action),
+        "CORRECTIVE_ACTION": ("corrective_action", _validate_action),
         "VOTE": ("vote", secs),
         "SHUTDOWN_NOTICE": ("shutdown_notice", secs),
         "SUSPEND_NOTICE": ("suspend_notice", secs),
         "RESUME_NOTICE": ("resume_notice", secs),
         "RESTART": ("restart", secs),
-        "HEALTH_CHECK_INTERVAL": ("health_check_interval", _between(float, settings.health_floor, DAY)),
-        "HEALTH_CHECK_SCRIPT": ("health_check_script", _script),
-        "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _script),
-        "RUN_ON_HOST": ("run_on_host", _yes),
+        "HEALTH_CHECK_INTERVAL": (
+            "health_check_interval",
+            _between(float, settings.health_floor, DAY),
+        ),
+        "HEALTH_CHECK_SCRIPT": ("health_check_script", _validate_path),
+        "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _validate_path),
+        "RUN_ON_HOST": ("run_on_host", _validate_yes),
     }
 
 
@@ -166,7 +169,7 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
     keys = _keys(settings)
     values: Dict[str, Any] = {}
     notes: List[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for row, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -174,21 +177,21 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
         key, value = line[export.end() if export else 0 :].partition("=")[::2]
         key = key.strip()
         if key in NOT_USED:
-            notes.append("%s, line %d: %s is not used: %s" % (name, number, key, NOT_USED[key]))
+            notes.append("%s, line %d: %s is not used: %s" % (name, row, key, NOT_USED[key]))
             continue
         try:
-            field, take = keys[key]
-            values[field] = take(_unquoted(value))
+            field, validate = keys[key]
+            values[field] = validate(_unquoted(value))
             if values[field] != _floored(field, values[field], settings):
                 values[field] = _floored(field, values[field], settings)
                 text = "%s, line %d: %s=%s is too short: %s is taken"
-                notes.append(text % (name, number, key, value, values[field]))
+                notes.append(text % (name, row, key, value, values[field]))
         except KeyError:
-            notes.append("%s, line %d: %s: unknown key, ignored" % (name, number, key))
+            notes.append("%s, line %d: %s: unknown key, ignored" % (name, row, key))
         except ValueError as error:
             values[field] = getattr(before, field)
             fallback = values[field]
-            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, number, key, value, error, fallback))
+            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, row, key, value, error, fallback))
     return Config(**values), notes
 
 

@@ -23,11 +23,13 @@ NOT_READ = DEFAULTS._replace(corrective_action="log")
 
 
 class ConfigFile:
-    """`config` is what is in effect. `on_read` is called when the file has been read in the loop."""
+    """`config` is what is in effect. `on_read` is called in the loop once a late file has been read."""
 
-    def __init__(self, loop: Loop, path: str, settings: Settings, log: Log) -> None:
+    def __init__(
+        self, loop: Loop, path: str, settings: Settings, log: Log, on_read: Callable[[], None]
+    ) -> None:
         self.config = DEFAULTS
-        self.on_read: Callable[[], None] = lambda: None
+        self._on_read = on_read
         self.deadline = NEVER  # when to say that the file is not read yet
         self._loop = loop
         self._path = path
@@ -41,7 +43,7 @@ class ConfigFile:
         try:
             self._errand = Errand(lambda: read_file(self._path))
         except OSError:  # a guest without a process to spare is watched all the same
-            self._take(*load(self._path, self._settings))
+            self._take_config(*load(self._path, self._settings))
             return
         if self._errand.wait(self._settings.config_wait):
             self._take_result(DEFAULTS)
@@ -87,7 +89,7 @@ class ConfigFile:
         self.deadline = NEVER
         self._loop.unwatch(errand.descriptor)
         self._take_result(before)
-        self.on_read()
+        self._on_read()
         if self._again:
             self._again = False
             self.reload()
@@ -99,11 +101,11 @@ class ConfigFile:
         try:
             data = errand.result()
         except OSError as error:
-            self._take(*config.keep(before, self._path, str(error.strerror)))
+            self._take_config(*config.keep(before, self._path, str(error.strerror)))
         else:
-            self._take(*config.parse_bytes(data, self._path, self._settings, before))
+            self._take_config(*config.parse_bytes(data, self._path, self._settings, before))
 
-    def _take(self, taken: Config, notes: List[str]) -> None:
+    def _take_config(self, taken: Config, notes: List[str]) -> None:
         self.config = taken
         for line in notes:
             self._log(line)

@@ -1,4 +1,4 @@
-"""The local processes that are watched, or asked, with this guest: bytes and time in, lines and reports out.
+"""The local processes that are watched, or asked, with this guest: bytes and time in, effects out.
 
 Pure: no socket, no clock. `docs/guest-client.md` has the messages. A *member* is a process that registered;
 it is known by its name, and by its connection (`key`) while that lasts. MEMBERS_MAX have a place; root's
@@ -19,18 +19,19 @@ The rules: a line of at most LINE_MAX bytes, an object that we understand, a num
 """
 
 import json
-from typing import Any, Dict, FrozenSet, List, NamedTuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Union
 
 from guestmtce.common import NEVER
+from guestmtce.common.log_line import INFO, LogLine
 from guestmtce.guest.ballot import ACCEPT, REJECT
 from guestmtce.guest.health import Illness
 from guestmtce.guest.member import (
     NAME_MAX,
     ROOT,
-    Broken,
-    Link,
+    Connection,
     Member,
     Peer,
+    RuleBroken,
     parse_object,
     read_action,
     read_text,
@@ -45,128 +46,131 @@ INTERVAL_MAX_MS = 3600000
 MISSES_MAX = 2  # unanswered heartbeats in a row that are a failure
 
 
-class Say(NamedTuple):
+class SendLine(NamedTuple):
     """Write this line to the connection `key`."""
 
     key: int
     line: bytes
 
 
-class Close(NamedTuple):
+class CloseConnection(NamedTuple):
     """Close the connection `key`; whatever was said to it before is to be written first."""
 
     key: int
 
 
-class Voted(NamedTuple):
-    """A member answered question `number`."""
+class CountVote(NamedTuple):
+    """A member answered the question."""
 
-    number: int
+    question_id: int
     voter: str
     result: str
     reason: str
 
 
-class Left(NamedTuple):
+class RemoveVoter(NamedTuple):
     """A voter is gone."""
 
     voter: str
 
 
-class Note(NamedTuple):
-    """A line for the log."""
-
-    about: str
-    text: str
+Effect = Union[SendLine, CloseConnection, CountVote, RemoveVoter, LogLine]
 
 
 class Registry:
-    """See the module's text. `reports` holds what is to be done since it was last taken."""
+    """See the module's text. `drain_effects` gives what is to be done."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._links: Dict[int, Link] = {}
+        self._connections: Dict[int, Connection] = {}
         self._members: Dict[str, Member] = {}
-        self._reports: List[Any] = []
+        self._effects: List[Effect] = []
 
     # --- the ways in -------------------------------------------------------------------------------
 
-    def opened(self, key: int, now: float, peer: Peer = ROOT) -> None:
+    def note_opened(self, key: int, now: float, peer: Peer = ROOT) -> None:
         """A process connected."""
-        self._links[key] = Link(now, now + self._settings.register_within, peer)
+        self._connections[key] = Connection(now, now + self._settings.register_within, peer)
 
-    def received(self, key: int, data: bytes, now: float) -> None:
+    def receive(self, key: int, data: bytes, now: float) -> None:
         """The process at `key` sent `data`."""
-        link = self._links.get(key)
-        if link is None:
+        connection = self._connections.get(key)
+        if connection is None:
             return
-        overflows = link.lines.overflows
-        lines = link.lines.feed(data)
+        overflows = connection.lines.overflows
+        lines = connection.lines.feed(data)
         try:
-            if link.lines.overflows != overflows:
-                raise Broken("a line of more than %d bytes" % json_lines.LINE_MAX)
-            link.count(len(lines), now)
+            if connection.lines.overflows != overflows:
+                raise RuleBroken("a line of more than %d bytes" % json_lines.LINE_MAX)
+            connection.count_lines(len(lines), now)
             for line in lines:
-                if key in self._links:
-                    self._take(key, link, parse_object(line), now)
-        except Broken as broken:
-            self._say(key, type="refused", reason=str(broken))
-            self.closed(key, str(broken), now)
-            self._reports.append(Close(key))
+                if key in self._connections:
+                    self._handle_message(key, connection, parse_object(line), now)
+        except RuleBroken as broken:
+            self._send(key, type="refused", reason=str(broken))
+            self.note_closed(key, str(broken), now)
+            self._effects.append(CloseConnection(key))
 
-    def closed(self, key: int, why: str, now: float) -> None:
+    def note_closed(self, key: int, why: str, now: float) -> None:
         """The connection is gone."""
-        link = self._links.pop(key, None)
-        member = link.member if link is not None else None
+        connection = self._connections.pop(key, None)
+        member = connection.member if connection is not None else None
         if member is None:
             return
         if member.interval:
-            self._fail(member, why)
+            self._note_failure(member, why)
             member.forgotten_at = now + self._settings.remember_failed
             self._limit_remembered(member.peer.uid == 0)
         else:
             del self._members[member.name]
-        self._leave(member)
+        self._remove_voter(member)
 
     def tick(self, now: float) -> None:
         """Time has passed; to be called at `deadline`, after every connection was drained."""
-        for key, link in list(self._links.items()):
-            if link.member is None and now >= link.register_by:
-                self._say(key, type="refused", reason="not registered in time")
-                self.closed(key, "not registered in time", now)
-                self._reports.append(Close(key))
-            elif link.member is not None and now >= link.member.due:
-                self._beat(key, link.member, now)
-        for member in [one for one in self._members.values() if now >= one.forgotten_at]:
-            self._forget(member, "it failed %g s ago and did not come back" % self._settings.remember_failed)
+        for key, connection in list(self._connections.items()):
+            if connection.member is None and now >= connection.register_by:
+                self._send(key, type="refused", reason="not registered in time")
+                self.note_closed(key, "not registered in time", now)
+                self._effects.append(CloseConnection(key))
+            elif connection.member is not None and now >= connection.member.due:
+                self._send_heartbeat(key, connection.member, now)
+        for member in list(self._members.values()):
+            if now < member.forgotten_at:
+                continue
+            self._forget_member(
+                member, "it failed %g s ago and did not come back" % self._settings.remember_failed
+            )
 
-    def ask(self, number: int, notification_type: str, event_type: str, seconds: float) -> None:
-        """Put question `number` to every member that votes."""
-        for key, member in self._voting().items():
-            member.asked = number
-            what = {"number": number, "kind": notification_type, "event": event_type}
-            self._say(key, type="question", timeout_ms=int(seconds * 1000), **what)
+    def ask_members(self, question_id: int, notification_type: str, event_type: str, seconds: float) -> None:
+        """Put the question to every member that votes."""
+        for key, member in self._voting_members().items():
+            member.open_question_id = question_id
+            question = {"number": question_id, "kind": notification_type, "event": event_type}
+            self._send(key, type="question", timeout_ms=int(seconds * 1000), **question)
 
-    def withdraw(self, number: int) -> None:
-        """Nobody waits for the answer to question `number` any more."""
-        for key, member in self._voting().items():
-            if member.asked == number:
-                member.asked = 0
-                self._say(key, type="withdrawn", number=number)
+    def withdraw_question(self, question_id: int) -> None:
+        """The answers to this question do not count any more."""
+        for key, member in self._voting_members().items():
+            if member.open_question_id == question_id:
+                member.open_question_id = 0
+                self._send(key, type="withdrawn", number=question_id)
 
     # --- looking -----------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:
         """When `tick` is to be called next."""
-        links = self._links.values()
-        due = [link.member.due if link.member else link.register_by for link in links]
+        connections = self._connections.values()
+        due = [
+            connection.member.due if connection.member else connection.register_by
+            for connection in connections
+        ]
         return min([*due, *(member.forgotten_at for member in self._members.values())], default=NEVER)
 
     @property
     def voters(self) -> FrozenSet[str]:
         """Who is to be asked."""
-        return frozenset(member.voter for member in self._voting().values())
+        return frozenset(member.voter for member in self._voting_members().values())
 
     @property
     def described(self) -> List[Dict[str, Any]]:
@@ -185,170 +189,176 @@ class Registry:
 
     @property
     def illnesses(self) -> List[Illness]:
-        """What the members feel, and those that failed."""
+        """Of the members that are ill, and of those that failed."""
         found = [member.failure or member.illness for member in self._members.values()]
         return [illness for illness in found if illness is not None]
 
-    def take(self) -> List[Any]:
-        """What is to be done, once."""
-        reports, self._reports = self._reports, []
-        return reports
+    def drain_effects(self) -> List[Effect]:
+        """What is to be done since this was called last."""
+        effects, self._effects = self._effects, []
+        return effects
 
-    def _voting(self) -> Dict[int, Member]:
-        pairs = [(key, link.member) for key, link in self._links.items()]
+    def _voting_members(self) -> Dict[int, Member]:
+        pairs = [(key, connection.member) for key, connection in self._connections.items()]
         return {key: member for key, member in pairs if member is not None and member.votes}
 
     # --- a message ---------------------------------------------------------------------------------
 
-    def _take(self, key: int, link: Link, message: Dict[str, Any], now: float) -> None:
+    def _handle_message(self, key: int, connection: Connection, message: Dict[str, Any], now: float) -> None:
         kind = message.get("type")
-        member = link.member
+        member = connection.member
         if kind == "members":
-            self._say_members(key)
+            self._send_members(key)
         elif kind == "forget":
-            self._forget_on_demand(link.peer, read_word(message, "name"))
-            self._say_members(key)
+            self._forget_on_demand(connection.peer, read_word(message, "name"))
+            self._send_members(key)
         elif kind == "register" and member is None:
-            link.member = self._register(message, now, link.peer)
-            self._say(key, type="registered", name=link.member.name)
+            connection.member = self._register_member(message, now, connection.peer)
+            self._send(key, type="registered", name=connection.member.name)
         elif member is None:
-            raise Broken("register first")
+            raise RuleBroken("register first")
         elif kind == "alive":
-            self._alive(member, message)
+            self._note_alive(member, message)
         elif kind == "health":
-            self._feel(member, message)
+            self._set_health(member, message)
         elif kind == "answer":
-            self._answer(member, message)
+            self._count_answer(member, message)
         elif kind == "bye":
-            self._bye(key, member)
+            self._note_bye(key, member)
         else:
-            raise Broken("unknown type " + repr(kind)[:NAME_MAX])
+            raise RuleBroken("unknown type " + repr(kind)[:NAME_MAX])
 
-    def _register(self, message: Dict[str, Any], now: float, peer: Peer) -> Member:
-        """Raises Broken."""
+    def _register_member(self, message: Dict[str, Any], now: float, peer: Peer) -> Member:
+        """Raises RuleBroken."""
         name = read_word(message, "name")
         known = self._members.get(name)
         if known is not None and known.forgotten_at == NEVER and not (peer.uid == 0 != known.peer.uid):
-            raise Broken("a process of this name is registered")
+            raise RuleBroken("a process of this name is registered")
         if known is not None and peer.uid not in (0, known.peer.uid):
-            raise Broken("this name is of uid %d" % known.peer.uid)
-        seated = [link.member for link in self._links.values() if link.member is not None]
-        if sum((one.peer.uid == 0) == (peer.uid == 0) for one in seated) >= MEMBERS_MAX:
-            raise Broken("%d processes are registered: no more" % MEMBERS_MAX)
-        interval, action = self._interval(message), read_action(message)
+            raise RuleBroken("this name is of uid %d" % known.peer.uid)
+        seated = [
+            connection.member for connection in self._connections.values() if connection.member is not None
+        ]
+        if sum((member.peer.uid == 0) == (peer.uid == 0) for member in seated) >= MEMBERS_MAX:
+            raise RuleBroken("%d processes are registered: no more" % MEMBERS_MAX)
+        interval, action = self._read_interval(message), read_action(message)
         if known is not None and known.forgotten_at == NEVER:
-            self._oust(known)
+            self._oust_member(known)
         votes = message.get("votes") is True
         member = Member(name, interval, action, votes, now, peer)
         self._members[name] = member
-        self._note("the local process %s (%s) is registered" % (name, peer), peer)
+        self._log(peer, "the local process %s (%s) is registered", name, peer)
         return member
 
-    def _oust(self, member: Member) -> None:
+    def _oust_member(self, member: Member) -> None:
         """Root's process takes the name."""
-        key = next(key for key, link in self._links.items() if link.member is member)
-        self._say(key, type="refused", reason="a process of root's has this name now")
-        del self._links[key]
-        self._leave(member)
-        self._reports.append(Close(key))
-        self._note(
-            "the local process %s (%s) loses its name to root" % (member.name, member.peer), member.peer
-        )
+        key = next(key for key, connection in self._connections.items() if connection.member is member)
+        self._send(key, type="refused", reason="a process of root's has this name now")
+        del self._connections[key]
+        self._remove_voter(member)
+        self._effects.append(CloseConnection(key))
+        self._log(member.peer, "the local process %s (%s) loses its name to root", member.name, member.peer)
 
-    def _say_members(self, key: int) -> None:
-        self._say(key, type="members", members=self.described)
+    def _send_members(self, key: int) -> None:
+        self._send(key, type="members", members=self.described)
 
     def _forget_on_demand(self, peer: Peer, name: str) -> None:
-        """Raises Broken."""
+        """Raises RuleBroken."""
         member = self._members.get(name)
         if member is None:
-            raise Broken("no process of this name is known")
+            raise RuleBroken("no process of this name is known")
         if peer.uid not in (0, member.peer.uid):
-            raise Broken("it is of uid %d: root and that user may have it forgotten" % member.peer.uid)
+            raise RuleBroken("it is of uid %d: root and that user may have it forgotten" % member.peer.uid)
         if member.forgotten_at == NEVER:
-            raise Broken("it is connected")
-        self._forget(member, "uid %d wanted that" % peer.uid)
+            raise RuleBroken("it is connected")
+        self._forget_member(member, "uid %d wanted that" % peer.uid)
 
-    def _forget(self, member: Member, why: str) -> None:
+    def _forget_member(self, member: Member, why: str) -> None:
         del self._members[member.name]
         text = "the failed local process %s (%s) is forgotten: %s"
-        self._note(text % (member.name, member.peer, why), member.peer)
+        self._log(member.peer, text, member.name, member.peer, why)
 
     def _limit_remembered(self, of_root: bool) -> None:
         known = self._members.values()
-        gone = [one for one in known if one.forgotten_at != NEVER and (one.peer.uid == 0) == of_root]
+        gone = [each for each in known if each.forgotten_at != NEVER and (each.peer.uid == 0) == of_root]
         if len(gone) > REMEMBERED_MAX:
             uids = [member.peer.uid for member in gone]
-            most = max(uids, key=uids.count)
-            oldest = min((one for one in gone if one.peer.uid == most), key=lambda one: one.forgotten_at)
-            self._forget(oldest, "uid %d has %d failed ones" % (most, uids.count(most)))
+            owner = max(uids, key=uids.count)  # of the most
+            oldest = min(
+                (each for each in gone if each.peer.uid == owner), key=lambda each: each.forgotten_at
+            )
+            self._forget_member(oldest, "uid %d has %d failed ones" % (owner, uids.count(owner)))
 
-    def _interval(self, message: Dict[str, Any]) -> float:
-        """The interval of its heartbeat in s; 0: none. Raises Broken."""
+    def _read_interval(self, message: Dict[str, Any]) -> float:
+        """The interval of its heartbeat in s; 0: none. Raises RuleBroken."""
         value = message.get("interval_ms", 0)
         if type(value) is not int or not 0 <= value <= INTERVAL_MAX_MS:
-            raise Broken("interval_ms: 0 to %d expected" % INTERVAL_MAX_MS)
+            raise RuleBroken("interval_ms: 0 to %d expected" % INTERVAL_MAX_MS)
         return max(value, self._settings.member_floor_ms) / 1000 if value else 0.0
 
-    def _alive(self, member: Member, message: Dict[str, Any]) -> None:
-        if message.get("number") != member.number:
+    def _note_alive(self, member: Member, message: Dict[str, Any]) -> None:
+        if message.get("number") != member.sequence:
             return  # late
         member.answered, member.misses = True, 0
         if member.failure is not None:
             member.failure = None
-            self._note("the local process %s (%s) answers again" % (member.name, member.peer), member.peer)
+            self._log(member.peer, "the local process %s (%s) answers again", member.name, member.peer)
         if "health" in message:
-            self._feel(member, message)
+            self._set_health(member, message)
 
-    def _feel(self, member: Member, message: Dict[str, Any]) -> None:
+    def _set_health(self, member: Member, message: Dict[str, Any]) -> None:
         if message.get("health") not in (guest_channel.HEALTHY, guest_channel.UNHEALTHY):
-            raise Broken("health: healthy or unhealthy expected")
+            raise RuleBroken("health: healthy or unhealthy expected")
         ill = message["health"] == guest_channel.UNHEALTHY
-        member.illness = member.ill(read_text(message, "reason") or guest_channel.UNHEALTHY) if ill else None
+        member.illness = (
+            member.name_illness(read_text(message, "reason") or guest_channel.UNHEALTHY) if ill else None
+        )
 
-    def _answer(self, member: Member, message: Dict[str, Any]) -> None:
+    def _count_answer(self, member: Member, message: Dict[str, Any]) -> None:
         result = message.get("vote")
         if result not in (ACCEPT, REJECT):
-            raise Broken("vote: accept or reject expected")
+            raise RuleBroken("vote: accept or reject expected")
         reason = read_text(message, "reason")
-        if member.asked and message.get("number") == member.asked:
-            self._reports.append(Voted(member.asked, member.voter, result, reason))
-            member.asked = 0
+        if member.open_question_id and message.get("number") == member.open_question_id:
+            self._effects.append(CountVote(member.open_question_id, member.voter, result, reason))
+            member.open_question_id = 0
 
-    def _bye(self, key: int, member: Member) -> None:
-        del self._links[key]
+    def _note_bye(self, key: int, member: Member) -> None:
+        del self._connections[key]
         del self._members[member.name]
-        self._leave(member)
-        self._reports.append(Close(key))
-        self._note("the local process %s (%s) left" % (member.name, member.peer), member.peer)
+        self._remove_voter(member)
+        self._effects.append(CloseConnection(key))
+        self._log(member.peer, "the local process %s (%s) left", member.name, member.peer)
 
     # --- heartbeats --------------------------------------------------------------------------------
 
-    def _beat(self, key: int, member: Member, now: float) -> None:
+    def _send_heartbeat(self, key: int, member: Member, now: float) -> None:
         if not member.answered:
             member.misses += 1
             if member.misses >= MISSES_MAX:
-                self._fail(member, "no answer for %d heartbeats" % MISSES_MAX)
-        member.number = member.number % guest_channel.INT32_MAX + 1
+                self._note_failure(member, "no answer for %d heartbeats" % MISSES_MAX)
+        member.sequence = member.sequence % guest_channel.INT32_MAX + 1
         member.answered = False
         member.due = now + member.interval
-        self._say(key, type="heartbeat", number=member.number)
+        self._send(key, type="heartbeat", number=member.sequence)
 
-    def _fail(self, member: Member, why: str) -> None:
+    def _note_failure(self, member: Member, why: str) -> None:
         if member.failure is None:
-            member.failure = member.ill(why)
-            text = "the local process %s (%s) failed: %s" % (member.name, member.peer, why)
-            self._reports.append(Note("failed process of uid %d" % member.peer.uid, text))
+            member.failure = member.name_illness(why)
+            text, values = "the local process %s (%s) failed: %s", (member.name, member.peer, why)
+            self._effects.append(LogLine(INFO, text, values, "failed process of uid %d" % member.peer.uid))
 
-    def _leave(self, member: Member) -> None:
+    def _remove_voter(self, member: Member) -> None:
         if member.votes:
-            self._reports.append(Left(member.voter))
+            self._effects.append(RemoveVoter(member.voter))
 
-    # --- words -------------------------------------------------------------------------------------
+    # --- what is to be done -------------------------------------------------------------------------
 
-    def _say(self, key: int, **message: Any) -> None:
-        self._reports.append(Say(key, json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"))
+    def _send(self, key: int, **message: Any) -> None:
+        self._effects.append(
+            SendLine(key, json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
+        )
 
-    def _note(self, text: str, peer: Peer) -> None:
+    def _log(self, peer: Peer, text: str, *values: object) -> None:
         """Counted by user: what one user's processes do hides nothing of another's, and no failure."""
-        self._reports.append(Note("process of uid %d" % peer.uid, text))
+        self._effects.append(LogLine(INFO, text, values, "process of uid %d" % peer.uid))

@@ -11,9 +11,10 @@ import os
 import socket
 import stat
 import struct
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, NamedTuple, Tuple
 
 from guestmtce.common import NEVER
+from guestmtce.common.log_line import LogLine
 from guestmtce.guest import local_processes
 from guestmtce.guest.local_processes import Registry
 from guestmtce.guest.log import Log
@@ -31,28 +32,42 @@ FOLDER_MODE = 0o755
 READ_SIZE = 8192  # bytes
 
 
-class Apps:
-    """See the module's text. A part of the loop. Raises OSError when the socket cannot be made.
+class SocketListener(NamedTuple):
+    """What is called when the processes' health may have changed, a voter has voted, and one is gone."""
 
-    It tells `on_health` when the processes' health may have changed, `on_vote` and `on_leave` of voters.
-    """
+    check_health: Callable[[], None]
+    count_vote: Callable[[int, str, str, str], None]  # question_id, voter, result, reason
+    remove_voter: Callable[[str], None]
 
-    def __init__(self, loop: Loop, path: str, group: str, settings: Settings, log: Log) -> None:
-        self.on_health: Callable[[], None] = lambda: None
-        self.on_vote: Callable[[int, str, str, str], None] = lambda *_: None
-        self.on_leave: Callable[[str], None] = lambda voter: None
+
+NOBODY = SocketListener(lambda: None, lambda *_: None, lambda voter: None)
+
+
+class LocalSocket:
+    """See the module's text. A part of the loop. Raises OSError when the socket cannot be made."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: str,
+        group: str,
+        settings: Settings,
+        log: Log,
+        listener: SocketListener = NOBODY,
+    ) -> None:
+        self._listener = listener
         self.registry = Registry(settings)
         self._loop = loop
         self._log = log
         self._accept_pause = settings.accept_pause
         self._accept_at = NEVER  # s; no connection is taken before then
         self._path = path
-        self._links: Dict[int, socket.socket] = {}
+        self._connections: Dict[int, socket.socket] = {}
         self._uids: Dict[int, int] = {}  # of each connection
-        self._listener = _listen(path, group) if path else None
-        self._own = _ident(path)
-        if self._listener is not None:
-            self._loop.watch(self._listener.fileno(), self._accept)
+        self._server = _open_listener(path, group) if path else None
+        self._own = _socket_identity(path)
+        if self._server is not None:
+            self._loop.watch(self._server.fileno(), self._accept_connection)
 
     @property
     def deadline(self) -> float:
@@ -61,66 +76,68 @@ class Apps:
 
     def tick(self, now: float) -> None:
         """Heartbeats are due. Who has answered meanwhile is heard first."""
-        if now >= self._accept_at and self._listener is not None:
+        if now >= self._accept_at and self._server is not None:
             self._accept_at = NEVER
-            self._loop.watch(self._listener.fileno(), self._accept)
-        for key in list(self._links):
-            self._read(key)
+            self._loop.watch(self._server.fileno(), self._accept_connection)
+        for key in list(self._connections):
+            self._read_connection(key)
         self.registry.tick(now)
-        self._act()
+        self._carry_out_effects()
 
-    def ask(self, number: int, notification_type: str, event_type: str, seconds: float) -> None:
+    def ask_members(self, question_id: int, notification_type: str, event_type: str, seconds: float) -> None:
         """Put a question to those who vote."""
-        self.registry.ask(number, notification_type, event_type, seconds)
-        self._act()
+        self.registry.ask_members(question_id, notification_type, event_type, seconds)
+        self._carry_out_effects()
 
-    def withdraw(self, number: int) -> None:
-        """Nobody waits for the answer any more."""
-        self.registry.withdraw(number)
-        self._act()
+    def withdraw_question(self, question_id: int) -> None:
+        """The answers to this question do not count any more."""
+        self.registry.withdraw_question(question_id)
+        self._carry_out_effects()
 
     def close(self) -> None:
         """Give back everything."""
-        for key in list(self._links):
-            self._drop(key)
-        if self._listener is not None:
-            self._loop.unwatch(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        for key in list(self._connections):
+            self._close_connection(key)
+        if self._server is not None:
+            self._loop.unwatch(self._server.fileno())
+            self._server.close()
+            self._server = None
             self._accept_at = NEVER
-            if _ident(self._path) == self._own:  # else somebody has removed it, or has put another there
+            if (
+                _socket_identity(self._path) == self._own
+            ):  # else somebody has removed it, or has put another there
                 os.unlink(self._path)
 
     # --- connections -------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept_connection(self) -> None:
+        assert self._server is not None
         try:
-            link, _ = self._listener.accept()
+            connection, _ = self._server.accept()
         except OSError as error:
             if error.errno in NO_ROOM:
-                self._pause(error)
+                self._pause_accepting(error)
             return  # else it has gone again
-        link.setblocking(False)
-        peer = _peer(link)
-        why = self._refusal(peer)
+        connection.setblocking(False)
+        peer = _peer_of(connection)
+        why = self._reason_to_refuse(peer)
         if why:
             self._log("the local process with %s is refused: %s" % (peer, why), "refused %d" % peer.uid)
-            _refuse(link, why)
+            _refuse_connection(connection, why)
             return
-        key = link.fileno()
-        self._links[key], self._uids[key] = link, peer.uid
-        self._loop.watch(key, lambda: self._serve(key))
-        self.registry.opened(key, self._loop.now, peer)
+        key = connection.fileno()
+        self._connections[key], self._uids[key] = connection, peer.uid
+        self._loop.watch(key, lambda: self._serve_connection(key))
+        self.registry.note_opened(key, self._loop.now, peer)
 
-    def _pause(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         """One that cannot be accepted stays in the queue: it would wake the loop without end."""
-        assert self._listener is not None
-        self._loop.unwatch(self._listener.fileno())
+        assert self._server is not None
+        self._loop.unwatch(self._server.fileno())
         self._accept_at = self._loop.now + self._accept_pause
         self._log("%s: no local process can connect: %s" % (self._path, error.strerror), "accept")
 
-    def _refusal(self, peer: Peer) -> str:
+    def _reason_to_refuse(self, peer: Peer) -> str:
         """Why it may not connect; nothing: it may."""
         uids = list(self._uids.values())
         root = peer.uid == 0
@@ -130,83 +147,83 @@ class Apps:
             return "there are %d connections" % CONNECTIONS_MAX
         return ""
 
-    def _serve(self, key: int) -> None:
-        self._read(key)
-        self._act()
+    def _serve_connection(self, key: int) -> None:
+        self._read_connection(key)
+        self._carry_out_effects()
 
-    def _read(self, key: int) -> None:
+    def _read_connection(self, key: int) -> None:
         try:
-            data = self._links[key].recv(READ_SIZE)
+            data = self._connections[key].recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if data:
-            self.registry.received(key, data, self._loop.now)
+            self.registry.receive(key, data, self._loop.now)
         else:
-            self._drop(key)
-            self.registry.closed(key, "its connection ended", self._loop.now)
+            self._close_connection(key)
+            self.registry.note_closed(key, "its connection ended", self._loop.now)
 
-    def _drop(self, key: int) -> None:
-        link = self._links.pop(key, None)
-        if link is not None:
+    def _close_connection(self, key: int) -> None:
+        connection = self._connections.pop(key, None)
+        if connection is not None:
             del self._uids[key]
             self._loop.unwatch(key)
-            link.close()
+            connection.close()
 
     # --- what the registry wants -------------------------------------------------------------------
 
-    def _act(self) -> None:
-        reports = self.registry.take()
-        while reports:
-            for report in reports:
-                self._do(report)
-            reports = self.registry.take()
-        self.on_health()
+    def _carry_out_effects(self) -> None:
+        effects = self.registry.drain_effects()
+        while effects:
+            for effect in effects:
+                self._carry_out(effect)
+            effects = self.registry.drain_effects()
+        self._listener.check_health()
 
-    def _do(self, report: object) -> None:
-        if isinstance(report, local_processes.Say):
-            self._say(report.key, report.line)
-        elif isinstance(report, local_processes.Close):
-            self._drop(report.key)
-        elif isinstance(report, local_processes.Voted):
-            self.on_vote(*report)
-        elif isinstance(report, local_processes.Left):
-            self.on_leave(report.voter)
-        elif isinstance(report, local_processes.Note):
-            self._log(report.text, report.about)
+    def _carry_out(self, effect: object) -> None:
+        if isinstance(effect, local_processes.SendLine):
+            self._send(effect.key, effect.line)
+        elif isinstance(effect, local_processes.CloseConnection):
+            self._close_connection(effect.key)
+        elif isinstance(effect, local_processes.CountVote):
+            self._listener.count_vote(*effect)
+        elif isinstance(effect, local_processes.RemoveVoter):
+            self._listener.remove_voter(effect.voter)
+        elif isinstance(effect, LogLine):
+            self._log.write(effect)
 
-    def _say(self, key: int, line: bytes) -> None:
+    def _send(self, key: int, line: bytes) -> None:
         """One that does not read, so that not even a line fits, is a broken one."""
-        link = self._links.get(key)
-        if link is None:
+        connection = self._connections.get(key)
+        if connection is None:
             return
         try:
-            sent = link.send(line)
+            sent = connection.send(line)
         except OSError:
             sent = 0
         if sent < len(line):
-            self._drop(key)
-            self.registry.closed(key, "it does not read", self._loop.now)
+            self._close_connection(key)
+            self.registry.note_closed(key, "it does not read", self._loop.now)
 
 
-def _peer(link: socket.socket) -> Peer:
+def _peer_of(connection: socket.socket) -> Peer:
     """Who is at the other end."""
-    data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     pid, uid, _ = CREDENTIALS.unpack(data)
     return Peer(pid, uid)
 
 
-def _refuse(link: socket.socket, why: str) -> None:
+def _refuse_connection(connection: socket.socket, why: str) -> None:
     """Say why, and hang up."""
     try:
-        link.send(json.dumps({"type": "refused", "reason": why}).encode("ascii") + b"\n")
+        connection.send(json.dumps({"type": "refused", "reason": why}).encode("ascii") + b"\n")
     except OSError:
         pass
-    link.close()
+    connection.close()
 
 
-def _ident(path: str) -> Tuple[int, int]:
+def _socket_identity(path: str) -> Tuple[int, int]:
     """Which file it is; (0, 0) without one."""
     try:
         status = os.stat(path)
@@ -215,7 +232,7 @@ def _ident(path: str) -> Tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _answers(path: str) -> bool:
+def _is_served(path: str) -> bool:
     """Whether somebody listens at `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -228,7 +245,7 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _listen(path: str, group: str) -> socket.socket:
+def _open_listener(path: str, group: str) -> socket.socket:
     """The listening socket at `path`. Raises OSError."""
     folder = os.path.dirname(path)
     os.makedirs(folder, FOLDER_MODE, exist_ok=True)
@@ -236,7 +253,7 @@ def _listen(path: str, group: str) -> socket.socket:
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise OSError("%s must be writable by us alone" % folder)
     if os.path.exists(path):
-        if _answers(path):
+        if _is_served(path):
             raise OSError("another guest client listens there")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

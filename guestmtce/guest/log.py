@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Callable
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.common.throttle import Throttle
 from guestmtce.guest.errand import Errand
 from guestmtce.guest.log_text import printable
@@ -26,7 +27,7 @@ SUBJECTS_MAX = 100  # remembered at once
 
 
 class Log:
-    """Writes lines with `write`; of lines about the same thing one per `period` s.
+    """Writes lines with `write`; of lines about the same subject one per `period` s.
 
     A `write` that raises an OSError has lost its line. The next line that gets through says how many.
     """
@@ -39,9 +40,13 @@ class Log:
         self._throttle = Throttle(period, SUBJECTS_MAX)
         self._lost = 0
 
-    def __call__(self, text: str, about: str = "") -> None:
-        """Log `text`; with `about`, at most one line about that in each period."""
-        held_back = self._throttle.admit(about, time.monotonic()) if about else 0
+    def write(self, line: LogLine) -> None:
+        """Log what a pure module wants logged."""
+        self(line.text % line.values, line.subject)
+
+    def __call__(self, text: str, subject: str = "") -> None:
+        """Log `text`; with a `subject`, at most one line about that in each period."""
+        held_back = self._throttle.admit(subject, time.monotonic()) if subject else 0
         if held_back is None:
             return
         line = printable(text) + (" (and %d more like it)" % held_back if held_back else "")

@@ -51,12 +51,12 @@ class Loop:
         except KeyError:
             pass
 
-    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+    def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
-        self._signals[number] = callback
+        self._signals[signum] = callback
         wake_by(self._signal_out)
-        signal.signal(number, lambda number, _: self._arrived.add(number))
-        signal.siginterrupt(number, False)
+        signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        signal.siginterrupt(signum, False)
 
     def run(self) -> None:
         """Serve until `running` is false."""
@@ -90,8 +90,8 @@ class Loop:
         """Give back the descriptors and the signal handlers."""
         if self._signals:
             wake_by(-1)
-        for number in self._signals:
-            signal.signal(number, signal.SIG_DFL)
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         os.close(self._signal_in)
         os.close(self._signal_out)
@@ -107,13 +107,3 @@ def wake_by(descriptor: int) -> None:
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     else:
         signal.set_wakeup_fd(descriptor)
-
-
-def reset_signals() -> None:
-    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
-
-    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
-    """
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)

@@ -8,15 +8,17 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
+from guestmtce.common.background import reset_signals
+from guestmtce.common.log_line import LogLine
 from guestmtce.guest import ask, background, client, config, config_file, endurance, errand, host, options
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.config_file import ConfigFile
-from guestmtce.guest.health import Illness, worst
-from guestmtce.guest.local_socket import Apps
+from guestmtce.guest.health import Illness, gravest
+from guestmtce.guest.local_socket import LocalSocket, SocketListener
 from guestmtce.guest.log import Log, keep_time_zone, open_log
-from guestmtce.guest.loop import Loop, reset_signals
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.options import Options
-from guestmtce.guest.port import Port
+from guestmtce.guest.port import PortListener, VirtioPort
 from guestmtce.guest.runner import Runner
 from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.guest.settings import Settings, overridden
@@ -46,46 +48,43 @@ class Program:
         self._log = log
         self._loop = Loop()
         self._loop.on_signal(signal.SIGCHLD, self._reap)  # served in the loop, and noted from here on
-        self._config_file = ConfigFile(self._loop, given.config, settings, log)
-        self._config_file.on_read = self._configure
+        self._config_file = ConfigFile(self._loop, given.config, settings, log, self._configure)
         self._config_file.load()
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
-        self._apps = self._make_apps(given)
+        self._local_socket = self._make_local_socket(given)
         self._runners = [self._make_runner(), self._make_runner()]
-        self._health = HealthScript(self._runners[0], self._config, self._found, log)
+        self._health = HealthScript(self._runners[0], self._config, self._note_script_health, log)
         path = self._config.event_notification_script
-        self._event = EventScript(self._runners[1], path, self._script_voted, log)
-        self._loop.parts = [self._port, self._apps, self._health, self._config_file, _Ticking(self)]
+        self._event = EventScript(self._runners[1], path, self._count_script_vote, log)
+        self._loop.parts = [self._port, self._local_socket, self._health, self._config_file, _Ticking(self)]
         self._loop.on_signal(signal.SIGHUP, self._config_file.reload)
-        self._loop.on_signal(signal.SIGUSR1, self._tell_state)
-        for number in SIGNALS:
-            self._loop.on_signal(number, functools.partial(self._stop, number))
+        self._loop.on_signal(signal.SIGUSR1, self._log_state)
+        for signum in SIGNALS:
+            self._loop.on_signal(signum, functools.partial(self._stop, signum))
 
-    def _make_port(self, path: str) -> Port:
-        port = Port(self._loop, path, self._settings, self._log)
-        port.on_open = lambda: self._act(self.client.opened(self._loop.now))
-        port.on_close = lambda: self._act(self.client.closed(self._loop.now))
-        port.on_data = lambda data: self._act(self.client.receive(data, self._loop.now))
-        return port
+    def _make_port(self, path: str) -> VirtioPort:
+        listener = PortListener(
+            lambda: self._carry_out(self.client.note_opened(self._loop.now)),
+            lambda: self._carry_out(self.client.note_closed(self._loop.now)),
+            lambda data: self._carry_out(self.client.receive(data, self._loop.now)),
+        )
+        return VirtioPort(self._loop, path, self._settings, self._log, listener)
 
     def _make_runner(self) -> Runner:
-        runner = Runner()
-        runner.on_no_subreaper = lambda: self._log(NO_SUBREAPER, "subreaper")
-        return runner
+        return Runner(lambda: self._log(NO_SUBREAPER, "subreaper"))
 
-    def _make_apps(self, given: Options) -> Apps:
-        """The socket for local processes; a guest is watched without them, too."""
+    def _make_local_socket(self, given: Options) -> LocalSocket:
+        """The socket for local processes; a guest is watched without it, too."""
+        listener = SocketListener(
+            self._set_health, self._count_vote, lambda voter: self._carry_out(self.client.remove_voter(voter))
+        )
         try:
-            apps = Apps(self._loop, given.socket, given.group, self._settings, self._log)
+            return LocalSocket(self._loop, given.socket, given.group, self._settings, self._log, listener)
         except (OSError, KeyError) as error:
             self._log("no local process can register: %s: %s" % (given.socket, error))
-            apps = Apps(self._loop, "", "", self._settings, self._log)
-        apps.on_health = self._feel
-        apps.on_vote = self._voted
-        apps.on_leave = lambda voter: self._act(self.client.leave(voter))
-        return apps
+            return LocalSocket(self._loop, "", "", self._settings, self._log, listener)
 
     def run(self) -> None:
         """Until a signal ends it. A defect of ours is logged: whoever supervises us starts us again."""
@@ -110,7 +109,7 @@ class Program:
     def _close(self) -> None:
         for runner in self._runners:
             runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
-        self._apps.close()
+        self._local_socket.close()
         self._port.close()
         self._loop.close()
 
@@ -121,9 +120,9 @@ class Program:
         while self._port.waits and time.monotonic() < until:
             self._loop.run_once()
 
-    def _stop(self, number: int) -> None:
-        name = signal.Signals(number).name
-        self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
+    def _stop(self, signum: int) -> None:
+        name = signal.Signals(signum).name
+        self._carry_out(self.client.say_goodbye("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
 
     @property
@@ -134,64 +133,64 @@ class Program:
         """The configuration was read again."""
         self._health.configure(self._config)
         self._event.configure(self._config.event_notification_script)
-        self._act(self.client.configure(self._config, self._loop.now))
+        self._carry_out(self.client.configure(self._config, self._loop.now))
 
-    def _tell_state(self) -> None:
+    def _log_state(self) -> None:
         """USR1: for whoever looks into this guest."""
         mine: List[Illness] = [] if self._illness is None else [self._illness]
-        illness = worst(mine + self._apps.registry.illnesses)
+        illness = gravest(mine + self._local_socket.registry.illnesses)
         health = "healthy" if illness is None else "ill, corrective action %s: %s" % illness
         text = "state: %s at %s, %d challenges answered, %d messages dropped; %s"
         self._log(
             text % (self.client.state, self._given.device, self.client.answers, self._port.dropped, health)
         )
         self._config_file.log_config()
-        for member in self._apps.registry.described:
-            words = ["%s=%s" % pair for pair in member.items()]
-            self._log("local process: " + " ".join(words))
+        for member in self._local_socket.registry.described:
+            facts = ["%s=%s" % pair for pair in member.items()]
+            self._log("local process: " + " ".join(facts))
 
     # --- what the client wants ---------------------------------------------------------------------
 
-    def _act(self, output: client.Output) -> None:
+    def _carry_out(self, output: client.Output) -> None:
         for message in output.messages:
             self._port.send(message)
-        for report in output.reports:
-            if isinstance(report, client.Note):
-                self._log(report.text, report.about)
-            elif isinstance(report, client.Put):
-                self._put(report)
+        for effect in output.effects:
+            if isinstance(effect, LogLine):
+                self._log.write(effect)
+            elif isinstance(effect, client.AskVoters):
+                self._ask_voters(effect)
             else:
-                self._event.withdraw(report.number, report.expired)
-                self._apps.withdraw(report.number)
+                self._event.withdraw_question(effect.question_id, effect.expired)
+                self._local_socket.withdraw_question(effect.question_id)
 
-    def _put(self, question: client.Put) -> None:
+    def _ask_voters(self, question: client.AskVoters) -> None:
         if self._config.event_notification_script:
-            self._event.put(question.number, question.notification_type, question.event_type)
-        self._apps.ask(*question)
+            self._event.ask_script(question.question_id, question.notification_type, question.event_type)
+        self._local_socket.ask_members(*question)
 
     def tick(self, now: float) -> None:
         """The client's time has come."""
-        self._act(self.client.tick(now))
+        self._carry_out(self.client.tick(now))
 
     # --- what scripts and processes say ------------------------------------------------------------
 
     def _voters(self) -> FrozenSet[str]:
         script = [SCRIPT] if self._config.event_notification_script else []
-        return self._apps.registry.voters.union(script)
+        return self._local_socket.registry.voters.union(script)
 
-    def _voted(self, number: int, voter: str, result: str, reason: str) -> None:
-        self._act(self.client.vote(number, voter, result, reason))
+    def _count_vote(self, question_id: int, voter: str, result: str, reason: str) -> None:
+        self._carry_out(self.client.count_vote(question_id, voter, result, reason))
 
-    def _script_voted(self, number: int, result: str, reason: str) -> None:
-        self._voted(number, SCRIPT, result, reason)
+    def _count_script_vote(self, question_id: int, result: str, reason: str) -> None:
+        self._count_vote(question_id, SCRIPT, result, reason)
 
-    def _found(self, illness: Optional[Illness]) -> None:
+    def _note_script_health(self, illness: Optional[Illness]) -> None:
         self._illness = illness
-        self._feel()
+        self._set_health()
 
-    def _feel(self) -> None:
+    def _set_health(self) -> None:
         mine: List[Illness] = [] if self._illness is None else [self._illness]
-        self._act(self.client.feel(worst(mine + self._apps.registry.illnesses)))
+        self._carry_out(self.client.set_health(gravest(mine + self._local_socket.registry.illnesses)))
 
     def _reap(self) -> None:
         errand.reap()

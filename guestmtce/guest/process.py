@@ -39,15 +39,15 @@ def rename(name: str) -> None:
 
 def ignore_unwanted_signals() -> None:
     """What is meant for the client is not for this process."""
-    for number in UNWANTED:
-        signal.signal(number, signal.SIG_IGN)
+    for signum in UNWANTED:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def reset_signals() -> None:
     """What Python or a process of ours ignores, and other programs do not expect to be ignored."""
     python = [getattr(signal, name) for name in IGNORED_BY_PYTHON if hasattr(signal, name)]
-    for number in (*UNWANTED, *python):
-        signal.signal(number, signal.SIG_DFL)
+    for signum in (*UNWANTED, *python):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def close_others(kept: Collection[int]) -> None:

@@ -117,8 +117,8 @@ class Script:
 class Runner:
     """Runs one script at a time for one purpose. `reap` is to be called on SIGCHLD."""
 
-    def __init__(self) -> None:
-        self.on_no_subreaper: Callable[[], None] = lambda: None  # told once
+    def __init__(self, note_no_subreaper: Callable[[], None]) -> None:
+        self._note_no_subreaper: Optional[Callable[[], None]] = note_no_subreaper  # called once
         self._script: Optional[Script] = None
         self._dying: List[Script] = []
         self._left: List[Script] = []
@@ -151,19 +151,19 @@ class Runner:
     def reap(self) -> None:
         """A process has ended, perhaps ours."""
         self._dying = [script for script in self._dying if script.poll() is None]
-        for script in [one for one in self._left if one.poll() is not None]:
+        for script in [script for script in self._left if script.poll() is not None]:
             self._left.remove(script)
             script.close()
         ended = self._script.ended() if self._script is not None else None
         if ended is not None and self._script is not None:
             self._script.close()
             self._script = None
-            self._tell(ended)
+            self._report_end(ended)
 
-    def _tell(self, ended: Ended) -> None:
-        if not ended.adopts:
-            tell, self.on_no_subreaper = self.on_no_subreaper, lambda: None
-            tell()
+    def _report_end(self, ended: Ended) -> None:
+        if not ended.adopts and self._note_no_subreaper is not None:
+            self._note_no_subreaper()
+            self._note_no_subreaper = None
         self._done(ended)
 
     def stop(self) -> None:

@@ -25,14 +25,14 @@ class Bench:
         self.voters = frozenset(voters)
         numbers = itertools.chain([0, guest_channel.INT32_MAX], itertools.count(10))
         self.client = Client(Config(**config), Settings(), "vm-1", lambda: next(numbers), lambda: self.voters)
-        self.sent, self.reports = [], []
+        self.sent, self.effects = [], []
 
     def keep(self, output):
         for data in output.messages:
             assert data.startswith(b"\n") and data.endswith(b"\n") and data.count(b"\n") == 2
             assert len(data) <= guest_channel.MESSAGE_MAX
             self.sent.append(guest_channel.parse(data.strip()))
-        self.reports += output.reports
+        self.effects += output.effects
 
     def say(self, message):
         """The host says `message`: a tuple of the channel's, or bytes as they are."""
@@ -40,10 +40,10 @@ class Bench:
         self.keep(self.client.receive(data, self.now))
 
     def open(self):
-        self.keep(self.client.opened(self.now))
+        self.keep(self.client.note_opened(self.now))
 
     def close(self):
-        self.keep(self.client.closed(self.now))
+        self.keep(self.client.note_closed(self.now))
 
     def ack(self, back=0):
         """The host acknowledges the latest init, or the one so many before."""
@@ -62,17 +62,17 @@ class Bench:
         self.keep(self.client.tick(self.now))
 
     def vote(self, number, voter, result="accept", reason=""):
-        self.keep(self.client.vote(number, voter, result, reason))
+        self.keep(self.client.count_vote(number, voter, result, reason))
 
     def wrote(self, kind):
         """The messages of that kind that the client sent, in order."""
         return [message for message in self.sent if isinstance(message, kind)]
 
     def told(self, kind):
-        return [report for report in self.reports if isinstance(report, kind)]
+        return [effect for effect in self.effects if isinstance(effect, kind)]
 
     def forget(self):
-        self.sent, self.reports = [], []
+        self.sent, self.effects = [], []
 
     def bring_to(self, state):
         """Into `state`, the way a real one gets there."""
@@ -83,7 +83,7 @@ class Bench:
         if state == INTERRUPTED:
             self.close()
         if state == GONE:
-            self.keep(self.client.exit("bye", self.now))
+            self.keep(self.client.say_goodbye("bye", self.now))
         assert self.client.state == state
         return self
 

@@ -58,7 +58,7 @@ class Rig:
 def rig_with_runner():
     """A Rig whose `runner` runs scripts and hears of their end."""
     rig = Rig()
-    rig.runner = Runner()
+    rig.runner = Runner(lambda: None)
     rig.loop.on_signal(signal.SIGCHLD, rig.runner.reap)
     yield rig
     rig.runner.stop()

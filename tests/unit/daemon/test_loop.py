@@ -233,7 +233,7 @@ def test_a_signal_is_not_lost_when_the_pipe_that_wakes_is_full(loop):
 def test_what_a_parent_left_of_signals_is_undone():
     code = (
         "import signal\n"
-        "from guestmtce.daemon.loop import reset_signals\n"
+        "from guestmtce.common.background import reset_signals\n"
         "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGTERM, signal.SIGCHLD}\n"
         "reset_signals()\n"
         "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()\n"

@@ -9,8 +9,9 @@ from client_driver import BEGIN, Bench, names
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.guest import client as c
-from guestmtce.guest.client import ALONE, ENABLED, ENABLING, GONE, INTERRUPTED, Note, Put, Withdrawn
+from guestmtce.guest.client import ALONE, ENABLED, ENABLING, GONE, INTERRUPTED, AskVoters, WithdrawQuestion
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.wire import guest_channel, guest_channel_fast, json_lines
@@ -67,7 +68,7 @@ def give(bench, what, ident):
     elif what == c.CHALLENGE:
         bench.challenge()
     elif what == c.EXIT:
-        bench.keep(bench.client.exit("bye", bench.now))
+        bench.keep(bench.client.say_goodbye("bye", bench.now))
     elif what == c.CHANGE:
         bench.keep(bench.client.configure(Config(vote=99), bench.now))
     else:
@@ -191,19 +192,19 @@ def test_half_lines_garbage_and_refusals_cost_only_themselves():
     bench.say(guest_channel.RESYNC + text)
     bench.say(guest_channel.build(guest_channel.Nack(1, "what?"), 1))
     assert len(bench.wrote(ChallengeResponse)) == 3
-    abouts = [note.about for note in bench.told(Note)]
+    abouts = [note.subject for note in bench.told(LogLine)]
     assert {"garbage", "nack"} <= set(abouts) and abouts.count("overflow") == 1
 
 
 def test_an_illness_asks_for_its_action_once_a_minute_and_anew_when_it_was_over():
     bench = Bench().enabled()
-    bench.keep(bench.client.feel(Illness("stop", 'said "no"')))
+    bench.keep(bench.client.set_health(Illness("stop", 'said "no"')))
     for seconds in (0, 1, 58, 1, 60):
         bench.now += seconds
         bench.challenge()
-    bench.keep(bench.client.feel(None))
+    bench.keep(bench.client.set_health(None))
     bench.challenge()
-    bench.keep(bench.client.feel(Illness("stop", "again")))
+    bench.keep(bench.client.set_health(Illness("stop", "again")))
     bench.challenge()
     told = [(answer.heartbeat_health, answer.corrective_action) for answer in bench.wrote(ChallengeResponse)]
     ill = [("unhealthy", action) for action in ("stop", "none", "none", "stop", "stop")]
@@ -214,8 +215,8 @@ def test_an_illness_asks_for_its_action_once_a_minute_and_anew_when_it_was_over(
 def test_a_change_of_health_is_noted_once():
     bench = Bench().enabled()
     for illness in (None, Illness("log", "a"), Illness("log", "a"), Illness("log", "b"), None, None):
-        bench.keep(bench.client.feel(illness))
-    notes = [note.text for note in bench.told(Note) if note.about == "health"]
+        bench.keep(bench.client.set_health(illness))
+    notes = [note.text % note.values for note in bench.told(LogLine) if note.subject == "health"]
     ill = "the guest is ill, corrective action log: "
     assert notes == [ill + "a", ill + "b", "the guest is healthy"]
 
@@ -223,7 +224,7 @@ def test_a_change_of_health_is_noted_once():
 def test_a_graver_illness_is_told_at_once():
     bench = Bench().enabled()
     for action in ("log", "reboot"):
-        bench.keep(bench.client.feel(Illness(action, "why")))
+        bench.keep(bench.client.set_health(Illness(action, "why")))
         bench.challenge()
     assert [answer.corrective_action for answer in bench.wrote(ChallengeResponse)] == ["log", "reboot"]
 
@@ -231,7 +232,7 @@ def test_a_graver_illness_is_told_at_once():
 @given(st.text(max_size=2000))
 def test_whatever_a_script_says_fits_a_message(text):
     bench = Bench().enabled()
-    bench.keep(bench.client.feel(Illness("log", text)))
+    bench.keep(bench.client.set_health(Illness("log", text)))
     bench.challenge()
     said = bench.wrote(ChallengeResponse)[0].log_msg
     assert len(said.encode("utf-8")) <= json_lines.LOG_MSG_MAX
@@ -299,14 +300,16 @@ def step(bench, what):
     elif what == "tick":
         bench.tick(bench.now)
     elif what == "vote":
-        for put in bench.told(Put):
-            bench.vote(put.number, "script")
+        for put in bench.told(AskVoters):
+            bench.vote(put.question_id, "script")
     else:
         bench.keep(
             {
-                "open": lambda: client.opened(bench.now), "close": lambda: client.closed(bench.now),
-                "exit": lambda: client.exit("bye", bench.now), "leave": lambda: client.leave("script"),
-                "ill": lambda: client.feel(Illness("log", "x")), "well": lambda: client.feel(None),
+                "open": lambda: client.note_opened(bench.now), "close": lambda: client.note_closed(bench.now),
+                "exit": lambda: client.say_goodbye("bye", bench.now),
+                "leave": lambda: client.remove_voter("script"),
+                "ill": lambda: client.set_health(Illness("log", "x")),
+                "well": lambda: client.set_health(None),
             }[what]()
         )  # fmt: skip
 
@@ -323,8 +326,8 @@ def test_whatever_happens_the_rules_hold(steps):
             assert bench.sent[before:] == []
         assert what != "tick" or bench.client.deadline > bench.now
     # Every question is put once, and ends once at most; no answer without a question.
-    puts = [put.number for put in bench.told(Put)]
-    ends = [one.number for one in bench.told(Withdrawn)]
+    puts = [put.question_id for put in bench.told(AskVoters)]
+    ends = [one.question_id for one in bench.told(WithdrawQuestion)]
     assert len(puts) == len(set(puts)) and len(ends) == len(set(ends))
     assert len(bench.wrote(ActionResponse)) <= len(ends)
     assert len(bench.wrote(Exit)) <= 1

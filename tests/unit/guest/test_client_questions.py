@@ -6,7 +6,7 @@ import pytest
 from client_driver import Bench, names
 
 from guestmtce.guest.ballot import Ballot
-from guestmtce.guest.client import Put, Withdrawn
+from guestmtce.guest.client import AskVoters, WithdrawQuestion
 from guestmtce.wire.guest_channel import NOTICE, VOTE, ActionResponse
 
 TWO = ("process db", "script")
@@ -37,29 +37,29 @@ TWO = ("process db", "script")
 def test_the_outcome_of_a_ballot(kind, voters, said, outcome):
     ballot = Ballot(kind, voters)
     for voter, result, reason in said:
-        ballot.vote(voter, result, reason)
+        ballot.count_vote(voter, result, reason)
     assert ballot.outcome == outcome
 
 
 @pytest.mark.parametrize(("reason", "told"), [("", "process db"), ("disk:", "process db: disk:")])
 def test_a_local_process_s_reason_is_told_as_it_is(reason, told):
     ballot = Ballot(VOTE, TWO)
-    ballot.vote("process db", "reject", reason)
-    assert ballot.time_is_up() == ("reject", told)
+    ballot.count_vote("process db", "reject", reason)
+    assert ballot.outcome_at_deadline() == ("reject", told)
 
 
 def test_who_leaves_is_not_waited_for():
     ballot = Ballot(VOTE, TWO)
-    ballot.vote("script", "accept", "")
-    ballot.leave("process db")
+    ballot.count_vote("script", "accept", "")
+    ballot.remove_voter("process db")
     assert ballot.outcome == ("accept", "")
 
 
 def test_a_ballot_whose_time_is_up_names_the_late_or_who_rejected():
     ballot = Ballot(NOTICE, TWO)
-    assert ballot.time_is_up() == ("timeout", "no answer in time from process db, script")
-    ballot.vote("process db", "reject", "busy")
-    assert ballot.time_is_up() == ("reject", "process db: busy")
+    assert ballot.outcome_at_deadline() == ("timeout", "no answer in time from process db, script")
+    ballot.count_vote("process db", "reject", "busy")
+    assert ballot.outcome_at_deadline() == ("reject", "process db: busy")
 
 
 # --- at the client ---------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ def test_the_answer_comes_a_second_before_the_hosts_time_out_or_after_half_of_it
     bench = Bench(voters=["script"]).enabled()
     asked = bench.now
     bench.ask(timeout_ms=timeout_ms)
-    assert bench.told(Put)[0].seconds == seconds
+    assert bench.told(AskVoters)[0].seconds == seconds
     while not bench.wrote(ActionResponse):
         bench.tick()
     assert bench.now - asked == pytest.approx(seconds)
     assert bench.wrote(ActionResponse)[0].vote_result == "timeout"
-    assert bench.told(Withdrawn) == [Withdrawn(1, expired=True)]
+    assert bench.told(WithdrawQuestion) == [WithdrawQuestion(1, expired=True)]
 
 
 def test_an_answer_settles_and_a_second_one_is_nobodys():
@@ -95,14 +95,14 @@ def test_an_answer_settles_and_a_second_one_is_nobodys():
     bench.vote(1, "script")
     bench.vote(2, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(5, "stop", "revocable", "reject", "why")]
-    assert bench.told(Withdrawn) == [Withdrawn(1, expired=False)]
+    assert bench.told(WithdrawQuestion) == [WithdrawQuestion(1, expired=False)]
 
 
 def test_another_question_ends_the_open_one_without_an_answer():
     bench = Bench(voters=["script"]).enabled()
     bench.ask(event="pause")
     bench.ask("irrevocable", "suspend", ident=6)
-    assert bench.told(Withdrawn) == [Withdrawn(1)]
+    assert bench.told(WithdrawQuestion) == [WithdrawQuestion(1)]
     bench.vote(1, "script", "reject")
     bench.vote(2, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(6, "suspend", "irrevocable", "complete", "")]
@@ -113,7 +113,7 @@ def test_the_same_question_again_is_the_same_question():
     bench.ask(timeout_ms=9000)
     bench.now += 5
     bench.ask(timeout_ms=4000, ident=6)
-    assert len(bench.told(Put)) == 1 and bench.told(Withdrawn) == []
+    assert len(bench.told(AskVoters)) == 1 and bench.told(WithdrawQuestion) == []
     bench.now += 2
     bench.vote(1, "script")
     assert bench.wrote(ActionResponse) == [ActionResponse(6, "stop", "revocable", "accept", "")]
@@ -140,7 +140,7 @@ def test_a_question_before_the_acknowledgement_is_answered_too():
 def test_an_unknown_event_is_an_error_and_nobody_is_asked():
     bench = Bench(voters=["script"]).enabled()
     bench.ask(event="explode")
-    assert bench.told(Put) == []
+    assert bench.told(AskVoters) == []
     assert bench.wrote(ActionResponse)[0].vote_result == "error"
 
 
@@ -155,6 +155,6 @@ def test_a_host_that_is_gone_gets_no_answer():
 def test_an_exit_withdraws_what_is_open():
     bench = Bench(voters=["script"]).enabled()
     bench.ask()
-    bench.keep(bench.client.exit("bye", bench.now))
-    assert bench.told(Withdrawn) == [Withdrawn(1)]
+    bench.keep(bench.client.say_goodbye("bye", bench.now))
+    assert bench.told(WithdrawQuestion) == [WithdrawQuestion(1)]
     assert names(bench.sent[-1:]) == "Exit"

@@ -12,7 +12,7 @@ import json
 import pytest
 from places import TRANSCRIPTS
 
-from guestmtce.guest.client import Client, Put
+from guestmtce.guest.client import AskVoters, Client
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.settings import Settings
@@ -76,7 +76,7 @@ class Replay:
     def keep(self, now, output):
         for data in output.messages:
             self.said.append((now, guest_channel.parse(data.strip())))
-        self.puts += [report.number for report in output.reports if isinstance(report, Put)]
+        self.puts += [effect.question_id for effect in output.effects if isinstance(effect, AskVoters)]
 
     def run(self):
         for record in self.script:
@@ -108,15 +108,15 @@ class Replay:
         """The guest feels as the recorded one said in its answer."""
         if answer is not None:
             ill = answer.heartbeat_health == "unhealthy"
-            self.keep(now, self.client.feel(Illness("reboot", answer.log_msg.strip()) if ill else None))
+            self.keep(now, self.client.set_health(Illness("reboot", answer.log_msg.strip()) if ill else None))
 
     def note(self, now, note):
         if note == "host connects" and self.path.stem not in UNNOTICED:
-            self.keep(now, self.client.opened(now))
+            self.keep(now, self.client.note_opened(now))
         elif note == "host connects" and now == 0:
-            self.keep(now, self.client.opened(now))
+            self.keep(now, self.client.note_opened(now))
         elif note.startswith("host closes") and self.path.stem not in UNNOTICED:
-            self.keep(now, self.client.closed(now))
+            self.keep(now, self.client.note_closed(now))
         elif note.startswith("SIGSTOP"):
             self.stopped = True
         elif note.startswith("SIGCONT"):
@@ -129,9 +129,9 @@ class Replay:
         if isinstance(message, ActionResponse) and message.vote_result in ("accept", "reject"):
             words = (message.vote_result, message.log_msg.strip())
             if self.puts:
-                self.keep(now, self.client.vote(self.puts[-1], "script", *words))
+                self.keep(now, self.client.count_vote(self.puts[-1], "script", *words))
         elif isinstance(message, Exit):
-            self.keep(now, self.client.exit("Exiting...", now))
+            self.keep(now, self.client.say_goodbye("Exiting...", now))
 
 
 def of(kind, words):

@@ -125,8 +125,7 @@ def rig():
 
 def config_file(rig, path, **settings):
     read = []
-    one = ConfigFile(rig.loop, str(path), Settings(**settings), rig.log)
-    one.on_read = lambda: read.append(one.config)
+    one = ConfigFile(rig.loop, str(path), Settings(**settings), rig.log, lambda: read.append(one.config))
     rig.loop.parts.append(one)
     return one, read
 

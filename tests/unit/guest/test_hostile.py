@@ -13,9 +13,10 @@ import pytest
 from guest_process import GuestProcess, host, write_script
 from guest_rig import Rig
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.guest import ask, options
-from guestmtce.guest.local_processes import REMEMBERED_MAX, Close, Note, Registry, Say
-from guestmtce.guest.local_socket import Apps
+from guestmtce.guest.local_processes import REMEMBERED_MAX, CloseConnection, Registry, SendLine
+from guestmtce.guest.local_socket import LocalSocket
 from guestmtce.guest.member import Peer
 from guestmtce.guest.settings import Settings
 from guestmtce.lab.cluster import wait_for
@@ -80,7 +81,7 @@ def test_what_cannot_be_used_at_hup_changes_no_action(tmp_path, host, text):
 
 def test_a_connection_for_which_no_descriptor_is_left_does_not_spin_and_is_taken_later(tmp_path):
     rig, path = Rig(), str(tmp_path / "run" / "socket")
-    apps = Apps(rig.loop, path, "", Settings(accept_pause=0.2), rig.log)
+    apps = LocalSocket(rig.loop, path, "", Settings(accept_pause=0.2), rig.log)
     rig.loop.parts.append(apps)
     link = socket.socket(socket.AF_UNIX)
     link.connect(path)
@@ -99,7 +100,7 @@ def test_a_connection_for_which_no_descriptor_is_left_does_not_spin_and_is_taken
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for descriptor in filled:
             os.close(descriptor)
-    rig.serve(lambda: apps._links, "it is taken")
+    rig.serve(lambda: apps._connections, "it is taken")
     apps.close()
     rig.close()
     link.close()
@@ -109,24 +110,24 @@ def test_a_connection_for_which_no_descriptor_is_left_does_not_spin_and_is_taken
 
 
 def register(registry, key, name, uid, action="log", now=0.0):
-    registry.opened(key, now, Peer(100 + key, uid))
+    registry.note_opened(key, now, Peer(100 + key, uid))
     message = {"type": "register", "name": name, "interval_ms": 1000, "corrective_action": action}
-    registry.received(key, json.dumps(message).encode() + b"\n", now)
+    registry.receive(key, json.dumps(message).encode() + b"\n", now)
 
 
 def said(registry, key):
-    reports = registry.take()
-    return [json.loads(one.line) for one in reports if isinstance(one, Say) and one.key == key], reports
+    reports = registry.drain_effects()
+    return [json.loads(one.line) for one in reports if isinstance(one, SendLine) and one.key == key], reports
 
 
 @pytest.mark.parametrize("victim", [0, USER + 1])
 def test_nobody_has_the_failure_of_another_user_forgotten(victim):
     registry = Registry(Settings())
     register(registry, 1, "db", victim, "reboot")
-    registry.closed(1, "its connection ended", 0.0)
+    registry.note_closed(1, "its connection ended", 0.0)
     for number in range(3 * REMEMBERED_MAX):
         register(registry, 2, "x%d" % number, USER, now=1.0)
-        registry.closed(2, "its connection ended", 1.0)
+        registry.note_closed(2, "its connection ended", 1.0)
     assert "db: its connection ended" in [illness.reason for illness in registry.illnesses]
     assert len(registry.illnesses) <= REMEMBERED_MAX + 1
 
@@ -137,8 +138,8 @@ def test_root_takes_its_name_over_and_nobody_takes_one_from_root():
     register(registry, 2, "db", 0)
     lines, reports = said(registry, 1)
     assert lines[-1] == {"type": "refused", "reason": "a process of root's has this name now"}
-    assert Close(1) in reports
-    registry.closed(1, "its connection ended", 0.0)
+    assert CloseConnection(1) in reports
+    registry.note_closed(1, "its connection ended", 0.0)
     assert registry.illnesses == [] and registry.described[0]["uid"] == 0
     register(registry, 3, "db", USER)
     assert said(registry, 3)[0][-1]["reason"] == "a process of this name is registered"
@@ -155,8 +156,8 @@ def test_what_one_user_does_hides_no_line_of_another_and_no_failure():
     registry = Registry(Settings())
     register(registry, 1, "noisy", USER)
     register(registry, 2, "db", 0)
-    registry.closed(2, "its connection ended", 0.0)
-    abouts = [report.about for report in registry.take() if isinstance(report, Note)]
+    registry.note_closed(2, "its connection ended", 0.0)
+    abouts = [report.subject for report in registry.drain_effects() if isinstance(report, LogLine)]
     assert len(abouts) == len(set(abouts)) == 3
 
 

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestmtce.common.log_line import LogLine
 from guestmtce.guest import local_processes as r
 from guestmtce.guest import member
-from guestmtce.guest.health import Illness, worst
-from guestmtce.guest.local_processes import MEMBERS_MAX, Close, Left, Registry, Say, Voted
+from guestmtce.guest.health import Illness, gravest
+from guestmtce.guest.local_processes import (
+    MEMBERS_MAX,
+    CloseConnection,
+    CountVote,
+    Registry,
+    RemoveVoter,
+    SendLine,
+)
 from guestmtce.guest.settings import Settings
 from guestmtce.wire import json_lines
 
@@ -27,11 +35,11 @@ class Bench:
         self.done = []
 
     def open(self, key=1, uid=0):
-        self.registry.opened(key, self.now, member.Peer(4000 + key, uid))
+        self.registry.note_opened(key, self.now, member.Peer(4000 + key, uid))
 
     def raw(self, data, key=1):
-        self.registry.received(key, data, self.now)
-        self.done += self.registry.take()
+        self.registry.receive(key, data, self.now)
+        self.done += self.registry.drain_effects()
 
     def say(self, key=1, **message):
         self.raw(json.dumps(message).encode() + b"\n", key)
@@ -44,16 +52,16 @@ class Bench:
     def tick(self):
         self.now = max(self.now, self.registry.deadline)
         self.registry.tick(self.now)
-        self.done += self.registry.take()
+        self.done += self.registry.drain_effects()
 
     def close(self, key=1):
-        self.registry.closed(key, "its connection ended", self.now)
-        self.done += self.registry.take()
+        self.registry.note_closed(key, "its connection ended", self.now)
+        self.done += self.registry.drain_effects()
 
     def heard(self, key=1):
         """What was said to the connection, in order; then forgotten."""
-        said = [json.loads(one.line) for one in self.done if isinstance(one, Say) and one.key == key]
-        self.done = [one for one in self.done if not (isinstance(one, Say) and one.key == key)]
+        said = [json.loads(one.line) for one in self.done if isinstance(one, SendLine) and one.key == key]
+        self.done = [one for one in self.done if not (isinstance(one, SendLine) and one.key == key)]
         return said
 
     def told(self, kind):
@@ -65,7 +73,7 @@ class Bench:
 
 def refusal(bench, key=1):
     said = bench.heard(key)[-1]
-    assert said["type"] == "refused" and Close(key) in bench.done
+    assert said["type"] == "refused" and CloseConnection(key) in bench.done
     return said["reason"]
 
 
@@ -86,7 +94,7 @@ def test_a_member_without_a_heartbeat_is_never_asked_nor_missed(interval):
     assert bench.heard() == [{"type": "registered", "name": "db"}] and bench.registry.deadline == r.NEVER
     bench.now += 3600
     bench.registry.tick(bench.now)
-    assert bench.registry.take() == [] and bench.illnesses() == []
+    assert bench.registry.drain_effects() == [] and bench.illnesses() == []
 
 
 @pytest.mark.parametrize("message", [{"name": "x" * 31}, {"interval_ms": 3600000}, {"interval_ms": 1}])
@@ -104,7 +112,7 @@ def test_forty_lines_at_once_and_twenty_a_second_are_taken():
     bench.raw(b'{"type":"members"}\n' * 40)
     bench.now += 1
     bench.raw(b'{"type":"members"}\n' * 20)
-    assert bench.told(Close) == []
+    assert bench.told(CloseConnection) == []
     bench.raw(b'{"type":"members"}\n')
     assert "lines a second" in refusal(bench)
 
@@ -175,7 +183,7 @@ def test_more_lines_than_allowed_are_a_failure_and_as_many_as_allowed_are_not():
     for _ in range(300):
         bench.now += 1 / member.RATE
         bench.say(type="health", health="healthy")
-    assert bench.told(Close) == []
+    assert bench.told(CloseConnection) == []
     for _ in range(int(member.BURST) + 1):
         bench.say(type="health", health="healthy")
     assert "lines a second" in refusal(bench)
@@ -186,7 +194,7 @@ def test_a_ninth_process_is_refused_and_a_name_is_taken_once():
     bench = Bench()
     for key in range(1, MEMBERS_MAX + 1):
         bench.register(key, "app%d" % key)
-    assert bench.told(Close) == []
+    assert bench.told(CloseConnection) == []
     bench.register(20, "one more")
     assert "no more" in refusal(bench, 20)
     bench.register(21, "app1")
@@ -254,14 +262,14 @@ def test_a_process_that_ends_without_bye_has_failed_until_it_registers_again():
     bench.register(2)
     assert bench.illnesses() == []
     bench.say(2, type="bye")
-    assert bench.illnesses() == [] and Close(2) in bench.done
+    assert bench.illnesses() == [] and CloseConnection(2) in bench.done
 
 
 def test_a_process_without_a_heartbeat_may_just_leave():
     bench = Bench().register(interval_ms=0, votes=True)
     assert bench.registry.deadline == r.NEVER
     bench.close()
-    assert bench.illnesses() == [] and bench.told(Left) == [Left("process db")]
+    assert bench.illnesses() == [] and bench.told(RemoveVoter) == [RemoveVoter("process db")]
     bench.register(2, interval_ms=0)
 
 
@@ -277,10 +285,10 @@ def test_a_process_says_that_it_is_ill_and_well():
 
 def test_the_gravest_illness_counts():
     ills = [Illness("log", "a"), Illness("stop", "b"), Illness("reboot", "c"), Illness("stop", "d")]
-    assert worst(ills) == Illness("stop", "b")
-    assert worst([]) is None
-    assert worst([Illness("none", "a")]) == Illness("none", "a")
-    assert worst([Illness("none", "a"), Illness("log", "b")]) == Illness("log", "b")
+    assert gravest(ills) == Illness("stop", "b")
+    assert gravest([]) is None
+    assert gravest([Illness("none", "a")]) == Illness("none", "a")
+    assert gravest([Illness("none", "a"), Illness("log", "b")]) == Illness("log", "b")
 
 
 # --- votes -----------------------------------------------------------------------------------------
@@ -290,8 +298,8 @@ def test_a_question_goes_to_those_that_vote_and_is_answered_once():
     bench = Bench().register(1, "a", votes=True).register(2, "b")
     assert bench.registry.voters == {"process a"}
     bench.heard(1)
-    bench.registry.ask(3, "revocable", "stop", 7.5)
-    bench.done += bench.registry.take()
+    bench.registry.ask_members(3, "revocable", "stop", 7.5)
+    bench.done += bench.registry.drain_effects()
     question = {"type": "question", "number": 3, "kind": "revocable", "event": "stop", "timeout_ms": 7500}
     assert bench.heard(1) == [question]
     bench.say(1, type="answer", number=2, vote="reject")
@@ -299,29 +307,29 @@ def test_a_question_goes_to_those_that_vote_and_is_answered_once():
     bench.say(1, type="answer", number=3, vote="accept")
     for number in (0, 1, 3):
         bench.say(1, type="answer", number=number, vote="accept")
-    assert bench.told(Voted) == [Voted(3, "process a", "reject", "busy")]
+    assert bench.told(CountVote) == [CountVote(3, "process a", "reject", "busy")]
 
 
 def test_who_was_not_asked_has_no_say():
     bench = Bench().register(1, "a", votes=True)
     for number in (0, 1):
         bench.say(1, type="answer", number=number, vote="reject")
-    bench.registry.ask(3, "revocable", "stop", 7.5)
-    bench.registry.withdraw(3)
+    bench.registry.ask_members(3, "revocable", "stop", 7.5)
+    bench.registry.withdraw_question(3)
     for number in (0, 1, 3):
         bench.say(1, type="answer", number=number, vote="reject")
-    assert bench.told(Voted) == []
+    assert bench.told(CountVote) == []
 
 
 def test_a_withdrawn_question_is_told_to_those_that_have_not_answered():
     bench = Bench().register(1, "a", votes=True).register(2, "b", votes=True)
-    bench.registry.ask(3, "revocable", "stop", 7.5)
-    bench.done += bench.registry.take()
+    bench.registry.ask_members(3, "revocable", "stop", 7.5)
+    bench.done += bench.registry.drain_effects()
     bench.say(1, type="answer", number=3, vote="accept")
     bench.heard(1), bench.heard(2)
-    bench.registry.withdraw(3)
-    bench.registry.withdraw(2)
-    bench.done += bench.registry.take()
+    bench.registry.withdraw_question(3)
+    bench.registry.withdraw_question(2)
+    bench.done += bench.registry.drain_effects()
     assert (bench.heard(1), bench.heard(2)) == ([], [{"type": "withdrawn", "number": 3}])
 
 
@@ -352,15 +360,15 @@ def test_whatever_processes_do_the_rules_hold(steps):
             bench.tick() if bench.registry.deadline < r.NEVER else None
         elif what == "close":
             bench.close(key)
-        elif key in bench.registry._links:
+        elif key in bench.registry._connections:
             bench.raw(what, key)
         else:
             bench.open(key)
-        for one in bench.told(Close):
-            assert one.key not in bench.registry._links
+        for one in bench.told(CloseConnection):
+            assert one.key not in bench.registry._connections
         bench.done = []
         assert len(bench.registry._members) <= MEMBERS_MAX
-        linked = [link.member for link in bench.registry._links.values() if link.member]
+        linked = [link.member for link in bench.registry._connections.values() if link.member]
         assert len(linked) == len(set(linked))
         for illness in bench.illnesses():
             assert len(illness.reason.encode()) <= json_lines.LOG_MSG_MAX
@@ -388,7 +396,7 @@ def test_a_dead_member_makes_the_guest_ill_for_a_time_and_is_forgotten():
     assert len(bench.illnesses()) == 1 and bench.registry.deadline == pytest.approx(bench.now + 0.1)
     bench.tick()
     assert bench.illnesses() == [] and bench.registry.described == []
-    assert "is forgotten" in bench.told(r.Note)[-1].text
+    assert "is forgotten" in bench.told(LogLine)[-1].text
 
 
 def test_only_so_many_dead_ones_are_remembered_the_oldest_goes():

@@ -18,7 +18,7 @@ from places import SCRIPTS
 
 from guestmtce.guest import ask, local_socket
 from guestmtce.guest.health import Illness
-from guestmtce.guest.local_socket import CONNECTIONS_MAX, CONNECTIONS_OF_A_USER, Apps
+from guestmtce.guest.local_socket import CONNECTIONS_MAX, CONNECTIONS_OF_A_USER, LocalSocket, SocketListener
 from guestmtce.guest.member import Peer
 from guestmtce.guest.settings import Settings
 
@@ -32,11 +32,11 @@ class World(Rig):
     def __init__(self, folder):
         super().__init__()
         self.path = str(folder / "run" / "processes.sock")
-        self.apps = Apps(self.loop, self.path, "", Settings(register_within=0.3), self.log)
-        self.loop.parts.append(self.apps)
         self.votes, self.left = [], []
-        self.apps.on_vote = lambda *vote: self.votes.append(vote)
-        self.apps.on_leave = self.left.append
+        listener = SocketListener(lambda: None, lambda *vote: self.votes.append(vote), self.left.append)
+        settings = Settings(register_within=0.3)
+        self.apps = LocalSocket(self.loop, self.path, "", settings, self.log, listener)
+        self.loop.parts.append(self.apps)
 
     def connect(self):
         link = socket.socket(socket.AF_UNIX)
@@ -104,8 +104,8 @@ def test_the_example_has_about_ten_lines():
 
 def test_the_example_heartbeats_and_votes(world, example):
     member = world.apps.registry._members["example"]
-    world.serve(lambda: member.number > 3 and member.answered, "it heartbeats")
-    world.apps.ask(5, "revocable", "stop", 7.0)
+    world.serve(lambda: member.sequence > 3 and member.answered, "it heartbeats")
+    world.apps.ask_members(5, "revocable", "stop", 7.0)
     world.serve(lambda: world.votes, "it votes")
     assert world.votes == [(5, "process example", "reject", "a backup is running")]
     assert world.ill == []
@@ -136,7 +136,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
     tmp_path.chmod(0o777)
     rig = Rig()
     with pytest.raises(OSError, match="writable by us alone"):
-        Apps(rig.loop, str(tmp_path / "socket"), "", Settings(), rig.log)
+        LocalSocket(rig.loop, str(tmp_path / "socket"), "", Settings(), rig.log)
     rig.close()
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
 def test_a_group_may_be_let_in(tmp_path):
     rig = Rig()
     path = str(tmp_path / "run" / "socket")
-    one = Apps(rig.loop, path, "daemon", Settings(), rig.log)
+    one = LocalSocket(rig.loop, path, "daemon", Settings(), rig.log)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o660 and os.stat(path).st_gid != 0
     assert os.stat(path).st_uid == os.geteuid()
     one.close()
@@ -153,7 +153,7 @@ def test_a_group_may_be_let_in(tmp_path):
 
 def test_a_socket_left_behind_is_replaced_and_ours_is_removed(tmp_path):
     world = World(tmp_path)
-    world.apps._listener.close()
+    world.apps._server.close()
     again = World(tmp_path)
     again.register("a").close()
     again.apps.close()
@@ -164,7 +164,7 @@ def test_a_socket_left_behind_is_replaced_and_ours_is_removed(tmp_path):
 def test_another_client_leaves_the_socket_to_the_first(tmp_path):
     world = World(tmp_path)
     with pytest.raises(OSError, match="another guest client"):
-        Apps(world.loop, world.path, "", Settings(), world.log)
+        LocalSocket(world.loop, world.path, "", Settings(), world.log)
     world.register("a").close()
     world.apps.close()
     assert not os.path.exists(world.path)
@@ -179,7 +179,7 @@ def test_a_client_that_has_many_to_listen_to_is_there_all_the_same(tmp_path):
         waits.connect(path)
         tmp_path.chmod(0o755)
         with pytest.raises(OSError, match="another guest client"):
-            Apps(rig.loop, path, "", Settings(), rig.log)
+            LocalSocket(rig.loop, path, "", Settings(), rig.log)
     rig.close()
 
 
@@ -231,7 +231,7 @@ def closed(link):
 def test_a_process_that_does_not_read_is_dropped_and_has_failed(world):
     link = world.register("deaf", interval_ms=INTERVAL_MS, votes=True)
     for asked in range(100000):
-        world.apps.ask(asked, "revocable", "stop", 1.0)
+        world.apps.ask_members(asked, "revocable", "stop", 1.0)
         if world.ill:
             break
     assert world.ill == [Illness("log", "deaf: it does not read")]
@@ -245,11 +245,11 @@ def test_a_process_that_ends_with_words_unread_has_failed(world):
     world.serve(lambda: world._readable(link), "a heartbeat is there")
     link.close()
     world.serve(lambda: world.ill, "it is missed")
-    assert world.ill == [Illness("log", "db: its connection ended")] and world.apps._links == {}
+    assert world.ill == [Illness("log", "db: its connection ended")] and world.apps._connections == {}
 
 
 def test_a_connection_that_has_gone_again_is_not_waited_for(world):
-    world.apps._accept()
+    world.apps._accept_connection()
     assert world.lines == []
 
 
@@ -257,14 +257,14 @@ def as_uid(monkeypatch, *uids):
     """The users of the next connections, in turn; the last one of all that follow."""
     left = list(uids)
     monkeypatch.setattr(
-        local_socket, "_peer", lambda link: Peer(1, left.pop(0) if len(left) > 1 else left[0])
+        local_socket, "_peer_of", lambda link: Peer(1, left.pop(0) if len(left) > 1 else left[0])
     )
 
 
 def test_a_user_has_so_many_connections_and_others_have_theirs(world, monkeypatch):
     as_uid(monkeypatch, 1000)
     links = [world.connect() for _ in range(CONNECTIONS_OF_A_USER)]
-    world.serve(lambda: len(world.apps._links) == CONNECTIONS_OF_A_USER, "as many as a user may have")
+    world.serve(lambda: len(world.apps._connections) == CONNECTIONS_OF_A_USER, "as many as a user may have")
     one_more = world.connect()
     assert world.hear(one_more) == {"type": "refused", "reason": "uid 1000 has 8 connections"}
     assert world.hear(one_more) is None and "pid 1, uid 1000" in world.lines[-1]
@@ -280,7 +280,7 @@ def test_a_user_has_so_many_connections_and_others_have_theirs(world, monkeypatc
 def test_root_gets_in_however_many_others_there_are(world, monkeypatch):
     as_uid(monkeypatch, *range(1000, 1000 + CONNECTIONS_MAX), 2000)
     links = [world.connect() for _ in range(CONNECTIONS_MAX)]
-    world.serve(lambda: len(world.apps._links) == CONNECTIONS_MAX, "as many as there is room for")
+    world.serve(lambda: len(world.apps._connections) == CONNECTIONS_MAX, "as many as there is room for")
     one_more = world.connect()
     assert world.hear(one_more) == {"type": "refused", "reason": "there are 16 connections"}
     as_uid(monkeypatch, 0)
@@ -290,14 +290,14 @@ def test_root_gets_in_however_many_others_there_are(world, monkeypatch):
 
 
 def test_connections_are_taken_again_when_the_pause_is_over_and_no_sooner(world):
-    listener, watched = world.apps._listener.fileno(), world.loop._selector.get_map()
-    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    listener, watched = world.apps._server.fileno(), world.loop._selector.get_map()
+    world.apps._pause_accepting(OSError(errno.EMFILE, "Too many open files"))
     again = world.apps.deadline
     world.apps.tick(again - 0.01)
     assert listener not in watched and world.apps.deadline == again
     world.apps.tick(again)
     assert listener in watched
-    world.apps._pause(OSError(errno.EMFILE, "Too many open files"))
+    world.apps._pause_accepting(OSError(errno.EMFILE, "Too many open files"))
     world.apps.close()
     assert world.apps.deadline == float("inf")
 
@@ -312,14 +312,14 @@ def test_root_has_so_many_connections_too(world, monkeypatch):
 
 def test_who_connects_is_known_from_the_kernel(world):
     ours, theirs = socket.socketpair()
-    assert local_socket._peer(ours) == Peer(os.getpid(), os.geteuid())
+    assert local_socket._peer_of(ours) == Peer(os.getpid(), os.geteuid())
     ours.close()
     theirs.close()
 
 
 def test_without_a_path_there_is_no_socket():
     rig = Rig()
-    one = local_socket.Apps(rig.loop, "", "", Settings(), rig.log)
+    one = local_socket.LocalSocket(rig.loop, "", "", Settings(), rig.log)
     assert one.deadline == float("inf")
     one.close()
     assert one.deadline == float("inf")

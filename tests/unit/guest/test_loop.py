@@ -207,7 +207,7 @@ def test_what_a_parent_left_of_signals_is_undone(tmp_path):
 
 
 def test_signals_that_a_parent_ignores_or_python_serves_are_the_systems_own_again():
-    code = "import signal; from guestmtce.guest.loop import reset_signals; reset_signals()\n"
+    code = "import signal; from guestmtce.common.background import reset_signals; reset_signals()\n"
     code += "print([signal.getsignal(one) == signal.SIG_DFL for one in (signal.SIGCHLD, signal.SIGINT)])\n"
     code += "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
 

@@ -31,7 +31,7 @@ __all__ = ["host"]  # a fixture
 OLD_PYTHON = find_python("3.6")
 RSS_MAX = 15e6  # bytes
 # All that it imports of the room that it shares with the daemons: each module costs its memory.
-COMMON = ("back_off", "background", "lock_file", "rate_limit", "throttle", "turn")
+COMMON = ("back_off", "background", "lock_file", "log_line", "rate_limit", "throttle", "turn")
 SOURCES = [
     *(REPOSITORY / "guestmtce" / "common").glob("*.py"),
     *(REPOSITORY / "guestmtce" / "guest").glob("*.py"),

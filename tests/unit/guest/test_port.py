@@ -11,7 +11,7 @@ import pytest
 from guest_rig import Rig
 
 from guestmtce.guest import port
-from guestmtce.guest.port import WAITING_MAX, Port
+from guestmtce.guest.port import WAITING_MAX, PortListener, VirtioPort
 from guestmtce.guest.settings import Settings
 
 FAST = Settings(reopen_first=0.005, reopen_max=0.02, probe_first=0.005, probe_max=0.02)
@@ -23,10 +23,10 @@ class World(Rig):
     def __init__(self, path):
         super().__init__()
         self.events, self.data = [], b""
-        self.port = Port(self.loop, path, FAST, self.log)
-        self.port.on_open = lambda: self.events.append("open")
-        self.port.on_close = lambda: self.events.append("close")
-        self.port.on_data = self._take
+        listener = PortListener(
+            lambda: self.events.append("open"), lambda: self.events.append("close"), self._take
+        )
+        self.port = VirtioPort(self.loop, path, FAST, self.log, listener)
         self.loop.parts.append(self.port)
 
     def _take(self, data):
@@ -233,8 +233,8 @@ def test_when_all_is_written_the_port_is_no_longer_waited_for(world, host, monke
     world.port.send(b"word")
     monkeypatch.undo()
     world.serve(lambda: not world.port.waits, "it is written")
-    reads, read = [], world.port._read
-    world.port._read = lambda: (reads.append(1), read())
+    reads, read = [], world.port._read_device
+    world.port._read_device = lambda: (reads.append(1), read())
     world.rest(0.03)
     assert reads == []
 
@@ -301,7 +301,7 @@ def test_a_device_without_a_host_stays_open_and_is_looked_at_again(world, path):
     reader = world.port
     # A FIFO that is opened for both has a writer: itself. Open it as the kernel's port would be seen.
     opened = []
-    reader._open = lambda: (opened.append(1), os.open(path, os.O_RDONLY | os.O_NONBLOCK))[1]
+    reader._open_path = lambda: (opened.append(1), os.open(path, os.O_RDONLY | os.O_NONBLOCK))[1]
     world.rest(0.05)
     assert world.events == []
     for events in (["open"], ["open", "close", "open"]):
@@ -323,7 +323,7 @@ def visit(world, path, events):
 
 def test_waiting_without_a_host_takes_no_time_of_the_processor(world, path):
     os.mkfifo(path)
-    world.port._open = lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    world.port._open_path = lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     rounds = []
     tick = world.port.tick
     world.port.tick = lambda now: (rounds.append(now), tick(now))
@@ -373,17 +373,17 @@ def test_a_port_without_udev_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "sys" / "vport0p0").mkdir()
     (tmp_path / "sys" / "vport0p0" / "name").write_bytes(b"\xff\n")
     wanted = str(tmp_path / "virtio-ports" / "cgcs.heartbeat")
-    assert port._locate(wanted) == "/dev/vport1p1"
-    assert port._locate(wanted + "x") == wanted + "x"
-    assert port._locate("/other/cgcs.heartbeat") == "/other/cgcs.heartbeat"
+    assert port._locate_device(wanted) == "/dev/vport1p1"
+    assert port._locate_device(wanted + "x") == wanted + "x"
+    assert port._locate_device("/other/cgcs.heartbeat") == "/other/cgcs.heartbeat"
     (tmp_path / "virtio-ports").mkdir()
     (tmp_path / "virtio-ports" / "cgcs.heartbeat").touch()
-    assert port._locate(wanted) == wanted
+    assert port._locate_device(wanted) == wanted
 
 
 def test_the_kernel_is_asked_where_udev_has_named_nothing(monkeypatch):
     asked = []
     monkeypatch.setattr(os, "listdir", lambda folder: asked.append(folder) or [])
     monkeypatch.setattr(os.path, "exists", lambda path: False)
-    assert port._locate("/dev/virtio-ports/cgcs.heartbeat") == "/dev/virtio-ports/cgcs.heartbeat"
+    assert port._locate_device("/dev/virtio-ports/cgcs.heartbeat") == "/dev/virtio-ports/cgcs.heartbeat"
     assert asked == ["/sys/class/virtio-ports"]

@@ -146,9 +146,9 @@ def test_a_notices_script_that_goes_on_keeps_its_processes(rig, folder):
         folder / "script", daemon(folder) + "until [ -e %s/go ]; do sleep 0.02; done" % folder
     )
     event = EventScript(rig.runner, path, lambda *said: told.append(said), rig.log)
-    event.put(1, guest_channel.NOTICE, "stop")
+    event.ask_script(1, guest_channel.NOTICE, "stop")
     rig.serve((folder / "pid").exists, "the daemon runs")
-    event.withdraw(1, False)
+    event.withdraw_question(1, False)
     rig.runner.stop()
     rig.rest(0.3)
     assert lives(pid_in(folder)) and len(rig.runner._left) == 1
@@ -160,9 +160,9 @@ def test_a_notices_script_that_goes_on_keeps_its_processes(rig, folder):
 def test_a_notices_script_whose_time_is_up_takes_its_daemon_along(rig, folder):
     path = write_script(folder / "script", daemon(folder) + "sleep 600")
     event = EventScript(rig.runner, path, lambda *said: None, rig.log)
-    event.put(1, guest_channel.NOTICE, "stop")
+    event.ask_script(1, guest_channel.NOTICE, "stop")
     rig.serve((folder / "pid").exists, "the daemon runs")
-    event.withdraw(1, True)
+    event.withdraw_question(1, True)
     rig.serve(lambda: not lives(pid_in(folder)), "it is gone")
 
 
@@ -224,7 +224,7 @@ def test_a_votes_script_ends_with_the_client(host, folder):
 def test_without_a_subreaper_it_is_said_once_and_what_is_known_is_killed(rig, folder, monkeypatch):
     monkeypatch.setattr(reaper, "_control_process", lambda *_: False)
     said = []
-    rig.runner.on_no_subreaper = lambda: said.append(True)
+    rig.runner._note_no_subreaper = lambda: said.append(True)
     for _ in range(2):
         done = begin(rig, folder, "exit 0")
         rig.serve(lambda done=done: done, "it has ended")

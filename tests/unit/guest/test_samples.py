@@ -10,7 +10,7 @@ from guest_process import FAST, GuestProcess, host
 from guest_rig import Rig
 from places import SCRIPTS
 
-from guestmtce.guest.local_socket import SOCKET, Apps
+from guestmtce.guest.local_socket import SOCKET, LocalSocket
 from guestmtce.guest.settings import Settings
 
 __all__ = ["host"]  # a fixture
@@ -68,7 +68,7 @@ def test_only_who_runs_the_client_can_make_a_flag(tmp_path):
     rig = Rig()
     before = os.umask(0)
     try:
-        apps = Apps(rig.loop, str(tmp_path / "run" / "socket"), "", Settings(), rig.log)
+        apps = LocalSocket(rig.loop, str(tmp_path / "run" / "socket"), "", Settings(), rig.log)
     finally:
         os.umask(before)
     status = (tmp_path / "run").stat()
@@ -76,7 +76,7 @@ def test_only_who_runs_the_client_can_make_a_flag(tmp_path):
     apps.close()
     (tmp_path / "run").chmod(0o777)
     with pytest.raises(OSError, match="must be writable by us alone"):
-        Apps(rig.loop, str(tmp_path / "run" / "socket"), "", Settings(), rig.log)
+        LocalSocket(rig.loop, str(tmp_path / "run" / "socket"), "", Settings(), rig.log)
     rig.close()
 
 

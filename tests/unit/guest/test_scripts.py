@@ -356,7 +356,7 @@ def test_without_a_health_script_nothing_runs(rig):
 )
 def test_what_the_event_script_says(rig, script, text, expected):
     told = []
-    EventScript(rig.runner, script(text), lambda *said: told.append(said), rig.log).put(
+    EventScript(rig.runner, script(text), lambda *said: told.append(said), rig.log).ask_script(
         7, "irrevocable", "pause"
     )
     assert rig.serve(lambda: told, "the answer") == [expected]
@@ -369,7 +369,7 @@ def events(rig, path):
 
 def test_an_event_script_that_cannot_be_started_is_an_error(rig):
     told, event = events(rig, "/nonexistent")
-    event.put(1, "revocable", "stop")
+    event.ask_script(1, "revocable", "stop")
     rig.serve(lambda: told, "the answer")
     assert told[0][:2] == (1, "error") and "/nonexistent" in told[0][2] and "No such file" in told[0][2]
 
@@ -385,7 +385,7 @@ def test_an_event_script_that_cannot_be_started_is_an_error(rig):
 )
 def test_a_script_that_crashes_or_is_not_found_vetoes_nothing(rig, script, text, reason, kind):
     told, event = events(rig, script(text))
-    event.put(1, kind, "stop")
+    event.ask_script(1, kind, "stop")
     assert rig.serve(lambda: told, "the answer") == [(1, "error", reason)]
     assert reason in rig.lines[0]
 
@@ -393,16 +393,16 @@ def test_a_script_that_crashes_or_is_not_found_vetoes_nothing(rig, script, text,
 def test_no_process_for_the_event_script_is_an_error(rig, script, monkeypatch):
     monkeypatch.setattr(os, "fork", no_process(errno.EAGAIN))
     told, event = events(rig, script("exit 0"))
-    event.put(1, "revocable", "stop")
+    event.ask_script(1, "revocable", "stop")
     assert told[0][:2] == (1, "error") and "Resource temporarily unavailable" in told[0][2]
 
 
 def test_a_withdrawn_question_ends_its_script_and_no_other(rig, script):
     told, event = events(rig, script("exit 0"))
-    event.put(1, "revocable", "stop")
-    event.withdraw(1, False)
-    event.put(2, "revocable", "stop")
-    event.withdraw(1, False)
+    event.ask_script(1, "revocable", "stop")
+    event.withdraw_question(1, False)
+    event.ask_script(2, "revocable", "stop")
+    event.withdraw_question(1, False)
     assert rig.serve(lambda: told, "the answer") == [(2, "accept", "")]
 
 
@@ -417,11 +417,11 @@ def cleaning_up(script, tmp_path):
 def test_a_notices_script_goes_on_when_nobody_waits_for_it(rig, script, tmp_path, then):
     path, begun, go, done = cleaning_up(script, tmp_path)
     told, event = events(rig, path)
-    event.put(1, "irrevocable", "stop")
+    event.ask_script(1, "irrevocable", "stop")
     rig.serve(begun.exists, "it has begun")
-    event.withdraw(1, False)
+    event.withdraw_question(1, False)
     if then == "another question":
-        event.put(2, "revocable", "stop")
+        event.ask_script(2, "revocable", "stop")
     rig.runner.stop()
     go.touch()
     rig.serve(done.exists, "it is done")
@@ -441,8 +441,8 @@ def test_a_notices_script_that_outlives_us_is_not_killed_by_what_it_says(script,
 def test_a_notices_script_that_outlives_us_may_say_much(rig, script, tmp_path):
     done = tmp_path / "done"
     told, event = events(rig, script("sleep 0.3; head -c 300000 /dev/zero; touch %s" % done))
-    event.put(1, "irrevocable", "stop")
-    event.withdraw(1, False)
+    event.ask_script(1, "irrevocable", "stop")
+    event.withdraw_question(1, False)
     rig.runner.stop()
     wait_for(done.exists, "it is done")
     assert told == []
@@ -451,18 +451,18 @@ def test_a_notices_script_that_outlives_us_may_say_much(rig, script, tmp_path):
 def test_many_votes_in_one_turn_are_no_sign_of_a_disk_that_stands_still(rig, script):
     told, event = events(rig, script("exit 0"))
     for number in range(1, 9):
-        event.put(number, "revocable", "stop")
-        event.withdraw(number, False)
-    event.put(9, "revocable", "stop")
+        event.ask_script(number, "revocable", "stop")
+        event.withdraw_question(number, False)
+    event.ask_script(9, "revocable", "stop")
     assert rig.serve(lambda: told, "the answer") == [(9, "accept", "")]
 
 
 def test_a_notices_script_whose_time_is_up_is_killed(rig, script, tmp_path):
     path, begun, go, done = cleaning_up(script, tmp_path)
     _, event = events(rig, path)
-    event.put(1, "irrevocable", "stop")
+    event.ask_script(1, "irrevocable", "stop")
     rig.serve(begun.exists, "it has begun")
-    event.withdraw(1, True)
+    event.withdraw_question(1, True)
     rig.serve(lambda: rig.runner._dying == [], "it is gone")
     go.touch()
     assert not done.exists()
@@ -471,9 +471,9 @@ def test_a_notices_script_whose_time_is_up_is_killed(rig, script, tmp_path):
 def test_a_votes_script_is_killed_when_nobody_waits_for_it(rig, script, tmp_path):
     path, begun, *_ = cleaning_up(script, tmp_path)
     _, event = events(rig, path)
-    event.put(1, "revocable", "stop")
+    event.ask_script(1, "revocable", "stop")
     rig.serve(begun.exists, "it has begun")
-    event.withdraw(1, False)
+    event.withdraw_question(1, False)
     assert len(rig.runner._dying) == 1
     rig.serve(lambda: rig.runner._dying == [], "it is gone")
 
@@ -649,7 +649,7 @@ def test_without_a_health_script_any_more_the_guest_is_well_and_nothing_is_due(r
 def test_the_next_question_is_put_to_another_event_script(rig, script):
     told, event = events(rig, "/nonexistent")
     event.configure(script("echo other"))
-    event.put(1, "revocable", "stop")
+    event.ask_script(1, "revocable", "stop")
     assert rig.serve(lambda: told, "the answer") == [(1, "accept", "other")]
 
 
