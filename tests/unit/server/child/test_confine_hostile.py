@@ -25,7 +25,11 @@ from guestmtce.lab.guest import uuid_of
 GUESTS = 6
 INTERVAL_MS = 400
 BACK_OFF = 0.05  # s, at most
-SETTINGS = ["timers.reconnect_max=%g" % BACK_OFF, "timers.settled=0.05", "supervision.child_deaths_max=1000"]
+SETTINGS = [
+    "timers.reconnect_max=%g" % BACK_OFF,
+    "timers.stable_after=0.05",
+    "supervision.child_deaths_max=1000",
+]
 EVIL = uuid_of(666)
 DIES = "its child died"
 FIRST_UID = 61300
