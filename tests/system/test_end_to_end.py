@@ -23,7 +23,7 @@ SECS = str(math.ceil(PACE))  # s, each of the guests' timeouts
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=%g" % (0.4 * PACE),
     "timers.guest_patience=%g" % (0.5 * PACE), "timers.reconnect_max=0.2", "timers.rescan=0.5",
-    "timers.expected_silence=%g" % (1.5 * PACE), "timers.settled=0.05", "timers.state_period=0.02",
+    "timers.expected_silence=%g" % (1.5 * PACE), "timers.stable_after=0.05", "timers.state_period=0.02",
 ]  # fmt: skip
 GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]

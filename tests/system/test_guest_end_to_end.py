@@ -22,7 +22,7 @@ GUESTS_PATIENCE = 0.5 * PACE  # s; 5 s in life
 SERVER = [
     "client.hbs_pulse_period=50", "timers.stopped_grace=%g" % (0.4 * PACE),
     "timers.guest_patience=%g" % GUESTS_PATIENCE, "timers.reconnect_max=0.1", "timers.rescan=0.5",
-    "timers.expected_silence=%g" % (3 * PACE), "timers.settled=0.05", "timers.state_period=0.02",
+    "timers.expected_silence=%g" % (3 * PACE), "timers.stable_after=0.05", "timers.state_period=0.02",
     "timers.ill_repeat=%g" % (0.3 * PACE),
 ]  # fmt: skip
 AGENT = ["timers.audit_first=0.2", "timers.audit_period=1", "timers.mtc_ask_period=0.3"]

@@ -13,7 +13,3 @@ import ctypes
 
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
-libc.malloc.restype = ctypes.c_size_t
-libc.malloc.argtypes = [ctypes.c_size_t]
-libc.free.restype = None
-libc.free.argtypes = [ctypes.c_size_t]

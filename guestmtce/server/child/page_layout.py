@@ -21,6 +21,7 @@ memory: its children do the same, and each has more memory for itself. Nothing e
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import math
@@ -28,8 +29,6 @@ import sys
 from opcode import opmap
 from types import CodeType, FunctionType
 from typing import Any, Callable, Dict, List, Tuple
-
-from guestmtce.server.child.libc import libc
 
 POOL_SIZE = 16 * 1024  # bytes; CPython's pools are of one size of block each (3.9: 4 KiB, which divides it)
 POOL_HEADER = 48  # bytes before the first block of a pool
@@ -60,7 +59,13 @@ _makers: List[Tuple[int, Callable[[], Any]]] = [
     ),
 ]
 
-_malloc, _free = libc.malloc, libc.free
+# Not `libc`: what is imported before the holes are filled lies among them, and children use that handle.
+_malloc = ctypes.CDLL(None).malloc
+_malloc.restype = ctypes.c_size_t
+_malloc.argtypes = [ctypes.c_size_t]
+_free = ctypes.CDLL(None).free
+_free.restype = None
+_free.argtypes = [ctypes.c_size_t]
 _is_wanted = True
 
 
