@@ -19,7 +19,7 @@ def wait_until(selector: selectors.BaseSelector, deadline: float) -> Ready:
     """What can be read, as soon as something can; nothing at `deadline` (s, monotonic), or a while before."""
     if deadline == NEVER:
         return selector.select(None)
-    return selector.select(max(0.0, min(deadline - time.monotonic(), WAIT_MAX)))
+    return selector.select(min(deadline - time.monotonic(), WAIT_MAX))  # below 0 it does not wait
 
 
 def begin_turn(selector: selectors.BaseSelector, deadline: float, ready: Ready) -> Tuple[float, Ready]:

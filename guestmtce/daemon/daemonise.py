@@ -1,4 +1,4 @@
-"""Going into the background, and telling whoever waits in the foreground how it went.
+"""Going into the background; the process that was started waits, and reports how the start went.
 
 The caller of the command sees it return only when the daemon is ready, or has said why not.
 """

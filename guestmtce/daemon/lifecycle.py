@@ -37,7 +37,7 @@ from guestmtce.daemon.settings import DaemonSettings
 
 log = logging.getLogger(__name__)
 
-END_WITHIN = 1.5  # s; whoever stops us waits for 2 s
+END_WITHIN = 1.5  # s; what stops a daemon of mtce waits for 2 s
 LAST_LINE_WAIT = 0.2  # s that the last lines have to reach the log
 DESCRIPTORS_MIN = 128  # open files that a daemon without guests may need, its spawner included
 STATUS_PERIOD = 2.0  # s between two looks whether systemd is to be told of another status
@@ -127,7 +127,7 @@ def run(
     except OSError as error:
         if not settings.foreground and log.hasHandlers():
             log.error("cannot start: %s", error)
-        pid_file.release()  # whoever hears of the failure may try again at once
+        pid_file.release()  # before the failure is reported: the caller may try again at once
         starter.failed("%s: %s" % (name, error))
         return 1
     except Exception as error:
@@ -197,7 +197,7 @@ class _Life(Generic[Settings]):
             loop.on_signal(signal.SIGHUP, self._reloading(loop, service))
             loop.on_signal(signal.SIGUSR1, lambda: self._write_info(service))
             loop.on_signal(signal.SIGUSR2, lambda: self._write_dump(service))
-            # Whoever waits for the pid file looks for the report next, and may send signals from then on.
+            # The pid file comes last: a supervisor that finds it reads the report, and may send signals.
             self._write_info(service)
             self._pid_file.write()
             service.open()
@@ -233,7 +233,7 @@ class _Life(Generic[Settings]):
             sd_notify.tell(sd_notify.status(status))
 
     def _end_in_time(self) -> None:
-        """Whatever hangs, a handler of the VIM's included: this process ends. It forks no more."""
+        """End this process in time, whatever hangs (a handler of the VIM's, say). It forks no more."""
 
         def end() -> None:
             try:
@@ -249,7 +249,7 @@ class _Life(Generic[Settings]):
         guard.start()
 
     def _keep_files(self, loop: Loop, service: Service[Settings]) -> None:
-        """Who supervises us looks for us by these files: what was cleaned away is made again."""
+        """A supervisor finds the daemon by these files: one that was cleaned away is made again."""
         loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
         try:
             restored = self._pid_file.restore()

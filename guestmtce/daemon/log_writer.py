@@ -70,7 +70,7 @@ class Handler(logging.Handler):
         return True
 
     def _text(self, record: logging.LogRecord) -> str:
-        """A line of ours whose values do not fit its words is no reason to fail for whoever logs it."""
+        """The line's text. A caller does not fail because the values of its line do not fit the format."""
         try:
             return self.format(record)
         except Exception:  # noqa: BLE001 - whatever the values are, the line is only a line

@@ -53,7 +53,7 @@ def plain(address: str) -> str:
 
 
 class _Name:
-    """What is known of one name. `quiet`: nobody minds if there is no such name."""
+    """What is known of one name. `quiet`: that it does not exist is not logged."""
 
     def __init__(self, quiet: bool, first: float, period: float) -> None:
         self.addresses: Tuple[str, ...] = ()

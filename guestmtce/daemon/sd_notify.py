@@ -17,15 +17,17 @@ ALIVE = "WATCHDOG=1"
 USEC = 1_000_000  # µs per s
 
 
-def tell(*words: str) -> bool:
-    """Send this to systemd; whether there was somebody to tell. What cannot be sent is lost."""
+def tell(*assignments: str) -> bool:
+    """Send these assignments to systemd; whether it listens. What cannot be sent is lost."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
             systemd.setblocking(False)
-            systemd.sendto("\n".join(words).encode("utf-8"), "\0" + path[1:] if path[0] == "@" else path)
+            systemd.sendto(
+                "\n".join(assignments).encode("utf-8"), "\0" + path[1:] if path[0] == "@" else path
+            )
     except OSError:
         return False
     return True
@@ -42,12 +44,12 @@ def status(text: str) -> str:
 
 
 def ready(text: str) -> None:
-    """It serves; which process it is, for who sees another start; `text`: for `systemctl status`."""
+    """The daemon serves. MAINPID corrects systemd's guess; `text` is for `systemctl status`."""
     tell(READY, "MAINPID=%d" % os.getpid(), status(text))
 
 
 def watchdog_period() -> Optional[float]:
-    """How often, in s, `ALIVE` is to be told, twice as often as must be; None: nobody waits for it."""
+    """The period of `ALIVE` in s, half of what systemd allows; None: its watchdog is off."""
     try:
         timeout = int(os.environ["WATCHDOG_USEC"]) / USEC
         watched = int(os.environ.get("WATCHDOG_PID", os.getpid()))
@@ -57,7 +59,7 @@ def watchdog_period() -> Optional[float]:
 
 
 def feed_watchdog(after: Callable[[float, Callable[[], None]], object]) -> None:
-    """Tell that we live, now and ever again; `after(seconds, call)` is the loop's."""
+    """Send `ALIVE` now and each period; `after(seconds, call)` is the loop's."""
     period = watchdog_period()
     if period is None:
         return

@@ -64,7 +64,7 @@ class UdpPort:
             raise OSError("cannot bind UDP port %d: %s is no address" % (port, address))
 
     def send(self, data: bytes, address: str, port: int) -> None:
-        """Send a datagram; what cannot be sent is logged, throttled. Any thread may call it. Never waits."""
+        """Send a datagram; one that cannot be sent is lost, and logged. Never waits; for any thread."""
         try:
             if self._socket is None:
                 raise OSError("the address to listen on is not known yet")

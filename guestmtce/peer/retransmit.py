@@ -25,8 +25,9 @@ STALE_MAX = 64  # entries that a queue of times may hold beyond twice what is in
 
 
 class Sequences:
-    """Sequences that grow, over restarts of the process too: `reserve(count)` gives the first of a block that
-    nobody gets again, and is asked anew when the block is used up.
+    """Sequence numbers that grow, over restarts of the process too.
+
+    `reserve(count)` gives the first of a block that is never given again; it is asked when that is used up.
     """
 
     def __init__(self, reserve: Callable[[int], int]) -> None:

@@ -25,7 +25,7 @@ def test_it_waits_for_the_deadline_and_no_longer_than_the_system_can():
     for seconds in (-5.0, 10.0, 1e9, NEVER):
         turn.wait_until(selector, time.monotonic() + seconds)
     past, soon, far, never = selector.waits
-    assert (past, far, never) == (0.0, turn.WAIT_MAX, None)
+    assert past <= 0.0 and (far, never) == (turn.WAIT_MAX, None)
     assert 0.0 < soon <= 10.0
 
 
