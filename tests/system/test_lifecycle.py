@@ -440,7 +440,7 @@ def test_systemd_is_told_of_start_life_reload_and_end(daemon):
     try:
         serves = {
             "guestServer": "STATUS=0 guests",
-            "guestAgent": "STATUS=0 hosts, 0 instances: 0 heartbeating; VIM reachable, 0 events wait",
+            "guestAgent": "STATUS=0 hosts, 0 instances: 0 heartbeating; VIM reachable, 0 events pending",
         }
         first = systemd.recv(1000).decode().split("\n")
         assert first == ["READY=1", "MAINPID=%d" % process.pid, serves[daemon.name]]

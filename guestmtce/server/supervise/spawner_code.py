@@ -19,24 +19,15 @@ import guestmtce
 
 # All of ours that a spawner imports.
 _CHILD = (
-    *(
-        "confine",
-        "fork_sibling",
-        "libc",
-        "page_layout",
-        "pipe_protocol",
-        "preload",
-        "process",
-        "sandbox",
-        "session",
-    ),
-    *("session_heartbeat", "session_inits", "session_output", "session_patience", "session_questions"),
-    *("session_states", "session_types", "spawner"),
+    *("confine", "fork_sibling", "libc", "page_layout", "pipe_protocol", "preload", "process", "sandbox"),
+    *("session", "session_heartbeat", "session_inits", "session_output", "session_patience"),
+    *("session_questions", "session_states", "session_types", "spawner"),
 )
 MODULES = (
     *("guestmtce", "guestmtce.common", "guestmtce.common.throttle"),
     *("guestmtce.server", "guestmtce.server.child", *("guestmtce.server.child." + name for name in _CHILD)),
     *("guestmtce.wire", "guestmtce.wire.guest_channel", "guestmtce.wire.guest_channel_fast"),
+    "guestmtce.wire.json_lines",
 )
 
 
