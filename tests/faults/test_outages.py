@@ -257,7 +257,7 @@ def test_strangers_are_not_believed(key):
 
 
 def _refused(agent, counter):
-    lines = agent._report(signal.SIGUSR1, "guestAgent.info")
+    lines = agent._read_report(signal.SIGUSR1, "guestAgent.info")
     if counter == "wrong-address-events":
         return [line for line in lines if line.startswith("wrong-address-events")][0].split()[1]
     line = [line for line in lines if line.startswith("datagrams of guestServers")][0].split()
