@@ -57,7 +57,7 @@ class Host:
         self.list_wait = 0  # audits until the VIM may be asked for another list
         self.unlisted_audits = 0  # audits that asked for a list which has not arrived yet
         self.answered = True  # since the last audit
-        self.query_misses = 0  # audits it did not answer
+        self.query_misses = 0  # audits it did not answer, since this agent knows it
 
     @property
     def enabled(self) -> bool:

@@ -1,7 +1,8 @@
 """guestServer's master: ties the guests' table to sockets, children, the agent and the clock.
 
-It never parses a guest's bytes and never blocks. What happens goes into the table (`state.guest_table`), and
-what the table wants comes out as effects, which are carried out here, one short method each.
+It never parses a guest's bytes, and never blocks once it serves. What happens goes into the table
+(`state.guest_table`), and what the table wants comes out as effects, which are carried out here, one short
+method each.
 """
 
 from __future__ import annotations

@@ -182,7 +182,8 @@ class Child:
     def _keep_pace(self, count: int) -> None:
         """Sleep while `count` more reports would be too many.
 
-        Not common.rate_limit, which refuses: a child must not lose a report, but makes its guest wait. One
+        Not common.rate_limit, which refuses: a child loses no report while the master reads, but makes its
+        guest wait. One
         number is enough for that, and is no object on a page of its own.
         """
         now = monotonic()

@@ -286,8 +286,7 @@ class Heartbeat:
 
     def _send_challenge(self, now: float) -> None:
         self._close_challenge()
-        next_challenge = self._next_challenge  # no method: it is not to be given this session
-        self._challenge = next_challenge()
+        self._challenge = self._next_challenge()
         output = self._output
         output.data += build_challenge(output.next_sequence(), self._challenge)
         self._sent_at = now

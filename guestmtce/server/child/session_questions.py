@@ -8,7 +8,7 @@ answer, with its deadline (silent agreement), or with the guest's going.
 
 Expected silence is the bridge over what a notice announced: from the moment that a notice of an event that
 silences a guest is put to it, until `expected_silence` s after it agreed. A refusal, `init`, `exit`, the
-answer to the notice of the opposite event or the enabling of reporting ends it before its time.
+answer to any notice of a return (RETURNING) or the enabling of reporting ends it before its time.
 
 Here stands what is open and until when; what its end changes in the heartbeat is the session's.
 """

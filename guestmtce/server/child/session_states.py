@@ -24,9 +24,9 @@ the misses in a row stay within the threshold, and beyond it a `LOSS`, or a `STO
 In RESUMING it is a `REPEAT` until the patience is over.
 
 TRANSITIONS holds every pair of state and input that can occur, the state that follows, and the name of the
-one action that does what is to be done; `Heartbeat` has a method for each. Beside the inputs, three things
-change the state: the end of a notice, the end of expected silence (`Heartbeat._go_quiet`,
-`Heartbeat._ask_whether_there`), and `Session.enable_reporting`.
+one action that does what is to be done; `Heartbeat` has a method for each. Beside the inputs, four things
+change the state: the start with a known guest (`Heartbeat.resume`), the end of a notice, the end of expected
+silence (`Heartbeat._go_quiet`, `Heartbeat._ask_whether_there`), and `Session.enable_reporting`.
 
 A new state, input or action belongs here, in `session_heartbeat._ACTIONS` and in the walk of
 tests/unit/server/child/test_session.py, which goes through every pair.

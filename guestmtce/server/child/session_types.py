@@ -54,9 +54,9 @@ class SessionSettings:
     docs/protocol/1-guest-channel.md names each where it counts.
 
     `guest_patience`: an acknowledged guest waits max(2 × interval, this) for a challenge. `wake_slack`: a
-    wake-up later than this is our own lateness. `phase_spread`: the first rest is cut by a chance part of up
-    to this, so that phases differ. `ack_period`: between two init_acks to one guest. A plain class: a child
-    owns what it reads a named tuple's fields by.
+    wake-up later than this is our own lateness. `phase_spread`: the rest after each RUNNING is cut by a
+    chance part of up to this, so that phases differ. `ack_period`: between two init_acks to one guest. A
+    plain class: a child owns what it reads a named tuple's fields by.
     """
 
     def __init__(

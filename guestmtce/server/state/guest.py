@@ -3,9 +3,9 @@
 docs/protocol/1-guest-channel.md#misses-and-losses
 docs/protocol/1-guest-channel.md#connection-upkeep
 
-A part is changed by one class: the connection and the crashes by `Connections`, the liveness by the table
-through `Liveness.note`, what is pending by `PendingEvents`, `StateReports` and `Failures`. There are
-thousands of rows: each part has slots, and nothing is in a row that is the same for all guests.
+The state of the liveness changes by `Liveness.note` alone, and what is pending by `PendingEvents` alone; the
+plain facts beside them are set where they are learnt. There are thousands of rows: each part has slots, and
+nothing is in a row that is the same for all guests.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Three facts about a guest's life are easily confused, and a state says all three
 - *heartbeating*: what the world is told (RUNNING, STOPPED). It outlasts a broken connection by
   `stopped_grace`: of a guest that is back within that time nobody hears anything.
 - *owes an answer*: it has answered, and nothing has explained a silence since. Only such a guest can be lost.
-  That is found by its session alone, and never by a timer of the table.
+  Its session finds that, or, where there is none, that QEMU has refused connections for its patience.
 
     state          running  heartbeating  owes an answer
     BEATING        yes      yes           yes
@@ -21,7 +21,8 @@ Three facts about a guest's life are easily confused, and a state says all three
     SILENT         no       no            no     nobody expects anything of it
     LOST           no       no            no     it owed an answer and gave none
 
-There is no eighth: whoever runs heartbeats. An input that a state does not name leaves it as it is.
+Whoever runs heartbeats, which leaves six combinations of the facts; LOST differs from SILENT in that a loss
+was found. An input that a state does not name leaves it as it is.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from places import SCRIPTS
 
 from guestmtce.guest import config, config_file, options
 from guestmtce.guest.config import Config, describe
+from guestmtce.guest.health import GRAVITY
 from guestmtce.guest.log import Log
 from guestmtce.guest.log_text import escape
 from guestmtce.guest.settings import Settings, overridden
@@ -29,6 +30,12 @@ def read(text):
 def test_the_defaults_are_those_of_the_deployed_client():
     expected = (1000, "reboot", 8, 8, 8, 13, 600, 30.0, "", "", False)
     assert tuple(Config()) == expected
+
+
+def test_every_action_has_its_gravity():
+    """One without would be found when a guest that is configured to it is ill."""
+    assert set(GRAVITY) == set(guest_channel.CORRECTIVE_ACTIONS) - {"unknown"}
+    assert set(config.ACTIONS) <= set(GRAVITY)
 
 
 def test_every_key_is_taken():
