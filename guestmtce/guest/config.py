@@ -189,6 +189,7 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
         except KeyError:
             notes.append("%s, line %d: %s: unknown key, ignored" % (name, row, key))
         except ValueError as error:
+            # `field` is known here: only `validate` and `_unquoted` raise ValueError, after it was looked up.
             values[field] = getattr(before, field)
             fallback = values[field]
             notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, row, key, value, error, fallback))

@@ -45,10 +45,12 @@ class ConfigFile:
         except OSError:  # a guest without a process to spare is watched all the same
             self._take_config(*load(self._path, self._settings))
             return
+        # The only wait of the client, before its loop runs: a host may know this guest and challenge already.
         if self._errand.wait(self._settings.config_wait):
             self._take_result(DEFAULTS)
             return
         self._watch(self._errand)
+        # CORRECTIVE_ACTION's default is reboot: a wrong reset is worse than an illness that is only logged.
         self.config = NOT_READ
         text = (
             "%s: not read within %g s, its file system stands still: until it is read the defaults are taken"
@@ -136,6 +138,7 @@ def read_file(path: str) -> bytes:
             raise OSError(errno.EINVAL, "it is a pipe, and no file")
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             data = b""
+            # One byte beyond the limit shows that there is more.
             while len(data) <= FILE_MAX:
                 more = file.read(FILE_MAX + 1 - len(data))
                 if not more:
