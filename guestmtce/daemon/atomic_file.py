@@ -13,6 +13,7 @@ def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
     """Put `text` into `path`; a reader sees the old text or the new one. Raises OSError, with the file."""
     temporary = "%s.%d.tmp" % (path, os.getpid())
     try:
+        # O_NOFOLLOW: in a folder that others may write to, a link at this name would have us write elsewhere.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -36,6 +37,7 @@ def write_in_place(path: str, text: str) -> None:
     try:
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Not before the write: blocks that were given back may be another file's when the text is written.
         os.ftruncate(descriptor, len(data))
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None

@@ -40,13 +40,16 @@ class BesideLoop(Generic[Result]):
         """Do it. Who asks while it is done is given a later run: what it looks at may have changed."""
         if self._timer is not None:
             self._timer.cancel()
+        # Also for a run that was under way: whoever asked now is told within `patience` s.
         self._timer = self._loop.after(self._patience, self._be_late)
+        # Not a second thread: with each HUP one more would hang on a file system that stands still.
         if self._runs:
             self.is_asked_again = True
             return
         self._runs = True
         try:
             threading.Thread(target=self._run, name="reader", daemon=True).start()
+        # No thread can be made, as at the limit of processes: an error of the system's, and no defect.
         except RuntimeError as error:
             self._end(functools.partial(_fail, OSError("no thread can be made: %s" % error)))
 

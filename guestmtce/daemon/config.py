@@ -145,6 +145,7 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
     absent, faults = [], []
     for field in dataclasses.fields(kind):
         place, old = field.metadata["place"], field.metadata["formerly"]
+        # From the strongest to the weakest: option, --set, the file, the file's old name for it.
         if given.get(field.name) is not None:
             found, source = given[field.name], field.metadata["flag"]
         elif field.name in settable:
@@ -164,6 +165,7 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
         try:
             values[field.name] = _convert(field, found, source)
         except ConfigError as error:
+            # A value in another program's file is not ours to correct: the default is better than no daemon.
             if place and place.file != MAIN and source.startswith(files[place.file]):
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
             else:
@@ -182,6 +184,7 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
         place, value = field.metadata["place"], values.get(field.name)
         if place and place.file == MAIN and parser.has_option(place.section, place.key):
             old = getattr(kind, "OLD_DEFAULTS", {}).get("%s.%s" % place[1:], ())
+            # A site that copied the shipped file keeps an old default without wanting it.
             if value in old and value != field.default:
                 text = (
                     "%s: [%s] %s = %s was the default once, and is %s now: remove the line unless it is meant"
@@ -209,6 +212,7 @@ def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
 
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
+    # No abbreviations: a script's `--re` would change its meaning with the next option that is added.
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("--version", action="version", version="%s %s" % (name, __version__))
     parser.add_argument(
@@ -228,6 +232,8 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
         else:
             options.update(metavar=field.name.upper())
         parser.add_argument(*flags, **options)
+    # Taken without effect, for command lines of the original daemons.
+    # docs/protocol/4-host.md#command-line
     for flag in ("-v", "--verbose"), ("-V", "--Virtual"), ("-t", "--test"), ("-a", "--active"):
         parser.add_argument(*flag, action="store_true", help=argparse.SUPPRESS)
     for letter in "mniupcg":  # of every mtce daemon; with a value or without
@@ -252,6 +258,7 @@ def _read(
             parsers[name], more = read(path)
             notes += ["%s: %s" % (path, each) for each in more]
         except FileNotFoundError:
+            # A file that somebody named must be there; the standard one may be missing.
             if path == explicit:
                 raise ConfigError("%s: there is no such file" % path) from None
             notes.append("%s is not there: defaults" % path)
@@ -320,6 +327,7 @@ def _remedy(field: Any) -> str:
 
 def _text(value: str, source: str, shown: str) -> str:
     try:
+        # The file's bytes that are no UTF-8 are lone surrogates by now, which cannot be encoded.
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise ConfigError("%s = %s: no UTF-8" % (source, shown)) from None

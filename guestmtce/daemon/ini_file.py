@@ -51,9 +51,11 @@ def read_others(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
     lines, notes = _read(path)
     bad: List[int] = []
     stray = _before_sections(lines)
+    # A line that goes may make another one senseless: what continued it, or the keys of its section.
     for _ in range(ROUNDS_MAX):
         bad += stray
         left_out = set(bad)
+        # Empty lines in their place keep the numbers of the others, which the log names.
         ini, stray = _parse(["" if index in left_out else line for index, line in enumerate(lines)], path)
         if not stray:
             break

@@ -98,10 +98,14 @@ def run(
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
+    # Before anything is opened: a socket as descriptor 2 would get every traceback.
     fill_standard_descriptors()
     reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
+        # Before going into the background: the caller hears of a daemon that runs already, with exit status
+        # 0.
+        # docs/protocol/4-host.md#pid-file
         pid_file = _claim(settings.run_dir, name)
     except AlreadyRunning as running:
         print("%s is already running, pid %s" % (name, running))
@@ -109,7 +113,10 @@ def run(
     except (config.ConfigError, OSError) as error:
         sys.stderr.write("%s: %s\n" % (name, error))
         return 1
+    # Before the log's thread and the loop are made: a fork keeps no thread but the one that calls it.
     starter = Foreground() if settings.foreground else daemonise()
+    # pidof finds the daemon by it.
+    # docs/protocol/4-host.md#names-of-processes
     setproctitle.setproctitle(name)
     try:
         set_up_log(name, settings)
@@ -209,12 +216,15 @@ class _Life(Generic[Settings]):
                 loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
             sd_notify.feed_watchdog(loop.after)
             loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
+            # The caller's command returns 0 now: everything that can fail has been done.
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
+            # `_end_in_time` ends with it, too: a daemon that has served and hangs at its end has not failed.
             self._status = 0
             loop.run()
             self._status = int(service.failed)
         finally:
+            # First: whatever below hangs is ended, and the files are removed.
             self._end_in_time()
             log.info("stopping")
             sd_notify.tell(sd_notify.STOPPING)
@@ -242,6 +252,7 @@ class _Life(Generic[Settings]):
                 log.error("stopping takes too long: ended")
                 logs.flush(LAST_LINE_WAIT)
             finally:
+                # No exit handlers and no waiting for threads: one of them is what hangs.
                 os._exit(self._status)
 
         guard = threading.Timer(END_WITHIN, end)
@@ -293,6 +304,7 @@ class _Life(Generic[Settings]):
             try:
                 self._take_configuration(service, read)
             finally:
+                # Else a second HUP is under way: READY now would tell systemd that it is done.
                 if not reading.is_asked_again:
                     sd_notify.tell(sd_notify.READY)
 
@@ -309,12 +321,14 @@ class _Life(Generic[Settings]):
         try:
             fresh, notes, files = read()
             service.reload(fresh, files)
+        # SystemExit is argparse's, which reads the same command line again.
         except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
         logs.set_level(_level(fresh))
         for note in notes:
             log.info("%s", note)
+        # What waits for a restart keeps its old value here, so that each later reload names it again.
         taken = {key: getattr(fresh, key) for key in {"debug_level", *service.reloadable}}
         self._settings = dataclasses.replace(self._settings, **taken)
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]

@@ -54,6 +54,8 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: List[Tuple[float, int, Timer]] = []
         self._timers_kept = TIMERS_KEPT
+        # Of timers with the same moment the first that was set is the first that is called; and it keeps
+        # heapq from comparing two Timers, which have no order.
         self._order = itertools.count()
         self._signals: Dict[int, Callable[[], None]] = {}
         self._arrived: Set[int] = set()  # signals; the pipe only wakes: it may be full
@@ -85,6 +87,8 @@ class Loop:
         """Call `callback` at `when` (s, monotonic) or as soon after it as may be."""
         timer = Timer(when, callback)
         heapq.heappush(self._timers, (when, next(self._order), timer))
+        # A cancelled timer stays in the heap until its moment, which may be hours away. Cleaning up when the
+        # heap has doubled costs each timer a constant share.
         if len(self._timers) > self._timers_kept:
             self._timers = [entry for entry in self._timers if entry[2].callback is not None]
             heapq.heapify(self._timers)
@@ -98,12 +102,15 @@ class Loop:
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
         self._signals[signum] = callback
+        # The byte wakes the selector even where the signal arrives just before it begins to wait.
         signal.set_wakeup_fd(self._signal_out.fileno(), warn_on_full_buffer=False)
         signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        # Python's signal.signal() makes system calls interruptible (siginterrupt(3)); this takes it back.
         signal.siginterrupt(signum, False)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop soon; any thread may ask for it."""
+        # Before the byte: the loop that it wakes must find the call. A deque's append needs no lock.
         self._calls.append(callback)
         try:
             self._signal_out.send(b"\0")
@@ -135,6 +142,7 @@ class Loop:
                 # An earlier callback of this round may have closed this one.
                 if self._selector.get_map().get(key.fd) is key:
                     self.call(key.data)
+            # Descriptors and calls before timers: a deadline is judged when all that has arrived was heard.
             self._serve_calls()
             self._serve_timers()
         finally:
@@ -144,6 +152,7 @@ class Loop:
     def _wait(self) -> turn.Ready:
         """Begin a turn; what can be read at its moment."""
         when = self._timers[0][0] if self._timers else NEVER
+        # Only where somebody wants to hear of idleness: the look costs a system call a turn.
         ready = self._selector.select(0) if self.on_idle is not None else []
         if not ready:
             self._become_idle()
@@ -151,6 +160,7 @@ class Loop:
             self.idle = False
         self._turn, ready = turn.begin_turn(self._selector, when, ready)
         self.wake_ups += 1
+        # A callback that took long, or a wake-up that came long after its timer was due.
         self._note_stall(max(self._busy, self._turn - when))
         return ready
 
@@ -178,9 +188,12 @@ class Loop:
     def _serve_timers(self) -> None:
         """Those that are due at this turn's moment; one that is set meanwhile waits for the next turn."""
         due = []
+        # All that are due are taken out first: a callback that sets a timer for now does not keep this loop
+        # here.
         while self._timers and self._timers[0][0] <= self.now:
             due.append(heapq.heappop(self._timers)[2])
         for timer in due:
+            # One that was served before it in this turn may have cancelled it.
             if timer.callback is not None:
                 self.call(timer.callback)
 
@@ -193,6 +206,7 @@ class Loop:
 
     def _serve_calls(self) -> None:
         """What threads and signals have asked for until now."""
+        # Those that are there now: a call that asks for another one must not starve the timers.
         for _ in range(len(self._calls)):
             self.call(self._calls.popleft())
         while self._arrived:

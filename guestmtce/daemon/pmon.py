@@ -26,6 +26,7 @@ def answer(name: str, pulse: bytes) -> bytes:
     process, magic, sequence = pulse.rstrip(b"\0").decode("ascii").split()
     if process != name or int(magic, 16) != MAGIC:
         raise ValueError("not for %s" % name)
+    # What is sent back is not a stranger's text: any local process can send to this port.
     if not sequence.isdigit() or len(sequence) > SEQUENCE_DIGITS:
         raise ValueError("no sequence number")
     return ("%s %8x %s" % (name, ~MAGIC & 0xFFFFFFFF, sequence)).encode("ascii")

@@ -31,6 +31,7 @@ def look_up(name: str) -> List[str]:
 
     Raises OSError and UnicodeError.
     """
+    # One type, else each address would come once for each kind of socket.
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(plain(str(entry[4][0])) for entry in found))
 
@@ -109,6 +110,8 @@ class Resolver:
 
     def _ask(self, name: str) -> None:
         if self._thread is None:
+            # Made with the first name: a daemon without names has no such thread. A daemon thread, as a
+            # look-up that hangs must not hold up the end of the process.
             self._thread = threading.Thread(target=self._run, name="resolver", daemon=True)
             self._thread.start()
         try:
@@ -130,6 +133,7 @@ class Resolver:
                 found = tuple(self._look_up(name))[:ADDRESSES_MAX]
             except (OSError, UnicodeError) as error:
                 why = str(error)
+            # The loop may be gone.
             if self._closed:
                 return
             self._loop.call_from_thread(functools.partial(self._note_answer, name, found, why))
@@ -143,9 +147,11 @@ class Resolver:
         else:
             self._complain(name, entry, why)
             delay = entry.back_off.next_delay()
+            # Where old addresses stay in use there is no hurry.
             self._ask_later(name, self._period if entry.addresses else delay)
 
     def _learn(self, name: str, entry: _Name, found: Tuple[str, ...]) -> None:
+        # As sets: name servers turn the order with each answer, which is no news.
         if set(found) != set(entry.addresses):
             log.info("%s is at %s", name, ", ".join(found))
         entry.addresses, entry.failing = found, False

@@ -68,6 +68,7 @@ class UdpPort:
         try:
             if self._socket is None:
                 raise OSError("the address to listen on is not known yet")
+            # An address, never a name: sendto() would wait for a name service in this thread.
             self._socket.sendto(data, (self._spelled(address), port))
             self.sent += 1
         except OSError as error:
@@ -125,6 +126,7 @@ class UdpPort:
 
     def _read(self) -> None:
         assert self._socket is not None
+        # A flood of datagrams must not keep the loop from its timers: the selector names the socket again.
         for _ in range(DATAGRAMS_A_TURN):
             try:
                 data, address = self._socket.recvfrom(DATAGRAM_MAX)
@@ -143,6 +145,7 @@ def _own_address(towards: str) -> str:
     family = socket.AF_INET6 if ":" in towards else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
+            # connect() of a UDP socket sends nothing: it only chooses the route. 9 is the port of `discard`.
             probe.connect((towards, 9))
             return str(probe.getsockname()[0])
         except OSError:
@@ -166,12 +169,15 @@ def _bound(address: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror as error:
         raise OSError(error.errno, "%s is no address here: %s" % (address, error.strerror)) from None
+    # `where` has the number of an IPv6 address's interface, which a pair of address and port has not.
     family, _, _, _, where = found[0]
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
         bound.setblocking(False)
+        # Some hosts have net.ipv6.bindv6only=1: then "::" alone would hear no IPv4.
         if address == "::":
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Before bind: no datagram is lost to the small buffer.
         _enlarge_buffer(bound)
         bound.bind(where)
     except OSError as error:

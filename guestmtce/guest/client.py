@@ -388,7 +388,7 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = 
     (ENABLING, OPENED): (ENABLING, Client._introduce_guest),
     (ENABLING, CLOSED): (ALONE, Client._forget_host),
     (ENABLING, ACK): (ENABLED, Client._note_acknowledged),
-    # As the deployed client does. docs/protocol/1-guest-channel.md#what-real-guests-do
+    # As the deployed client does: docs/protocol/1-guest-channel.md#what-real-guests-do
     (ENABLING, CHALLENGE): (ENABLING, None),
     (ENABLING, DUE): (ENABLING, Client._introduce_guest),
     (ENABLING, EXIT): (GONE, Client._send_goodbye),
