@@ -45,6 +45,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, ste
         value = condition()
         if value:
             return value
+        # Measured only when the time is up: a look at the machine's pace takes processor time itself.
         if not pace.within(seconds, time.monotonic() - began):
             raise TimedOut("not within %g s: %s" % (seconds, what))
         time.sleep(step)
@@ -63,6 +64,7 @@ def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
         try:
             tcp.bind((address, udp.getsockname()[1]))
         except OSError:
+            # The sockets stay open meanwhile, or the system might offer the same port again.
             continue
         ports.append(udp.getsockname()[1])
     for bound in sockets:
@@ -85,6 +87,7 @@ class Daemon(LabProcess):
 
     def _read_report(self, signum: int, path: str) -> List[str]:
         full = os.path.join(self.folder, path)
+        # The daemons replace the file as a whole, so a new time means a new and complete report.
         before = os.stat(full).st_mtime_ns if os.path.exists(full) else 0
         self.signal(signum)
         wait_for(lambda: os.path.exists(full) and os.stat(full).st_mtime_ns != before, "the report " + path)
@@ -234,6 +237,7 @@ class Cluster:
         def started() -> bool:
             if not daemon.is_alive():
                 raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
+            # With its pid: the log of a daemon that is started again has the line of the one before, too.
             return "started, pid %d" % daemon.popen.pid in daemon.log()
 
         wait_for(started, daemon.name + " started", START_WAIT)
@@ -247,6 +251,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything and remove every file."""
+        # The agent, the servers, and the guests last: nobody sees a neighbour end before itself.
         for process in reversed(self._processes):
             process.stop()
         if self.mtc is not None:
@@ -282,6 +287,8 @@ class Cluster:
             seconds,
             step=DUMP_PACE,
         )
+        # A failure is reported only with reporting enabled, and of a guest that has answered a challenge
+        # since.
         if self._provisioned == "enabled":
             wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=DUMP_PACE)
 

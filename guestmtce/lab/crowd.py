@@ -146,6 +146,7 @@ def run(options: GuestOptions, count: int, first: int) -> int:
         for line in lines:
             try:
                 answer = guests.obey_line(line.decode())
+            # TypeError: the word is known, and its arguments are too many or too few.
             except (ValueError, TypeError) as error:
                 answer = {"error": str(error)}
             sys.stdout.write(json.dumps(answer) + "\n")
@@ -154,6 +155,7 @@ def run(options: GuestOptions, count: int, first: int) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.on_signal(signum, loop.stop)
     loop.watch(sys.stdin.fileno(), read_lines)
+    # Only now: whoever started this process waits for the line, and may connect to every socket then.
     sys.stdout.write(json.dumps("ready") + "\n")
     sys.stdout.flush()
     try:

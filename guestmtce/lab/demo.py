@@ -97,9 +97,11 @@ def hang_guest(cluster: Cluster) -> str:
     guests, uuid = cluster.hosts[0].guests, _uuid_of(cluster, HUNG)
     guests.say(HUNG, "mute")
     alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears the alarm", LOSS_WAIT)
+    # Both moments are of the machine's monotonic clock, which its processes have in common.
     took = alarms[0]["at"] - guests.status()[uuid]["unanswered_since"]
     service = alarms[0]["body"]["event-data"]["services"][0]
     busy, late = pace.remark(), took - LOSS
+    # Too early is a false alarm, so it is no excuse for it that the machine is busy.
     _check(late >= -LOSS_TOLERANCE, "alarm already after %.3f s" % took)
     _check(late <= (BUSY_TOLERANCE if busy else LOSS_TOLERANCE), "alarm only after %.3f s" % took)
     _check((service["state"], service["repair-action"]) == ("failed", "reboot"), "alarm says %r" % service)
@@ -170,6 +172,7 @@ def _check(condition: bool, failure: str) -> None:
 
 def run() -> int:
     """Returns 0 when every step was seen, 1 when not, 130 when it was interrupted."""
+    # TERM raises KeyboardInterrupt as INT does: both go through the clean-up below.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     print("guestmtce demo: %d guests, one guestServer, one guestAgent, a VIM, all on loopback" % GUESTS)
@@ -220,6 +223,7 @@ def _show_steps(cluster: Cluster) -> List[str]:
 
 def _stop_cluster(cluster: Cluster) -> Set[str]:
     """Stop everything; returns what is left behind, which should be nothing."""
+    # Read before the stop: afterwards nobody knows which pids there were.
     processes: List[Any] = [process.popen.pid for process in cluster._processes]
     processes += [child.pid for host in cluster.hosts[:1] for child in _find_children(cluster, host)]
     cluster.stop()

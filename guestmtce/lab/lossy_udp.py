@@ -87,6 +87,7 @@ class LossyProxy:
         self.lost += copies == 0
         for _ in range(copies):
             delay = 0.0 if self.quiet else self._random.random() * self.delay_max
+            # Each copy has a delay of its own: that is what changes the order.
             entry = (time.monotonic() + delay, next(self._order), source, data, target)
             heapq.heappush(self._waiting, entry)
 

@@ -37,6 +37,7 @@ class Histogram:
 
     def add(self, value: float) -> None:
         """Count one value."""
+        # The memory grows with the spread of the values, not with their number.
         step = round(value / RESOLUTION)
         self.steps[step] = self.steps.get(step, 0) + 1
         if self.largest is None or value > self.largest:

@@ -37,7 +37,9 @@ class LabProcess:
             self.popen = subprocess.Popen(
                 [*before, program, *arguments],
                 stderr=file,
+                # Ctrl-C at the terminal is for the lab alone, which stops its processes in their order.
                 start_new_session=True,
+                # Whatever ends the lab, kill -9 included, no daemon stays behind.
                 preexec_fn=_die_with_us,
                 **options,
             )
@@ -58,6 +60,7 @@ class LabProcess:
     def stop(self) -> None:
         """Ask it to end; kill it if it has not after STOP_WAIT."""
         if self.is_alive():
+            # A process that a test has stopped would not get the TERM.
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
             try:
