@@ -83,6 +83,7 @@ def measure_all(stage: Stage, say: Callable[[str], None]) -> Figures:
         "machine": describe_machine(),
         "start": parts.measure_start_up(stage),
     }
+    # Alarms and reconnects need an agent and instances; the start-up was measured without them.
     if plan.fail or plan.kill:
         say("the VIM makes %d instances" % plan.guests)
         stage.start_agent()

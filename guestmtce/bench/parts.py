@@ -71,6 +71,8 @@ class Stage(Cluster):
     """One host whose guests are there before its guestServer, and what the bench asks of them."""
 
     def __init__(self, plan: Plan) -> None:
+        # An interval below guestServer's floor would be raised to it, and the bench would measure another
+        # one.
         floor = min(plan.interval_ms, ServerSettings.pulse_period_ms)
         settings = ["client.hbs_pulse_period=%d" % floor]
         settings.append("supervision.child_deaths_max=%d" % DEATHS_MAX)
@@ -164,6 +166,7 @@ def measure_undisturbed(stage: Stage, pids: List[int]) -> Figures:
     """Lateness and processor time over the plan's `seconds`; `pids` are the children's."""
     groups = [[stage.server.popen.pid], [stage.crowd.popen.pid], pids]
     wakes = count_wake_ups(stage)
+    # Counting wakes the daemons up; it comes first, and the guests' own figures begin after it.
     stage.crowd.say("stats", "reset")
     began, before = time.monotonic(), [read_cpu_times(group) for group in groups]
     delays = measure_delays(stage, began + stage.plan.seconds)
@@ -224,6 +227,7 @@ def measure_memory(stage: Stage) -> Figures:
 
 def measure_children(pids: List[int]) -> Figures:
     """Mean and largest memory of all children, or of a sample of them."""
+    # The kernel walks all pages of a process for each look, and the guests go on heartbeating meanwhile.
     sample = pids if len(pids) < MEMORY_ALL_UP_TO else random.sample(pids, MEMORY_SAMPLE)
     memories = read_memories(sample)
     figures: Figures = {"sampled": len(memories)}
@@ -271,6 +275,7 @@ def first_alarms(stage: Stage) -> Dict[str, float]:
 def measure_reconnects(stage: Stage) -> Figures:
     """Kill children, one right after the other, and see when their guests are challenged again."""
     stage.await_calm()
+    # Alarms of the parts before are not this one's.
     stage.vim.record.clear()
     before = stage.read_rows()
     killed = kill_children(choose_some(stage.plan.kill, stage.uuids), before)
@@ -293,6 +298,7 @@ def kill_children(uuids: List[str], rows: Rows) -> Dict[str, float]:
     """Kill the children of these guests; returns when each was killed."""
     killed: Dict[str, float] = {}
     for uuid in uuids:
+        # Before the kill: the time is no shorter than what a guest would see.
         killed[uuid] = time.monotonic()
         kill_process(int(rows[uuid]["pid"]))
     return killed
@@ -347,6 +353,7 @@ def make_and_kill(stage: Stage, cycles: int) -> None:
 def kill_process(pid: int) -> None:
     """SIGKILL; a process that is gone is fine, and so is one that there never was."""
     try:
+        # kill(0) would go to the bench's own process group; a guest without a child has pid 0 in the dump.
         if pid > 0:
             os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
