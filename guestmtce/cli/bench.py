@@ -33,6 +33,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
+    # Here, and not above: --help needs the standard library only.
     from guestmtce.bench import bench
 
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guestmtce.wire.datagram import HostRecord
 
+# argparse's class takes a parameter for type checkers alone: at run time this would fail.
 if TYPE_CHECKING:
     Words = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -72,6 +73,7 @@ def parse_host_record(text: str) -> HostRecord:
 
 
 def _run_guests(arguments: argparse.Namespace) -> int:
+    # Here, and in the two below, for --help, which needs the standard library only.
     from guestmtce.lab import crowd, guest_options
 
     options = guest_options.GuestOptions(

@@ -161,6 +161,7 @@ def help_of(name: str) -> Dict[str, str]:
 def _capture_help(words: str) -> str:
     """What `guestmtce WORDS --help` prints."""
     output = io.StringIO()
+    # argparse prints the help and exits.
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         command.main([*words.split(), "--help"])
     return output.getvalue()
@@ -253,6 +254,7 @@ def _complete_values(options: Sequence[Option]) -> Iterator[str]:
 
 def write(pages: str, completions: str, names: Sequence[str]) -> None:
     """A page as PAGES/manN/NAME.N and a completion as COMPLETIONS/NAME for each. Raises OSError."""
+    # argparse folds its text at the terminal's width otherwise, and the pages would depend on it.
     os.environ["COLUMNS"] = WIDE
     os.makedirs(completions, exist_ok=True)
     for name in names:

@@ -27,6 +27,7 @@ _NEXT = """\
 
 def find_source() -> str:
     """The folder that has scripts/ and docs/. Raises OSError where there is none."""
+    # A wheel has the first; in a checkout only the second has the files.
     for folder in (DATA, os.path.dirname(PACKAGE)):
         if os.path.exists(os.path.join(folder, "scripts", "host/install")):
             return folder
@@ -43,6 +44,7 @@ def lay_out(folder: str) -> None:
         shutil.copytree(os.path.join(origin, name), os.path.join(folder, name))
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):
         shutil.copy(os.path.join(origin, name), folder)
+    # `data` is where the files above came from: they would be laid out twice.
     unwanted = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(PACKAGE, os.path.join(folder, "guestmtce"), ignore=unwanted)
 
