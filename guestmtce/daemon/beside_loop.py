@@ -58,6 +58,7 @@ class BesideLoop(Generic[Result]):
         try:
             give: Callable[[], Result] = functools.partial(_give, self._work())
         except BaseException as error:  # noqa: BLE001 - raised again in the loop
+            # Whatever it is, the loop must hear of the end: else no later run would ever begin.
             give = functools.partial(_fail, error)
         self._loop.call_from_thread(lambda: self._end(give))
 
@@ -69,6 +70,7 @@ class BesideLoop(Generic[Result]):
         try:
             self._finish(give)
         finally:
+            # Even if `finish` raised: the file may be sound again.
             if self.is_asked_again:
                 self.is_asked_again = False
                 self.start()

@@ -83,6 +83,7 @@ def load(
     read = _read_values(kind, files, given)
     if given["check_config"]:
         sys.exit(_tell_check(name, kind, read))
+    # All values were looked at before: --check-config names each fault, a start only the first.
     if read.faults:
         raise ConfigError(read.faults[0])
     return kind(**read.values), read.notes
@@ -111,6 +112,7 @@ class Read(NamedTuple):
 def _tell_check(name: str, kind: Any, read: Read) -> int:
     """--check-config: a line for each fault, which would keep the daemon from starting, and each note."""
     notes, faults = list(read.notes), list(read.faults)
+    # `check` compares fields with each other, so all of them must be values.
     if not faults:
         settings = kind(**read.values)
         for finding in settings.check():
@@ -170,6 +172,7 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
             else:
                 faults.append("%s: %s" % (error, _remedy(field)))
+    # Of the daemon's own file only: the others hold settings of other programs, which we do not know.
     notes.extend("%s: %s" % (files[MAIN], text) for text in _unused(kind, parsers[MAIN]))
     notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
@@ -226,8 +229,10 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
         flags = field.metadata["flag"].split()
         if not flags:
             continue
+        # None says that the option was not given: a default here would win over the file.
         options: Dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
         if isinstance(field.default, bool):
+            # The flag of a switch turns its default over.
             options.update(action="store_const", const=not field.default)
         else:
             options.update(metavar=field.name.upper())
@@ -268,6 +273,7 @@ def _read(
                 raise ConfigError("%s: %s" % (path, why)) from None
             notes.append("%s: %s: defaults" % (path, why))
         if name not in parsers:
+            # An empty one: every setting of the file has its default.
             parsers[name] = ini_file.parser()
             missing.append(name)
     return parsers, missing, notes
@@ -292,6 +298,7 @@ def _overrides(kind: Any, overrides: List[str]) -> Dict[str, str]:
 def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
     shown = printable(" ".join(str(value).split()))  # an INI value may go on over lines
+    # Before the numbers: bool is a kind of int.
     if isinstance(field.default, bool) or isinstance(value, bool):
         means = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
         if str(value).lower() not in means:

@@ -91,6 +91,7 @@ class Writer:
 
     def put_array(self, alignment: int, put_items: Callable[[], object]) -> None:
         """An array whose items `put_items` puts."""
+        # The size, which is known once the items are there.
         self._put_number("=I", 0)
         size_at = len(self.data) - 4
         self.align(alignment)
@@ -121,6 +122,7 @@ def find_answer(data: bytes) -> Optional[Answer]:
         return Answer("it does not accept us: " + line.decode("utf-8", "replace"))
     while len(rest) >= _FIXED_HEADER.size:
         order, kind, _, _, body_size, _, fields_size = _FIXED_HEADER.unpack_from(rest)
+        # systemd is on this machine and answers in its order.
         if order != _BYTE_ORDER:
             raise ValueError("no D-Bus: %r" % rest[:16])
         # The header is padded to 8, the body is not.

@@ -34,6 +34,7 @@ def read_own(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
     Bytes that are no UTF-8 become lone surrogates: in comments they do no harm.
     """
     lines, notes = _read(path)
+    # configparser stops at the first such line, and would name no other.
     early = _before_sections(lines)
     if early:
         raise ValueError(_text_of(early, lines) + " before the first [section]")

@@ -103,8 +103,7 @@ def run(
     reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
-        # Before going into the background: the caller hears of a daemon that runs already, with exit status
-        # 0.
+        # Before going into the background: the caller hears at once that one runs already.
         # docs/protocol/4-host.md#pid-file
         pid_file = _claim(settings.run_dir, name)
     except AlreadyRunning as running:
@@ -120,6 +119,7 @@ def run(
     setproctitle.setproctitle(name)
     try:
         set_up_log(name, settings)
+        # A daemon that was killed in the middle of a report leaves a file with its pid in the name.
         atomic_file.remove_leftovers(settings.log_dir, name + ".dump.")
         if not atomic_file.is_title(name):
             text = (
@@ -132,11 +132,13 @@ def run(
         _raise_descriptor_limit()
         return _Life(name, kind, paths, arguments, settings, pid_file, starter).live(make)
     except OSError as error:
+        # In the foreground `failed` writes the same line to stderr, which is the log there.
         if not settings.foreground and log.hasHandlers():
             log.error("cannot start: %s", error)
         pid_file.release()  # before the failure is reported: the caller may try again at once
         starter.failed("%s: %s" % (name, error))
         return 1
+    # No OSError: the operator cannot help it, so the log gets the traceback and the caller one line.
     except Exception as error:
         log.exception("a defect in guestmtce")
         pid_file.release()
@@ -214,6 +216,7 @@ class _Life(Generic[Settings]):
             sd_notify.ready(self._told_status)
             if sd_notify.is_listened_to():
                 loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
+            # Once the daemon serves: until READY systemd counts no watchdog, but the time of the start.
             sd_notify.feed_watchdog(loop.after)
             loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
             # The caller's command returns 0 now: everything that can fail has been done.
@@ -222,6 +225,7 @@ class _Life(Generic[Settings]):
             # `_end_in_time` ends with it, too: a daemon that has served and hangs at its end has not failed.
             self._status = 0
             loop.run()
+            # systemd starts a service again whose status is not 0 (Restart=on-failure).
             self._status = int(service.failed)
         finally:
             # First: whatever below hangs is ended, and the files are removed.

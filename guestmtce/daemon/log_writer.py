@@ -48,6 +48,7 @@ class Handler(logging.Handler):
         self._counting = threading.Lock()  # never held over a write
         self._queue: queue.SimpleQueue[Union[_Line, threading.Event, None]] = queue.SimpleQueue()
         self._error: Optional[OSError] = None
+        # The target is opened in the thread: a file system that stands still does not hold up the start.
         opened = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(target, opened), name="log", daemon=True)
         self._thread.start()

@@ -62,6 +62,7 @@ class Loop:
         self.idle = False  # it waits: what could be read has been read
         self.on_idle: Optional[Callable[[], None]] = None  # called whenever it becomes so
         self._calls: Deque[Callable[[], None]] = collections.deque()
+        # A socket pair: signals and threads write one byte to one end, and the selector waits at the other.
         self._signal_in, self._signal_out = socket.socketpair()
         self._signal_in.setblocking(False)
         self._signal_out.setblocking(False)
@@ -97,6 +98,7 @@ class Loop:
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` in `seconds`."""
+        # From the clock and not from `now`: in a long callback the turn's moment may be seconds ago.
         return self.at(time.monotonic() + seconds, callback)
 
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
@@ -104,6 +106,8 @@ class Loop:
         self._signals[signum] = callback
         # The byte wakes the selector even where the signal arrives just before it begins to wait.
         signal.set_wakeup_fd(self._signal_out.fileno(), warn_on_full_buffer=False)
+        # Python runs handlers between any two steps of the main thread: one that did more would meet
+        # half-changed state of ours.
         signal.signal(signum, lambda signum, _: self._arrived.add(signum))
         # Python's signal.signal() makes system calls interruptible (siginterrupt(3)); this takes it back.
         signal.siginterrupt(signum, False)
@@ -121,6 +125,7 @@ class Loop:
         """Call it now; what it raises is logged and counted."""
         try:
             callback()
+        # Not BaseException: SystemExit and KeyboardInterrupt are meant to end the process.
         except Exception:
             self.defects += 1
             log.exception("a defect in guestmtce: %r failed", callback)
@@ -146,6 +151,7 @@ class Loop:
             self._serve_calls()
             self._serve_timers()
         finally:
+            # Though no timer was due meanwhile: the next turn tells of a callback that stood still.
             self._busy = time.monotonic() - self.now
             self._turn = None
 

@@ -66,6 +66,7 @@ class PidFile:
         """
         if self._keeps_lock() and self.read() == os.getpid():
             return False
+        # The run folder itself may have been cleaned away.
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         if not self._keeps_lock():
             lock = self._open_lock()
@@ -104,6 +105,7 @@ class PidFile:
 def _title(pid: int) -> str:
     try:
         with open("/proc/%d/cmdline" % pid, encoding="utf-8", errors="replace") as file:
+            # A zombie has no command line: it is not running.
             return os.path.basename(file.read(256).split("\0")[0])
     except OSError:
         return ""

@@ -77,6 +77,8 @@ class Resolver:
         self._loop = loop
         self._first, self._period = first, period
         self._look_up = ask
+        # Changed in the loop only. The thread sees names in the queue, and answers through
+        # `call_from_thread`.
         self._names: Dict[str, _Name] = {}
         self._queue: queue.Queue[str] = queue.Queue(NAMES_MAX)
         self._thread: Optional[threading.Thread] = None
@@ -130,6 +132,7 @@ class Resolver:
             found: Tuple[str, ...] = ()
             why = "it has no address"
             try:
+                # An answer's length is another's choice.
                 found = tuple(self._look_up(name))[:ADDRESSES_MAX]
             except (OSError, UnicodeError) as error:
                 why = str(error)
@@ -164,6 +167,7 @@ class Resolver:
             kept = "; what it was stays: " + ", ".join(entry.addresses) if entry.addresses else ""
             text = "cannot resolve %s: %s; it is looked up again every %g s%s"
             log.warning(text, printable(name), printable(why), self._period, kept)
+        # Until a look-up finds the name again, so a name that fails for a day costs one line.
         entry.failing = True
 
 

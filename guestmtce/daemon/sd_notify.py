@@ -26,6 +26,7 @@ def tell(*assignments: str) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
             # The loop itself calls this: a manager that does not read must not stop the heartbeat.
             systemd.setblocking(False)
+            # "@" stands for the NUL of an abstract socket (unix(7)).
             systemd.sendto(
                 "\n".join(assignments).encode("utf-8"), "\0" + path[1:] if path[0] == "@" else path
             )

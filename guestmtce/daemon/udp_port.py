@@ -72,6 +72,9 @@ class UdpPort:
             self._socket.sendto(data, (self._spelled(address), port))
             self.sent += 1
         except OSError as error:
+            # Not raised: what matters is repeated until it is confirmed, and one peer must not disturb the
+            # others.
+            # docs/protocol/2-datagrams.md#confirmed-and-repeated
             self._throttle.warning("send", "cannot send to %s port %d: %s", address, port, error)
 
     def reaches(self, address: str) -> bool:
@@ -82,6 +85,7 @@ class UdpPort:
         """The address that `towards` sees us under, or nothing. Remembered for a while."""
         now = time.monotonic()
         if now - self._own_since > OWN_ADDRESS_PERIOD or len(self._own) >= ADDRESSES_MAX:
+            # Whole: routes change together, as when an interface comes up.
             self._own.clear()
             self._own_since = now
         if towards not in self._own:
@@ -118,6 +122,7 @@ class UdpPort:
         if spelling is None:
             if not is_address(address):
                 raise OSError("it is no address")
+            # Addresses come from whoever sends here, so the table has a bound.
             if len(self._spellings) >= ADDRESSES_MAX:
                 self._spellings.clear()
             maps = self._socket is not None and self._socket.family == socket.AF_INET6 and ":" not in address
@@ -159,6 +164,7 @@ def open_socket(address: str, port: int) -> socket.socket:
     try:
         return _bound("::", port)
     except OSError as error:
+        # A port that is taken is no reason to hear only half of the peers.
         if error.errno not in NO_IPV6:
             raise
         return _bound("0.0.0.0", port)
@@ -166,6 +172,7 @@ def open_socket(address: str, port: int) -> socket.socket:
 
 def _bound(address: str, port: int) -> socket.socket:
     try:
+        # AI_NUMERICHOST: a name here would wait for a name service.
         found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror as error:
         raise OSError(error.errno, "%s is no address here: %s" % (address, error.strerror)) from None
