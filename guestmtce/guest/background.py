@@ -68,6 +68,7 @@ def go_background(pid_file: Optional[PidFile]) -> None:
     os.chdir("/")
     if pid_file is not None:
         pid_file.write_if_possible()
+    # After the pid file: an init script that has seen status 0 may read it at once.
     os.write(started, STARTED)
     os.close(started)
 

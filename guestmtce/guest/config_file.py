@@ -82,6 +82,7 @@ class ConfigFile:
             self._log("configuration: " + line)
 
     def _watch(self, errand: Errand) -> None:
+        # What is in effect when the reading begins: that stays where a value cannot be used.
         before = self.config
         self._loop.watch(errand.descriptor, lambda: self._receive(errand, before))
 
@@ -132,6 +133,7 @@ def read_file(path: str) -> bytes:
 
     A pipe is refused: who opens it would wait for a writer.
     """
+    # O_NONBLOCK for a pipe in the file's place, O_NOCTTY for a terminal, which would become ours.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):

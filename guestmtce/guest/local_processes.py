@@ -119,6 +119,7 @@ class Registry:
         member = connection.member if connection is not None else None
         if member is None:
             return
+        # Without a heartbeat nobody has promised to stay: the end of its connection is no failure.
         if member.interval:
             self._note_failure(member, why)
             # The guest stays ill for so long: without it a crash would be forgotten together with the
@@ -212,11 +213,13 @@ class Registry:
     def _handle_message(self, key: int, connection: Connection, message: Dict[str, Any], now: float) -> None:
         kind = message.get("type")
         member = connection.member
+        # Before anything else, as whoever asks is no member: `guestClient --members`.
         if kind == "members":
             self._send_members(key)
         elif kind == "forget":
             self._forget_on_demand(connection.peer, read_word(message, "name"))
             self._send_members(key)
+        # One process a connection: its end is the process's.
         elif kind == "register" and member is None:
             connection.member = self._register_member(message, now, connection.peer)
             self._send(key, type="registered", name=connection.member.name)
@@ -244,6 +247,7 @@ class Registry:
         # A failed one that is gone: another user must not cure it by registering under its name.
         if known is not None and peer.uid not in (0, known.peer.uid):
             raise RuleBroken("this name is of uid %d" % known.peer.uid)
+        # Of connections, not of names: a failed one that is gone has no place.
         seated = [
             connection.member for connection in self._connections.values() if connection.member is not None
         ]
@@ -305,6 +309,7 @@ class Registry:
         # `type`, not isinstance: true is an int in Python, and none in JSON.
         if type(value) is not int or not 0 <= value <= INTERVAL_MAX_MS:
             raise RuleBroken("interval_ms: 0 to %d expected" % INTERVAL_MAX_MS)
+        # A shorter interval is raised, as the host raises the guest's.
         return max(value, self._settings.member_floor_ms) / 1000 if value else 0.0
 
     def _note_alive(self, member: Member, message: Dict[str, Any]) -> None:
@@ -348,6 +353,8 @@ class Registry:
     def _send_heartbeat(self, key: int, member: Member, now: float) -> None:
         if not member.answered:
             member.misses += 1
+            # The connection stays: a process that was only late makes the guest well again with its next
+            # answer.
             if member.misses >= MISSES_MAX:
                 self._note_failure(member, "no answer for %d heartbeats" % MISSES_MAX)
         # From 1: 0 is the sequence of a member that was not asked yet.

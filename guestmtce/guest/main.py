@@ -87,8 +87,10 @@ class Program:
         )
         try:
             return LocalSocket(self._loop, given.socket, given.group, self._settings, self._log, listener)
+        # KeyError is grp's, for a group that does not exist.
         except (OSError, KeyError) as error:
             self._log("no local process can register: %s: %s" % (given.socket, error))
+            # With an empty path: a registry that nobody can reach, so that no caller has to ask for it.
             return LocalSocket(self._loop, "", "", self._settings, self._log, listener)
 
     def run(self) -> None:
@@ -121,6 +123,7 @@ class Program:
     def _linger(self) -> None:
         """Give the host a moment to read our last words."""
         until = time.monotonic() + self._settings.goodbye
+        # The other parts rest: no new script and no new init after the goodbye.
         self._loop.parts = [_Deadline(until)]
         # `exit` tells the host that the silence is no failure. Unsent, it would be a loss.
         while self._port.waits and time.monotonic() < until:

@@ -156,6 +156,8 @@ class VirtioPort:
         if self._descriptor is None:
             return
         try:
+            # What a read gives tells the state of a virtio port: bytes or EAGAIN, a host is there; nothing,
+            # none is.
             data = os.read(self._descriptor, READ_SIZE)
         except BlockingIOError:
             self._attach_host()
@@ -232,6 +234,7 @@ def _locate_device(path: str) -> str:
     if folder != VIRTIO_FOLDER or os.path.exists(path):
         return path
     try:
+        # The names are the host's configuration: small images have no udev that makes links of them.
         for port in os.listdir(VIRTIO_PORTS):
             with open(os.path.join(VIRTIO_PORTS, port, "name"), encoding="utf-8", errors="replace") as file:
                 if file.read().strip() == name:

@@ -77,6 +77,8 @@ def become_reaper(arguments: List[str], report: int, client: int) -> None:
     except OSError as error:
         os.write(report, Report(0, error.errno or errno.EIO, True).pack())
     except MemoryError:
+        # A reaper without memory is a guest that is not well. Any other defect of ours ends it without a
+        # report.
         os.write(report, Report(0, errno.ENOMEM, True).pack())
     os._exit(0)
 
@@ -104,6 +106,7 @@ class _Reaper:
         self._kept = b""
         self._size = 0  # of the output, in bytes
         self._output, self._inlet = os.pipe()
+        # A pipe of its own for the errno: the script's output may hold anything.
         self._trouble, self._trouble_inlet = os.pipe()
         for reader in (self._output, self._trouble):
             os.set_blocking(reader, False)
@@ -136,6 +139,7 @@ class _Reaper:
             data = os.read(self._output, CHUNK)
         except BlockingIOError:
             return False
+        # The rest is read and thrown away: a script must not stand still over a full pipe.
         self._kept += data[: KEPT - len(self._kept)]
         self._count(len(data))
         return bool(data)

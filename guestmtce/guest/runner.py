@@ -158,6 +158,7 @@ class Runner:
         for script in [script for script in self._left if script.poll() is not None]:
             self._left.remove(script)
             script.close()
+        # Its time may be up before it is reaped: `expire` has told of it then, and nobody is told twice.
         ended = self._script.ended() if self._script is not None else None
         if ended is not None and self._script is not None:
             self._script.close()
@@ -182,6 +183,7 @@ class Runner:
             # Not killed: a notice's script may be in the middle of a shutdown that the notice is for.
             self._left.append(self._script)
             self._script = None
+        # The oldest: the notice that it is for is longest ago.
         if len(self._left) > LEFT_MAX:
             self._kill(self._left.pop(0))
 

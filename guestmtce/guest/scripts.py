@@ -54,6 +54,7 @@ class HealthScript:
         if not config.health_check_script:
             self._due = NEVER
             self._set_health(None)
+        # Due at once: what the changed values say of the guest is not known yet.
         elif before != config and not self._runner.runs:
             self._due = time.monotonic()
 

@@ -226,8 +226,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.connection.close()
             return
-        # Before the reply: the client may be gone by then, and the real VIM processes the request all the
-        # same.
+        # Before the reply: the real VIM processes a request whose client has gone, too.
         stand_in.note(entry)
         reply = stand_in.answer(self.command, self.path, body)
         if reply is not None and stand_in.drip and self.command == "PATCH":
