@@ -46,6 +46,7 @@ def go_background(await_start: Callable[[int], int]) -> int:
     reader, writer = os.pipe()
     # setsid() fails in the leader of a process group, which a command of a shell is: its child is none.
     if os.fork():
+        # With its own copy open it would never see the end of a daemon that failed without a word.
         os.close(writer)
         os._exit(await_start(reader))
     os.close(reader)
