@@ -222,7 +222,7 @@ class _Life(Generic[Settings]):
             # The caller's command returns 0 now: everything that can fail has been done.
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
-            # `_end_in_time` ends with it, too: a daemon that has served and hangs at its end has not failed.
+            # The exit status until the loop ends by itself: a daemon that serves has not failed to start.
             self._status = 0
             loop.run()
             # systemd starts a service again whose status is not 0 (Restart=on-failure).
