@@ -103,6 +103,7 @@ class Daemon(LabProcess):
         rows = {}
         for line in self._read_report(signal.SIGUSR2, self.name + ".dump"):
             words = line.split()
+            # The health report stands in the dump as well; its lines begin with other words.
             if words[0] == kind and len(words) > 1:
                 rows[words[1]] = dict(word.split("=", 1) for word in words[2:] if "=" in word)
         return rows
@@ -172,6 +173,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             self.start()
+        # KeyboardInterrupt, too: __exit__ is not called where __enter__ fails, and daemons would stay behind.
         except BaseException:
             self.stop()
             raise
@@ -235,6 +237,7 @@ class Cluster:
 
     def _await_info(self, daemon: Daemon) -> None:
         def started() -> bool:
+            # A daemon that could not start is told of with its log, and not waited for.
             if not daemon.is_alive():
                 raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
             # With its pid: the log of a daemon that is started again has the line of the one before, too.
@@ -266,6 +269,7 @@ class Cluster:
         self._provisioned = state
         for host in self.hosts:
             self._await_host(host)
+            # Guests are numbered through the hosts: a host has a block of them.
             first = host.number * self.guest_count
             for uuid in self.uuids[first : first + self.guest_count]:
                 assert self.client.create(uuid, host.name)[0] == 200
@@ -306,11 +310,13 @@ class Cluster:
         titled = {}
         for process in psutil.Process(host.server.popen.pid).children():
             with contextlib.suppress(psutil.Error):
+                # docs/protocol/4-host.md#names-of-processes
                 name, colon, uuid = " ".join(process.cmdline()).strip().partition(": ")
                 if name == "guestServer" and colon:
                     titled[uuid] = process
         if not titled:  # not even the spawner
             return self._dumped_children(host)
+        # The spawner's title has the same form, and no uuid.
         return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
     def _dumped_children(self, host: LabHost) -> Dict[str, psutil.Process]:

@@ -50,6 +50,7 @@ class Screen:
         lines = self._make_rows()
         self._erase_table()
         print("\n".join(lines), flush=True)
+        # What stands on paper or in a file cannot be erased.
         self._drawn = len(lines) if self._terminal else 0
 
     def watch(self, seconds: float) -> None:
@@ -118,6 +119,7 @@ def kill_child(cluster: Cluster) -> str:
     before, alarms = _count_connections(cluster), len(cluster.vim.events("alarm"))
     cluster.children()[uuid].kill()
     killed = time.monotonic()
+    # One connection more, and an answer on it: a new process has taken the guest over.
     again = wait_for(
         lambda: (
             [f for f in guests.status().values() if f["uuid"] == uuid and f["last_beat"] > killed]
@@ -128,7 +130,9 @@ def kill_child(cluster: Cluster) -> str:
     took = guests.status()[uuid]["last_beat"] - killed
     others = {other: count for other, count in _count_connections(cluster).items() if other != uuid}
     _check(bool(again), "no new beat")
+    # A child is one guest's: its death must touch no other.
     _check(all(before[other] == count for other, count in others.items()), "other guests were reconnected")
+    # A process of the host's that dies is no failure of the guest.
     _check(len(cluster.vim.events("alarm")) == alarms, "the VIM heard an alarm")
     return (
         "the process of lab-%d was killed (SIGKILL): it heartbeats again after %.0f ms, the other %d\n"
@@ -241,6 +245,7 @@ def _find_children(cluster: Cluster, host: Any) -> List[Any]:
 def _is_alive(pid: int) -> bool:
     """Whether the process runs; one that waits to be reaped does not."""
     try:
+        # A child's parent was the spawner: once that has ended init reaps it, at its own pace.
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False

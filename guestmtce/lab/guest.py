@@ -149,6 +149,7 @@ class LabGuest:
 
     def _send_init(self) -> None:
         self._cancel_init()
+        # A timer of before: a machine that stands still sends nothing.
         if self.facts["mode"] == "hanging":
             return
         self.facts["state"] = "enabling"
@@ -218,6 +219,7 @@ class LabGuest:
 
     def _note_challenge(self) -> None:
         now = time.monotonic()
+        # Of the first challenge of a connection nobody knows when it was due.
         if self._challenged_at:
             interval = self._options.interval_ms / guest_channel.MS_PER_S
             self._record.late.add(now - self._challenged_at - interval)
@@ -228,6 +230,7 @@ class LabGuest:
     def _answer_challenge(self, challenge: int) -> None:
         answer = guest_channel.ChallengeResponse(challenge, *self._answer)
         if self.facts["mode"] in ("mute", "introducing"):
+            # Of the first unanswered challenge: from there a loss is due.
             self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
             return
         self._sequence += 1
@@ -248,6 +251,7 @@ class LabGuest:
         self._loop.after(self._loop_period, self._introduce_again)
 
     def _introduce_again(self) -> None:
+        # Another word may have been said since the timer was set.
         if self.facts["mode"] in ("introducing", "leaving"):
             self._send_init()
 
@@ -278,6 +282,7 @@ class LabGuest:
         self._answer = (guest_channel.HEALTHY, self._options.action, "")
         self.facts.update(mode="healthy", unanswered_since=0.0)
         self._qemu.resume()
+        # Its timers were cancelled when it hung.
         if hung and self.facts["state"] == "enabling":
             self._send_init()
         elif hung and self.facts["state"] == "enabled":
@@ -315,6 +320,7 @@ class LabGuest:
 
     def reset(self, seconds: str = "0") -> None:
         """The machine starts again without a word, its socket kept; its client starts after so many s."""
+        # Until then the machine boots: what is sent to it piles up.
         if float(seconds):
             self.hang()
             self._boot_timer = self._loop.after(float(seconds), self._finish_boot)
@@ -362,6 +368,7 @@ class LabGuest:
 
     def send(self, *words: str) -> None:
         """Write the words, which are a JSON string, as they are."""
+        # Lone surrogates are bytes that are no UTF-8: a test may send any byte.
         self._qemu.write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
 
     def off(self) -> None:
@@ -382,6 +389,7 @@ class LabGuest:
     def restored(self) -> None:
         """QEMU starts with the machine as it was when it ended: paused until `healthy`."""
         if not self._qemu.runs:
+            # The client in it was acknowledged when the machine was saved, and sends no init when it goes on.
             self.facts.update(mode="hanging", state="enabled")
             self._qemu.start(paused=True)
 

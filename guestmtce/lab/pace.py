@@ -41,6 +41,7 @@ def remark() -> str:
 def _measure_lost_time() -> float:
     """How long a piece of work takes here, s per s of processor time: the rest goes to other processes."""
     began, used = time.monotonic(), time.process_time()
+    # By processor time: on a busy machine the same work takes more of the clock's.
     while time.process_time() - used < SPIN:
         pass
     return (time.monotonic() - began) / (time.process_time() - used)

@@ -33,6 +33,7 @@ class LabProcess:
         **options: Any,
     ) -> None:
         self.output = output
+        # Appended: a daemon that is started again goes on in the log of the one before.
         with open(output, "ab") as file:
             self.popen = subprocess.Popen(
                 [*before, program, *arguments],
@@ -90,6 +91,7 @@ class GuestsProcess(LabProcess):
     def _read_answer(self) -> Any:
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
+        # The end of its output: it has ended, and its log says why.
         if not line:
             raise RuntimeError("the guests ended: " + self.log())
         return json.loads(line)

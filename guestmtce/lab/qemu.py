@@ -101,6 +101,7 @@ class Qemu:
             self._conn, _ = self._listener.accept()
         except BlockingIOError:
             return
+        # A host that does not read must not stop all the guests of this process.
         self._conn.setblocking(False)
         # As QEMU: the next client connects into the backlog, and hears nothing until this one leaves.
         self._loop.unwatch(self._listener)

@@ -81,7 +81,10 @@ class Vim:
 
         self.dead = False
         self._server = _Server((self._address, self.port), Handler)
+        # Kept: whoever comes up again is found at the same URL.
         self.port = self._server.server_address[1]
+        # HTTPServer and not ThreadingHTTPServer: the VIM serves one request at a time.
+        # docs/protocol/3-vim-http.md#how-the-vims-server-behaves
         self._thread = threading.Thread(target=self._server.serve_forever, args=(SERVE_POLL,), daemon=True)
         self._thread.start()
 
@@ -102,6 +105,7 @@ class Vim:
 
     def die(self) -> None:
         """Go down at once: what has come and was not processed is reset."""
+        # Before `stop`, which waits for the handler: one that is under way sees it and resets its connection.
         self.dead = True
         self.stop()
 
@@ -116,6 +120,7 @@ class Vim:
 
     def note(self, entry: Dict[str, Any]) -> None:
         """Record that the request `entry` was processed, and write it to the file, if there is one."""
+        # In the server's thread; `changed` lets a test in another thread wait for it.
         entry["processed"] = time.monotonic()
         with self.changed:
             self.record.append(entry)
@@ -212,6 +217,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # Before any switch is looked at: a request counts as arrived though nothing ever comes of it.
         stand_in.arrived.append(entry)
         if stand_in.hang_at and body.get("event-type") == stand_in.hang_at:
+            # This event is the first that gets no answer.
             stand_in.hang_at, stand_in.hang = "", True
         # The server has one thread, so a request that waits here holds up all behind it, as in the VIM.
         if stand_in.delay:
@@ -245,6 +251,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         seconds = self.vim.drip
         try:
             self.connection.sendall(begun)
+            # `hang` and `stalled_until` do not hold up what drips: it has begun.
             while self.vim.serves(self.server):
                 self.connection.sendall(drop)
                 time.sleep(seconds)
@@ -281,6 +288,7 @@ class CommandClient:
 
         `headers` are added to the VIM's own, or take their places; an empty one is left out.
         """
+        # A connection for each command, as the VIM makes them.
         connection = http.client.HTTPConnection(self._address, self._port, timeout=COMMAND_TIMEOUT)
         if data is None and body is not None:
             data = json.dumps(body).encode()

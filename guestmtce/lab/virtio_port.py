@@ -106,6 +106,7 @@ class VirtioPort:
     def close(self) -> None:
         """QEMU ends: both sides lose their connection, and the socket is gone."""
         self._running = False
+        # Before the sides are closed: from here on no other thread uses them.
         self._thread.join()
         self._host.close()
         self._guest.close()
@@ -150,6 +151,7 @@ class VirtioPort:
         data = source.read() if len(target.waiting) < KEPT_MAX else None
         if data:
             target.waiting += data
+        # The end, as against None, which is nothing for now.
         elif data == b"":
             source.drop()
         target.write()
