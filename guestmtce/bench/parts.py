@@ -268,6 +268,7 @@ def first_alarms(stage: Stage) -> Dict[str, float]:
     """When the VIM heard the first alarm of each guest, by its uuid."""
     alarms: Dict[str, float] = {}
     for event in stage.vim.events("alarm"):
+        # Events are in the order of their arrival: the first one counts.
         alarms.setdefault(event["body"]["uuid"], event["at"])
     return alarms
 
@@ -278,6 +279,7 @@ def measure_reconnects(stage: Stage) -> Figures:
     # Alarms of the parts before are not this one's.
     stage.vim.record.clear()
     before = stage.read_rows()
+    # All pids were read before: between two kills nothing is asked, so they come close together.
     killed = kill_children(choose_some(stage.plan.kill, stage.uuids), before)
     facts = {uuid: await_beat(stage, uuid, at) for uuid, at in killed.items()}
     stage.await_calm()
@@ -341,6 +343,7 @@ def make_and_kill(stage: Stage, cycles: int) -> None:
     while cycles > 0:
         rows, count = stage.read_rows(), min(cycles, max(1, len(stage.uuids) // 2))
         names = choose_some(len(rows), list(rows))
+        # From both ends: of two guests or more none is both restarted and killed.
         for restarted, killed in zip(names[:count], names[::-1]):
             stage.crowd.say(restarted, "off")
             stage.crowd.say(restarted, "on")

@@ -31,6 +31,7 @@ def find_troubles(figures: Figures) -> List[str]:
     # Without root the part was left out, and has a reason in their place.
     if "readings" in figures.get("leaks", ()):
         counts.update(_find_leaks(figures["leaks"]["readings"]))
+    # Below 0 is a process that has shrunk: no trouble.
     return ["%d %s" % (count, trouble) for trouble, count in counts.items() if count > 0]
 
 
@@ -60,6 +61,7 @@ def make_table(figures: Figures) -> str:
     """Everything that was measured, for a reader."""
     lines = _describe_plan(figures)
     for name, words in _PARTS:
+        # A part that the plan left out has no figures.
         if name in figures:
             part = figures[name]
             lines += [(name, part["left_out"])] if "left_out" in part else words(part)
