@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.fail,
             arguments.cycles,
         )
+    # As argparse does for a command line that is wrong: one line, and its exit status.
     except ValueError as error:
         print("guestmtce bench: %s" % error, file=sys.stderr)
         return bench.UNUSABLE

@@ -45,6 +45,7 @@ def _add_guests(stand_ins: Words) -> None:
     parser.add_argument("--action", default="reboot", help="corrective action")
     parser.add_argument("--secs", type=int, default=SECS, help="every timeout of the guests, s")
     parser.add_argument("--scale", type=float, default=1.0, help="of the guests' own 5 s timers")
+    # The parser of the inner word sets `run`, which the outer one reads.
     parser.set_defaults(run=run, stand_in=_run_guests)
 
 
@@ -68,6 +69,7 @@ def parse_host_record(text: str) -> HostRecord:
     """The host in `NAME,UUID,IP`. Raises argparse.ArgumentTypeError."""
     parts = text.split(",")
     if len(parts) != len(HostRecord._fields):
+        # argparse prints its text; of a ValueError it would only say that the value is invalid.
         raise argparse.ArgumentTypeError("%r: write NAME,UUID,IP" % text)
     return HostRecord(*parts)
 

@@ -151,6 +151,7 @@ PAGES = {
 def help_of(name: str) -> Dict[str, str]:
     """The words behind the program's name ("" for none) → what it prints with them and --help."""
     if name == "guestClient":
+        # guestClient has no argparse: its text stands in the module.
         return {"": guest.HELP}
     if name == "guestmtce":
         return {words: _capture_help(words) for words in ("", *command.NAMES)}
@@ -191,6 +192,7 @@ def _quote(text: str) -> str:
 def _list_terms(title: str, pairs: Sequence[Tuple[str, str]]) -> List[str]:
     lines = [".SH " + title] if pairs else []
     for term, text in pairs:
+        # "\\&" is a line without a glyph: roff takes an empty one for a break.
         lines += [".TP", ".B " + _quote(term), _quote(text) or "\\&"]
     return lines
 

@@ -39,6 +39,7 @@ def find_source() -> str:
 def lay_out(folder: str) -> None:
     """Put the files into `folder`, which is made. Raises OSError where it is there, or cannot be made."""
     origin = find_source()
+    # Without exist_ok: files of the user's are never mixed with ours.
     os.makedirs(folder)
     for name in ("scripts", "docs"):
         shutil.copytree(os.path.join(origin, name), os.path.join(folder, name))
