@@ -65,6 +65,7 @@ def make_plan(
         raise ValueError("--interval-ms and --seconds must be above 0, the others 0 or more")
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = (descriptors - SPARE_DESCRIPTORS) // GUEST_DESCRIPTORS
+    # All guests are in one process, which would fail in the middle of its start.
     if descriptors != resource.RLIM_INFINITY and guests > allowed:
         raise ValueError(
             "--guests %d: the hard limit of open files allows %d (ulimit -Hn)" % (guests, allowed)
@@ -83,6 +84,7 @@ def measure_all(stage: Stage, say: Callable[[str], None]) -> Figures:
         "machine": describe_machine(),
         "start": parts.measure_start_up(stage),
     }
+    # Alarms and reconnects need an agent and instances; the start-up was measured without them.
     if plan.fail or plan.kill:
         say("the VIM makes %d instances" % plan.guests)
         stage.start_agent()
@@ -118,6 +120,7 @@ def round_figures(value: Any) -> Any:
 
 def run(plan: Plan, as_json: bool) -> int:
     """The command `guestmtce bench`: 0, or 1 when something was missed or could not be measured."""
+    # TERM raises KeyboardInterrupt as INT does: nothing of the stage stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stage = Stage(plan)
     try:

@@ -71,6 +71,8 @@ class Stage(Cluster):
     """One host whose guests are there before its guestServer, and what the bench asks of them."""
 
     def __init__(self, plan: Plan) -> None:
+        # An interval below guestServer's floor would be raised to it, and the bench would measure another
+        # one.
         floor = min(plan.interval_ms, ServerSettings.pulse_period_ms)
         settings = ["client.hbs_pulse_period=%d" % floor]
         settings.append("supervision.child_deaths_max=%d" % DEATHS_MAX)
@@ -164,6 +166,7 @@ def measure_undisturbed(stage: Stage, pids: List[int]) -> Figures:
     """Lateness and processor time over the plan's `seconds`; `pids` are the children's."""
     groups = [[stage.server.popen.pid], [stage.crowd.popen.pid], pids]
     wakes = count_wake_ups(stage)
+    # Counting wakes the daemons up; it comes first, and the guests' own figures begin after it.
     stage.crowd.say("stats", "reset")
     began, before = time.monotonic(), [read_cpu_times(group) for group in groups]
     delays = measure_delays(stage, began + stage.plan.seconds)
@@ -224,6 +227,7 @@ def measure_memory(stage: Stage) -> Figures:
 
 def measure_children(pids: List[int]) -> Figures:
     """Mean and largest memory of all children, or of a sample of them."""
+    # The kernel walks all pages of a process for each look, and the guests go on heartbeating meanwhile.
     sample = pids if len(pids) < MEMORY_ALL_UP_TO else random.sample(pids, MEMORY_SAMPLE)
     memories = read_memories(sample)
     figures: Figures = {"sampled": len(memories)}
@@ -264,6 +268,7 @@ def first_alarms(stage: Stage) -> Dict[str, float]:
     """When the VIM heard the first alarm of each guest, by its uuid."""
     alarms: Dict[str, float] = {}
     for event in stage.vim.events("alarm"):
+        # Events are in the order of their arrival: the first one counts.
         alarms.setdefault(event["body"]["uuid"], event["at"])
     return alarms
 
@@ -271,8 +276,10 @@ def first_alarms(stage: Stage) -> Dict[str, float]:
 def measure_reconnects(stage: Stage) -> Figures:
     """Kill children, one right after the other, and see when their guests are challenged again."""
     stage.await_calm()
+    # Alarms of the parts before are not this one's.
     stage.vim.record.clear()
     before = stage.read_rows()
+    # All pids were read before: between two kills nothing is asked, so they come close together.
     killed = kill_children(choose_some(stage.plan.kill, stage.uuids), before)
     facts = {uuid: await_beat(stage, uuid, at) for uuid, at in killed.items()}
     stage.await_calm()
@@ -293,6 +300,7 @@ def kill_children(uuids: List[str], rows: Rows) -> Dict[str, float]:
     """Kill the children of these guests; returns when each was killed."""
     killed: Dict[str, float] = {}
     for uuid in uuids:
+        # Before the kill: the time is no shorter than what a guest would see.
         killed[uuid] = time.monotonic()
         kill_process(int(rows[uuid]["pid"]))
     return killed
@@ -335,6 +343,7 @@ def make_and_kill(stage: Stage, cycles: int) -> None:
     while cycles > 0:
         rows, count = stage.read_rows(), min(cycles, max(1, len(stage.uuids) // 2))
         names = choose_some(len(rows), list(rows))
+        # From both ends: of two guests or more none is both restarted and killed.
         for restarted, killed in zip(names[:count], names[::-1]):
             stage.crowd.say(restarted, "off")
             stage.crowd.say(restarted, "on")
@@ -347,6 +356,7 @@ def make_and_kill(stage: Stage, cycles: int) -> None:
 def kill_process(pid: int) -> None:
     """SIGKILL; a process that is gone is fine, and so is one that there never was."""
     try:
+        # kill(0) would go to the bench's own process group; a guest without a child has pid 0 in the dump.
         if pid > 0:
             os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

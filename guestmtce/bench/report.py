@@ -28,13 +28,16 @@ def find_troubles(figures: Figures) -> List[str]:
     if killed:
         counts["misses and reconnects of guests whose process was not killed"] = killed["others_touched"]
         counts["alarms about guests whose process was killed"] = killed["alarms"]
+    # Without root the part was left out, and has a reason in their place.
     if "readings" in figures.get("leaks", ()):
         counts.update(_find_leaks(figures["leaks"]["readings"]))
+    # Below 0 is a process that has shrunk: no trouble.
     return ["%d %s" % (count, trouble) for trouble, count in counts.items() if count > 0]
 
 
 def _find_leaks(readings: List[Figures]) -> Dict[str, int]:
     """What guestServer holds at the end that it did not hold once it was warm: after the first part."""
+    # The first reading has no cycle behind it: caches and tables have not grown to their size yet.
     warm, last = readings[1], readings[-1]
     master_kb = _count_excess_kb(warm["uss_kb"], last["uss_kb"])
     child_kb = _count_excess_kb(warm["child_uss_kb"], last["child_uss_kb"])
@@ -58,6 +61,7 @@ def make_table(figures: Figures) -> str:
     """Everything that was measured, for a reader."""
     lines = _describe_plan(figures)
     for name, words in _PARTS:
+        # A part that the plan left out has no figures.
         if name in figures:
             part = figures[name]
             lines += [(name, part["left_out"])] if "left_out" in part else words(part)

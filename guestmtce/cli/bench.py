@@ -33,6 +33,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
+    # Here, and not above: --help needs the standard library only.
     from guestmtce.bench import bench
 
     try:
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.fail,
             arguments.cycles,
         )
+    # As argparse does for a command line that is wrong: one line, and its exit status.
     except ValueError as error:
         print("guestmtce bench: %s" % error, file=sys.stderr)
         return bench.UNUSABLE

@@ -15,6 +15,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(_arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
+    # Here, and not above: --help needs the standard library only.
     from guestmtce.lab import demo
 
     return demo.run()

@@ -18,6 +18,7 @@ def add_parser(words: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
+    # Here, as in the other words: what a word needs is imported when it runs.
     from guestmtce.cli import product_files
 
     return product_files.run(arguments.to)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guestmtce.wire.datagram import HostRecord
 
+# argparse's class takes a parameter for type checkers alone: at run time this would fail.
 if TYPE_CHECKING:
     Words = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -44,6 +45,7 @@ def _add_guests(stand_ins: Words) -> None:
     parser.add_argument("--action", default="reboot", help="corrective action")
     parser.add_argument("--secs", type=int, default=SECS, help="every timeout of the guests, s")
     parser.add_argument("--scale", type=float, default=1.0, help="of the guests' own 5 s timers")
+    # The parser of the inner word sets `run`, which the outer one reads.
     parser.set_defaults(run=run, stand_in=_run_guests)
 
 
@@ -67,11 +69,13 @@ def parse_host_record(text: str) -> HostRecord:
     """The host in `NAME,UUID,IP`. Raises argparse.ArgumentTypeError."""
     parts = text.split(",")
     if len(parts) != len(HostRecord._fields):
+        # argparse prints its text; of a ValueError it would only say that the value is invalid.
         raise argparse.ArgumentTypeError("%r: write NAME,UUID,IP" % text)
     return HostRecord(*parts)
 
 
 def _run_guests(arguments: argparse.Namespace) -> int:
+    # Here, and in the two below, for --help, which needs the standard library only.
     from guestmtce.lab import crowd, guest_options
 
     options = guest_options.GuestOptions(

@@ -151,6 +151,7 @@ PAGES = {
 def help_of(name: str) -> Dict[str, str]:
     """The words behind the program's name ("" for none) → what it prints with them and --help."""
     if name == "guestClient":
+        # guestClient has no argparse: its text stands in the module.
         return {"": guest.HELP}
     if name == "guestmtce":
         return {words: _capture_help(words) for words in ("", *command.NAMES)}
@@ -161,6 +162,7 @@ def help_of(name: str) -> Dict[str, str]:
 def _capture_help(words: str) -> str:
     """What `guestmtce WORDS --help` prints."""
     output = io.StringIO()
+    # argparse prints the help and exits.
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         command.main([*words.split(), "--help"])
     return output.getvalue()
@@ -190,6 +192,7 @@ def _quote(text: str) -> str:
 def _list_terms(title: str, pairs: Sequence[Tuple[str, str]]) -> List[str]:
     lines = [".SH " + title] if pairs else []
     for term, text in pairs:
+        # "\\&" is a line without a glyph: roff takes an empty one for a break.
         lines += [".TP", ".B " + _quote(term), _quote(text) or "\\&"]
     return lines
 
@@ -253,6 +256,7 @@ def _complete_values(options: Sequence[Option]) -> Iterator[str]:
 
 def write(pages: str, completions: str, names: Sequence[str]) -> None:
     """A page as PAGES/manN/NAME.N and a completion as COMPLETIONS/NAME for each. Raises OSError."""
+    # argparse folds its text at the terminal's width otherwise, and the pages would depend on it.
     os.environ["COLUMNS"] = WIDE
     os.makedirs(completions, exist_ok=True)
     for name in names:

@@ -27,6 +27,7 @@ _NEXT = """\
 
 def find_source() -> str:
     """The folder that has scripts/ and docs/. Raises OSError where there is none."""
+    # A wheel has the first; in a checkout only the second has the files.
     for folder in (DATA, os.path.dirname(PACKAGE)):
         if os.path.exists(os.path.join(folder, "scripts", "host/install")):
             return folder
@@ -38,11 +39,13 @@ def find_source() -> str:
 def lay_out(folder: str) -> None:
     """Put the files into `folder`, which is made. Raises OSError where it is there, or cannot be made."""
     origin = find_source()
+    # Without exist_ok: files of the user's are never mixed with ours.
     os.makedirs(folder)
     for name in ("scripts", "docs"):
         shutil.copytree(os.path.join(origin, name), os.path.join(folder, name))
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):
         shutil.copy(os.path.join(origin, name), folder)
+    # `data` is where the files above came from: they would be laid out twice.
     unwanted = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(PACKAGE, os.path.join(folder, "guestmtce"), ignore=unwanted)
 

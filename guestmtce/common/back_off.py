@@ -13,6 +13,7 @@ class BackOff:
 
     def next_delay(self, most: float = float("inf")) -> float:
         """It failed: how long to wait now, in s; this time no longer than `most`."""
+        # The doubling goes on from what is really waited.
         delay = min(self.delay, most)
         self.delay = min(max(self._first, 2 * delay), self._most)
         return delay

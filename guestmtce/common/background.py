@@ -12,6 +12,7 @@ def reset_signals() -> None:
 
     Until a loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
     """
+    # Both outlive exec: a blocked TERM could not end us, and with SIGCHLD ignored waitpid() knows no child.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for signum in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
@@ -43,7 +44,9 @@ def go_background(await_start: Callable[[int], int]) -> int:
     Raises OSError where no process can be made.
     """
     reader, writer = os.pipe()
+    # setsid() fails in the leader of a process group, which a command of a shell is: its child is none.
     if os.fork():
+        # With its own copy open it would never see the end of a daemon that failed without a word.
         os.close(writer)
         os._exit(await_start(reader))
     os.close(reader)

@@ -23,6 +23,8 @@ def open_locked(path: str, mode: int) -> int:
     while True:
         descriptor = os.open(path, FLAGS, mode)
         try:
+            # flock and not fcntl's locks: a lock of the open file passes to the child that goes into the
+            # background.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(descriptor, path):
                 return descriptor

@@ -12,6 +12,7 @@ TEXT_MAX = 200  # characters of foreign text in a line
 def printable(text: object, limit: int = TEXT_MAX) -> str:
     """Foreign text made harmless for a log: ASCII, no control characters, at most `limit` characters."""
     words = str(text)
+    # Cut before it is escaped, so that a megabyte costs no more than a line, and after: escapes are longer.
     cut = words[:limit].encode("unicode_escape").decode("ascii")
     return cut[:limit] + ("..." if len(words) > limit or len(cut) > limit else "")
 

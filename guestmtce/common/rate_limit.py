@@ -19,6 +19,7 @@ class Bucket:
 
     def wait(self, now: float, count: int = 1) -> float:
         """In how many s `count` more may be had."""
+        # No time passes backwards: a `now` of an earlier turn takes nothing away.
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
         self._at = now
         return max(0.0, count - self._left) / self._rate

@@ -28,6 +28,8 @@ class Throttle:
             self._passed[subject] = (last, held_back + 1)
             return None
         if len(self._passed) >= self._subjects_max:
+            # All at once: no order of age has to be kept. It costs one line more of each subject that was
+            # held back.
             self._passed.clear()
         self._passed[subject] = (now, 0)
         return held_back

@@ -29,4 +29,5 @@ def begin_turn(selector: selectors.BaseSelector, deadline: float, ready: Ready) 
     moment, so the selector is asked again then.
     """
     now = time.monotonic()
+    # Level-triggered: what `ready` had and nobody has read yet is in the second answer, too.
     return now, selector.select(0) if deadline <= now else ready

@@ -11,8 +11,11 @@ _LEFTOVER = re.compile(r".+\.[0-9]+\.tmp")
 
 def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
     """Put `text` into `path`; a reader sees the old text or the new one. Raises OSError, with the file."""
+    # In the same folder, as a rename does not leave its file system; with the pid, so that two daemons do not
+    # write into one file.
     temporary = "%s.%d.tmp" % (path, os.getpid())
     try:
+        # O_NOFOLLOW: in a folder that others may write to, a link at this name would have us write elsewhere.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -36,6 +39,7 @@ def write_in_place(path: str, text: str) -> None:
     try:
         if os.write(descriptor, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Not before the write: blocks that were given back may be another file's when the text is written.
         os.ftruncate(descriptor, len(data))
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
@@ -54,6 +58,7 @@ def write_or_overwrite(path: str, text: str, mode: int = 0o644) -> None:
         try:
             write_in_place(path, text)
         except OSError:
+            # The first error says why: the second one is of the makeshift.
             raise error from None
 
 
@@ -82,6 +87,7 @@ def is_title(title: str) -> bool:
     """Whether this process has the title `title`, as others see it."""
     try:
         with open("/proc/self/cmdline", "rb") as file:
+            # setproctitle fills the old command line up with NULs.
             return file.read().rstrip(b"\0 ").decode("utf-8", "replace") == title
     except OSError:
         return False

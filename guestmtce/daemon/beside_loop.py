@@ -40,13 +40,16 @@ class BesideLoop(Generic[Result]):
         """Do it. Who asks while it is done is given a later run: what it looks at may have changed."""
         if self._timer is not None:
             self._timer.cancel()
+        # Also for a run that was under way: whoever asked now is told within `patience` s.
         self._timer = self._loop.after(self._patience, self._be_late)
+        # Not a second thread: with each HUP one more would hang on a file system that stands still.
         if self._runs:
             self.is_asked_again = True
             return
         self._runs = True
         try:
             threading.Thread(target=self._run, name="reader", daemon=True).start()
+        # No thread can be made, as at the limit of processes: an error of the system's, and no defect.
         except RuntimeError as error:
             self._end(functools.partial(_fail, OSError("no thread can be made: %s" % error)))
 
@@ -55,6 +58,7 @@ class BesideLoop(Generic[Result]):
         try:
             give: Callable[[], Result] = functools.partial(_give, self._work())
         except BaseException as error:  # noqa: BLE001 - raised again in the loop
+            # Whatever it is, the loop must hear of the end: else no later run would ever begin.
             give = functools.partial(_fail, error)
         self._loop.call_from_thread(lambda: self._end(give))
 
@@ -66,6 +70,7 @@ class BesideLoop(Generic[Result]):
         try:
             self._finish(give)
         finally:
+            # Even if `finish` raised: the file may be sound again.
             if self.is_asked_again:
                 self.is_asked_again = False
                 self.start()

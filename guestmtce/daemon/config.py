@@ -83,6 +83,7 @@ def load(
     read = _read_values(kind, files, given)
     if given["check_config"]:
         sys.exit(_tell_check(name, kind, read))
+    # All values were looked at before: --check-config names each fault, a start only the first.
     if read.faults:
         raise ConfigError(read.faults[0])
     return kind(**read.values), read.notes
@@ -111,6 +112,7 @@ class Read(NamedTuple):
 def _tell_check(name: str, kind: Any, read: Read) -> int:
     """--check-config: a line for each fault, which would keep the daemon from starting, and each note."""
     notes, faults = list(read.notes), list(read.faults)
+    # `check` compares fields with each other, so all of them must be values.
     if not faults:
         settings = kind(**read.values)
         for finding in settings.check():
@@ -145,6 +147,7 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
     absent, faults = [], []
     for field in dataclasses.fields(kind):
         place, old = field.metadata["place"], field.metadata["formerly"]
+        # From the strongest to the weakest: option, --set, the file, the file's old name for it.
         if given.get(field.name) is not None:
             found, source = given[field.name], field.metadata["flag"]
         elif field.name in settable:
@@ -164,10 +167,12 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
         try:
             values[field.name] = _convert(field, found, source)
         except ConfigError as error:
+            # A value in another program's file is not ours to correct: the default is better than no daemon.
             if place and place.file != MAIN and source.startswith(files[place.file]):
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
             else:
                 faults.append("%s: %s" % (error, _remedy(field)))
+    # Of the daemon's own file only: the others hold settings of other programs, which we do not know.
     notes.extend("%s: %s" % (files[MAIN], text) for text in _unused(kind, parsers[MAIN]))
     notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
@@ -182,6 +187,7 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
         place, value = field.metadata["place"], values.get(field.name)
         if place and place.file == MAIN and parser.has_option(place.section, place.key):
             old = getattr(kind, "OLD_DEFAULTS", {}).get("%s.%s" % place[1:], ())
+            # A site that copied the shipped file keeps an old default without wanting it.
             if value in old and value != field.default:
                 text = (
                     "%s: [%s] %s = %s was the default once, and is %s now: remove the line unless it is meant"
@@ -209,6 +215,7 @@ def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
 
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
+    # No abbreviations: a script's `--re` would change its meaning with the next option that is added.
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("--version", action="version", version="%s %s" % (name, __version__))
     parser.add_argument(
@@ -222,12 +229,16 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
         flags = field.metadata["flag"].split()
         if not flags:
             continue
+        # None says that the option was not given: a default here would win over the file.
         options: Dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
         if isinstance(field.default, bool):
+            # The flag of a switch turns its default over.
             options.update(action="store_const", const=not field.default)
         else:
             options.update(metavar=field.name.upper())
         parser.add_argument(*flags, **options)
+    # Taken without effect, for command lines of the original daemons.
+    # docs/protocol/4-host.md#command-line
     for flag in ("-v", "--verbose"), ("-V", "--Virtual"), ("-t", "--test"), ("-a", "--active"):
         parser.add_argument(*flag, action="store_true", help=argparse.SUPPRESS)
     for letter in "mniupcg":  # of every mtce daemon; with a value or without
@@ -252,6 +263,7 @@ def _read(
             parsers[name], more = read(path)
             notes += ["%s: %s" % (path, each) for each in more]
         except FileNotFoundError:
+            # A file that somebody named must be there; the standard one may be missing.
             if path == explicit:
                 raise ConfigError("%s: there is no such file" % path) from None
             notes.append("%s is not there: defaults" % path)
@@ -261,6 +273,7 @@ def _read(
                 raise ConfigError("%s: %s" % (path, why)) from None
             notes.append("%s: %s: defaults" % (path, why))
         if name not in parsers:
+            # An empty one: every setting of the file has its default.
             parsers[name] = ini_file.parser()
             missing.append(name)
     return parsers, missing, notes
@@ -285,6 +298,7 @@ def _overrides(kind: Any, overrides: List[str]) -> Dict[str, str]:
 def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
     shown = printable(" ".join(str(value).split()))  # an INI value may go on over lines
+    # Before the numbers: bool is a kind of int.
     if isinstance(field.default, bool) or isinstance(value, bool):
         means = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
         if str(value).lower() not in means:
@@ -320,6 +334,7 @@ def _remedy(field: Any) -> str:
 
 def _text(value: str, source: str, shown: str) -> str:
     try:
+        # The file's bytes that are no UTF-8 are lone surrogates by now, which cannot be encoded.
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise ConfigError("%s = %s: no UTF-8" % (source, shown)) from None

@@ -65,6 +65,7 @@ def daemonise() -> Foreground:
 
 def _await_word(descriptor: int) -> int:
     said = b""
+    # `ready` is complete by itself; the reason of a failure ends with the pipe.
     while said != READY:
         more = os.read(descriptor, WORD_MAX)
         if not more:

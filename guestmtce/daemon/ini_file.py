@@ -34,6 +34,7 @@ def read_own(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
     Bytes that are no UTF-8 become lone surrogates: in comments they do no harm.
     """
     lines, notes = _read(path)
+    # configparser stops at the first such line, and would name no other.
     early = _before_sections(lines)
     if early:
         raise ValueError(_text_of(early, lines) + " before the first [section]")
@@ -51,9 +52,11 @@ def read_others(path: str) -> Tuple[configparser.ConfigParser, List[str]]:
     lines, notes = _read(path)
     bad: List[int] = []
     stray = _before_sections(lines)
+    # A line that goes may make another one senseless: what continued it, or the keys of its section.
     for _ in range(ROUNDS_MAX):
         bad += stray
         left_out = set(bad)
+        # Empty lines in their place keep the numbers of the others, which the log names.
         ini, stray = _parse(["" if index in left_out else line for index, line in enumerate(lines)], path)
         if not stray:
             break

@@ -98,10 +98,13 @@ def run(
     arguments: Optional[Sequence[str]] = None,
 ) -> int:
     """Be the daemon `name`. Returns the exit status."""
+    # Before anything is opened: a socket as descriptor 2 would get every traceback.
     fill_standard_descriptors()
     reset_signals()
     try:
         settings, notes = config.load(kind, name, paths, arguments)
+        # Before going into the background: the caller hears at once that one runs already.
+        # docs/protocol/4-host.md#pid-file
         pid_file = _claim(settings.run_dir, name)
     except AlreadyRunning as running:
         print("%s is already running, pid %s" % (name, running))
@@ -109,10 +112,14 @@ def run(
     except (config.ConfigError, OSError) as error:
         sys.stderr.write("%s: %s\n" % (name, error))
         return 1
+    # Before the log's thread and the loop are made: a fork keeps no thread but the one that calls it.
     starter = Foreground() if settings.foreground else daemonise()
+    # pidof finds the daemon by it.
+    # docs/protocol/4-host.md#names-of-processes
     setproctitle.setproctitle(name)
     try:
         set_up_log(name, settings)
+        # A daemon that was killed in the middle of a report leaves a file with its pid in the name.
         atomic_file.remove_leftovers(settings.log_dir, name + ".dump.")
         if not atomic_file.is_title(name):
             text = (
@@ -125,11 +132,13 @@ def run(
         _raise_descriptor_limit()
         return _Life(name, kind, paths, arguments, settings, pid_file, starter).live(make)
     except OSError as error:
+        # In the foreground `failed` writes the same line to stderr, which is the log there.
         if not settings.foreground and log.hasHandlers():
             log.error("cannot start: %s", error)
         pid_file.release()  # before the failure is reported: the caller may try again at once
         starter.failed("%s: %s" % (name, error))
         return 1
+    # No OSError: the operator cannot help it, so the log gets the traceback and the caller one line.
     except Exception as error:
         log.exception("a defect in guestmtce")
         pid_file.release()
@@ -207,14 +216,19 @@ class _Life(Generic[Settings]):
             sd_notify.ready(self._told_status)
             if sd_notify.is_listened_to():
                 loop.after(STATUS_PERIOD, lambda: self._tell_status(loop, service))
+            # Once the daemon serves: until READY systemd counts no watchdog, but the time of the start.
             sd_notify.feed_watchdog(loop.after)
             loop.after(PRESENCE_CHECK, lambda: self._keep_files(loop, service))
+            # The caller's command returns 0 now: everything that can fail has been done.
             self._starter.ready()
             log.info("started, pid %d", os.getpid())
+            # The exit status until the loop ends by itself: a daemon that serves has not failed to start.
             self._status = 0
             loop.run()
+            # systemd starts a service again whose status is not 0 (Restart=on-failure).
             self._status = int(service.failed)
         finally:
+            # First: whatever below hangs is ended, and the files are removed.
             self._end_in_time()
             log.info("stopping")
             sd_notify.tell(sd_notify.STOPPING)
@@ -242,6 +256,7 @@ class _Life(Generic[Settings]):
                 log.error("stopping takes too long: ended")
                 logs.flush(LAST_LINE_WAIT)
             finally:
+                # No exit handlers and no waiting for threads: one of them is what hangs.
                 os._exit(self._status)
 
         guard = threading.Timer(END_WITHIN, end)
@@ -293,6 +308,7 @@ class _Life(Generic[Settings]):
             try:
                 self._take_configuration(service, read)
             finally:
+                # Else a second HUP is under way: READY now would tell systemd that it is done.
                 if not reading.is_asked_again:
                     sd_notify.tell(sd_notify.READY)
 
@@ -309,12 +325,14 @@ class _Life(Generic[Settings]):
         try:
             fresh, notes, files = read()
             service.reload(fresh, files)
+        # SystemExit is argparse's, which reads the same command line again.
         except (config.ConfigError, OSError, SystemExit) as error:
             log.error("the configuration is left as it was: %s", error)
             return
         logs.set_level(_level(fresh))
         for note in notes:
             log.info("%s", note)
+        # What waits for a restart keeps its old value here, so that each later reload names it again.
         taken = {key: getattr(fresh, key) for key in {"debug_level", *service.reloadable}}
         self._settings = dataclasses.replace(self._settings, **taken)
         changed = [key for key, value in vars(fresh).items() if value != getattr(self._settings, key)]

@@ -38,6 +38,7 @@ class Throttle:
         held_back = self._throttle.admit(line.subject, time.monotonic()) if line.subject else 0
         if held_back is None:
             return
+        # Numbers stay numbers: the format may say %d or %.1f.
         safe = tuple(
             printable(value) if isinstance(value, (str, Exception)) else value for value in line.values
         )
@@ -65,12 +66,14 @@ def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int)
         handler = log_writer.Handler(lambda: log_writer.to_file(path))
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
+    # A reload or a test sets up again: each line must come once.
     for old in list(root.handlers):
         root.removeHandler(old)
         if isinstance(old, log_writer.Handler):
             old.close()
     root.addHandler(handler)
     root.setLevel(level)
+    # Else `logging` prints its own failures to stderr, which may be nobody's.
     logging.raiseExceptions = False
 
 

@@ -48,6 +48,7 @@ class Handler(logging.Handler):
         self._counting = threading.Lock()  # never held over a write
         self._queue: queue.SimpleQueue[Union[_Line, threading.Event, None]] = queue.SimpleQueue()
         self._error: Optional[OSError] = None
+        # The target is opened in the thread: a file system that stands still does not hold up the start.
         opened = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(target, opened), name="log", daemon=True)
         self._thread.start()
@@ -62,6 +63,7 @@ class Handler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """`logging` would hold its lock here: this needs none."""
+        # Several threads may be here at once and pass the bound by as many lines: no lock is worth that.
         if self._queue.qsize() < LINES_MAX:
             self._queue.put(_Line(record.levelno, self._text(record), self._dropped))
         else:
@@ -88,6 +90,7 @@ class Handler(logging.Handler):
         """Wait until what was logged has been written, for so long at most."""
         written = threading.Event()
         self._queue.put(written)
+        # A thread that has ended, as its target failed at the start, would never set the event.
         if self._thread.is_alive():
             written.wait(seconds)
 
@@ -113,6 +116,8 @@ class Handler(logging.Handler):
                 item.set()
                 continue
             try:
+                # What was lost is told before the line that follows the gap, and where that fails, before the
+                # next one.
                 lost = item.dropped + self._failed
                 if lost > said:
                     write(logging.WARNING, self._told_of_lost(lost - said))
@@ -135,6 +140,7 @@ def _write_all(descriptor: int, text: str) -> None:
     ready = select.poll()  # select() takes no descriptor above 1023
     ready.register(descriptor, select.POLLOUT)
     while data:
+        # This thread may wait; the queue behind it fills up, and lines are counted as lost.
         if not ready.poll(PATIENCE * 1000):
             raise OSError(errno.EAGAIN, "nobody reads it")
         data = data[os.write(descriptor, data) :]
@@ -183,6 +189,7 @@ class _File:
         self._descriptor = _open_file(path)
 
     def write(self, _: int, text: str) -> None:
+        # logrotate renames the file, or somebody removes it: no signal is needed for that.
         if not self._is_there():
             os.close(self._descriptor)
             self._descriptor = -1
@@ -199,6 +206,7 @@ class _File:
 
 def _open_file(path: str) -> int:
     """Raises OSError, also for a pipe and the like, which would wait for a reader."""
+    # O_NONBLOCK: opening a pipe without a reader fails with ENXIO instead of waiting for one.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
     remedy = "the log must be a plain file or a device"
     try:
@@ -240,6 +248,7 @@ class _Syslog:
                 return
         except OSError as error:
             self._hang_up()
+            # The daemon is there and takes nothing: a second attempt would wait as long again.
             if isinstance(error, socket.timeout):
                 raise
         try:
@@ -258,6 +267,7 @@ class _Syslog:
                 return
             except OSError as error:
                 self._hang_up()
+                # EPROTOTYPE: the socket is of the other kind.
                 if error.errno != errno.EPROTOTYPE:
                     raise
         raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), self._path)

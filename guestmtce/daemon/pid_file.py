@@ -41,6 +41,7 @@ class PidFile:
     def _refuse_other(self) -> None:
         """A daemon that knows no lock, as the one that this one replaces, is known by its title."""
         other = self.read()
+        # The title tells a daemon from a process that has the pid of one that ended long ago.
         if other is not None and other != os.getpid() and _title(other) == self._name:
             raise AlreadyRunning(str(other))
 
@@ -65,9 +66,11 @@ class PidFile:
         """
         if self._keeps_lock() and self.read() == os.getpid():
             return False
+        # The run folder itself may have been cleaned away.
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         if not self._keeps_lock():
             lock = self._open_lock()
+            # The old lock is on a file that has no name any more: nobody can meet it there.
             if self._lock is not None:
                 os.close(self._lock)
             self._lock = lock
@@ -90,6 +93,7 @@ class PidFile:
     def release(self) -> None:
         """Remove the file, if it is ours."""
         if self._lock is not None:
+            # A pid file that somebody else has written since is that daemon's.
             if self.read() == os.getpid():
                 atomic_file.remove(self.path)
             if self._keeps_lock():
@@ -101,6 +105,7 @@ class PidFile:
 def _title(pid: int) -> str:
     try:
         with open("/proc/%d/cmdline" % pid, encoding="utf-8", errors="replace") as file:
+            # A zombie has no command line: it is not running.
             return os.path.basename(file.read(256).split("\0")[0])
     except OSError:
         return ""

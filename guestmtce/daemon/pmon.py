@@ -24,8 +24,10 @@ SEQUENCE_DIGITS = 20  # the most of an unsigned number of 64 bits
 def answer(name: str, pulse: bytes) -> bytes:
     """The answer of the process `name` to a pulse. Raises ValueError for what is none, or not for us."""
     process, magic, sequence = pulse.rstrip(b"\0").decode("ascii").split()
+    # pmon names the process: another one's pulse on our port is a mistake in its file.
     if process != name or int(magic, 16) != MAGIC:
         raise ValueError("not for %s" % name)
+    # What is sent back is not a stranger's text: any local process can send to this port.
     if not sequence.isdigit() or len(sequence) > SEQUENCE_DIGITS:
         raise ValueError("no sequence number")
     return ("%s %8x %s" % (name, ~MAGIC & 0xFFFFFFFF, sequence)).encode("ascii")

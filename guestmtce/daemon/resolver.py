@@ -31,6 +31,7 @@ def look_up(name: str) -> List[str]:
 
     Raises OSError and UnicodeError.
     """
+    # One type, else each address would come once for each kind of socket.
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(plain(str(entry[4][0])) for entry in found))
 
@@ -76,6 +77,8 @@ class Resolver:
         self._loop = loop
         self._first, self._period = first, period
         self._look_up = ask
+        # Changed in the loop only. The thread sees names in the queue, and answers through
+        # `call_from_thread`.
         self._names: Dict[str, _Name] = {}
         self._queue: queue.Queue[str] = queue.Queue(NAMES_MAX)
         self._thread: Optional[threading.Thread] = None
@@ -109,6 +112,8 @@ class Resolver:
 
     def _ask(self, name: str) -> None:
         if self._thread is None:
+            # Made with the first name: a daemon without names has no such thread. A daemon thread, as a
+            # look-up that hangs must not hold up the end of the process.
             self._thread = threading.Thread(target=self._run, name="resolver", daemon=True)
             self._thread.start()
         try:
@@ -127,9 +132,11 @@ class Resolver:
             found: Tuple[str, ...] = ()
             why = "it has no address"
             try:
+                # An answer's length is another's choice.
                 found = tuple(self._look_up(name))[:ADDRESSES_MAX]
             except (OSError, UnicodeError) as error:
                 why = str(error)
+            # The loop may be gone.
             if self._closed:
                 return
             self._loop.call_from_thread(functools.partial(self._note_answer, name, found, why))
@@ -143,9 +150,11 @@ class Resolver:
         else:
             self._complain(name, entry, why)
             delay = entry.back_off.next_delay()
+            # Where old addresses stay in use there is no hurry.
             self._ask_later(name, self._period if entry.addresses else delay)
 
     def _learn(self, name: str, entry: _Name, found: Tuple[str, ...]) -> None:
+        # As sets: name servers turn the order with each answer, which is no news.
         if set(found) != set(entry.addresses):
             log.info("%s is at %s", name, ", ".join(found))
         entry.addresses, entry.failing = found, False
@@ -158,6 +167,7 @@ class Resolver:
             kept = "; what it was stays: " + ", ".join(entry.addresses) if entry.addresses else ""
             text = "cannot resolve %s: %s; it is looked up again every %g s%s"
             log.warning(text, printable(name), printable(why), self._period, kept)
+        # Until a look-up finds the name again, so a name that fails for a day costs one line.
         entry.failing = True
 
 

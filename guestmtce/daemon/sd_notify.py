@@ -24,7 +24,9 @@ def tell(*assignments: str) -> bool:
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
+            # The loop itself calls this: a manager that does not read must not stop the heartbeat.
             systemd.setblocking(False)
+            # "@" stands for the NUL of an abstract socket (unix(7)).
             systemd.sendto(
                 "\n".join(assignments).encode("utf-8"), "\0" + path[1:] if path[0] == "@" else path
             )
@@ -55,6 +57,7 @@ def watchdog_period() -> Optional[float]:
         watched = int(os.environ.get("WATCHDOG_PID", os.getpid()))
     except (KeyError, ValueError):
         return None
+    # WATCHDOG_PID may name the process that started us: then the watchdog is not ours.
     return timeout / 2 if timeout > 0 and watched == os.getpid() else None
 
 

@@ -68,9 +68,13 @@ class UdpPort:
         try:
             if self._socket is None:
                 raise OSError("the address to listen on is not known yet")
+            # An address, never a name: sendto() would wait for a name service in this thread.
             self._socket.sendto(data, (self._spelled(address), port))
             self.sent += 1
         except OSError as error:
+            # Not raised: what matters is repeated until it is confirmed, and one peer must not disturb the
+            # others.
+            # docs/protocol/2-datagrams.md#confirmed-and-repeated
             self._throttle.warning("send", "cannot send to %s port %d: %s", address, port, error)
 
     def reaches(self, address: str) -> bool:
@@ -81,6 +85,7 @@ class UdpPort:
         """The address that `towards` sees us under, or nothing. Remembered for a while."""
         now = time.monotonic()
         if now - self._own_since > OWN_ADDRESS_PERIOD or len(self._own) >= ADDRESSES_MAX:
+            # Whole: routes change together, as when an interface comes up.
             self._own.clear()
             self._own_since = now
         if towards not in self._own:
@@ -117,6 +122,7 @@ class UdpPort:
         if spelling is None:
             if not is_address(address):
                 raise OSError("it is no address")
+            # Addresses come from whoever sends here, so the table has a bound.
             if len(self._spellings) >= ADDRESSES_MAX:
                 self._spellings.clear()
             maps = self._socket is not None and self._socket.family == socket.AF_INET6 and ":" not in address
@@ -125,6 +131,7 @@ class UdpPort:
 
     def _read(self) -> None:
         assert self._socket is not None
+        # A flood of datagrams must not keep the loop from its timers: the selector names the socket again.
         for _ in range(DATAGRAMS_A_TURN):
             try:
                 data, address = self._socket.recvfrom(DATAGRAM_MAX)
@@ -143,6 +150,7 @@ def _own_address(towards: str) -> str:
     family = socket.AF_INET6 if ":" in towards else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
+            # connect() of a UDP socket sends nothing: it only chooses the route. 9 is the port of `discard`.
             probe.connect((towards, 9))
             return str(probe.getsockname()[0])
         except OSError:
@@ -156,6 +164,7 @@ def open_socket(address: str, port: int) -> socket.socket:
     try:
         return _bound("::", port)
     except OSError as error:
+        # A port that is taken is no reason to hear only half of the peers.
         if error.errno not in NO_IPV6:
             raise
         return _bound("0.0.0.0", port)
@@ -163,15 +172,19 @@ def open_socket(address: str, port: int) -> socket.socket:
 
 def _bound(address: str, port: int) -> socket.socket:
     try:
+        # AI_NUMERICHOST: a name here would wait for a name service.
         found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror as error:
         raise OSError(error.errno, "%s is no address here: %s" % (address, error.strerror)) from None
+    # `where` has the number of an IPv6 address's interface, which a pair of address and port has not.
     family, _, _, _, where = found[0]
     bound = socket.socket(family, socket.SOCK_DGRAM)
     try:
         bound.setblocking(False)
+        # Some hosts have net.ipv6.bindv6only=1: then "::" alone would hear no IPv4.
         if address == "::":
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Before bind: no datagram is lost to the small buffer.
         _enlarge_buffer(bound)
         bound.bind(where)
     except OSError as error:

@@ -15,6 +15,7 @@ HEAD = ("NAME", "PID", "UID", "CONNECTED", "ACTION", "ILLNESS")
 def ask(path: str, question: Dict[str, Any]) -> Dict[str, Any]:
     """One line there, one line back. Raises OSError, ValueError with what the client says."""
     with socket.socket(socket.AF_UNIX) as link:
+        # A client that stands still is told of, and not waited for.
         link.settimeout(WAIT)
         link.connect(path)
         link.sendall(json.dumps(question).encode("ascii") + b"\n")

@@ -64,9 +64,11 @@ def go_background(pid_file: Optional[PidFile]) -> None:
     """Leave the terminal; the process that was started ends with status 0 once the pid file is written."""
     started = background.go_background(_await_start)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The daemon keeps no file system busy that somebody wants to unmount.
     os.chdir("/")
     if pid_file is not None:
         pid_file.write_if_possible()
+    # After the pid file: an init script that has seen status 0 may read it at once.
     os.write(started, STARTED)
     os.close(started)
 

@@ -41,11 +41,13 @@ class Ballot:
             return rejected
         if self._missing:
             return None
+        # A crashed script is no veto (`error` is passed on), and no agreement either.
         return self._first_with(ERROR) or self._agreed_outcome()
 
     def outcome_at_deadline(self) -> Outcome:
         """What the host is to be answered when no time is left."""
         late = "no answer in time from " + ", ".join(sorted(self._missing))
+        # One that said no outweighs those that said nothing.
         return self._first_with(REJECT) or (TIMEOUT, late)
 
     def _first_with(self, result: str) -> Optional[Outcome]:

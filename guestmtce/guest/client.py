@@ -140,6 +140,7 @@ class Client:
 
     def note_opened(self, now: float) -> Output:
         """A host is at the port."""
+        # Half a line of the host that hung up is no beginning of what the next one says.
         self._lines = json_lines.LineBuffer()
         self._apply_input(OPENED, None, now)
         return self._drain_output()
@@ -161,6 +162,7 @@ class Client:
     def tick(self, now: float) -> Output:
         """Time has passed; to be called at `deadline`, after the port was drained."""
         question = self._question
+        # The answer goes out before an init that is due: an init ends the open question at the host.
         if question is not None and now >= question.deadline:
             self._resolve_question(*question.ballot.outcome_at_deadline(), expired=True)
         if now >= self._due:
@@ -184,6 +186,7 @@ class Client:
     def set_health(self, illness: Optional[Illness]) -> Output:
         """From now on the guest has this illness, or none."""
         before = self._illness
+        # A new illness, or one that asks for another action, asks at once and not after `action_repeat`.
         if before is None or illness is None or before.corrective_action != illness.corrective_action:
             self._ill_told_at = -NEVER
         if illness != before:
@@ -196,6 +199,9 @@ class Client:
         """The configuration has changed. What the host is to know of it goes out with a new init."""
         before, self._config = self._config, config
         self._patience = max(2 * config.interval_ms / 1000, self._settings.patience)
+        # Scripts and their intervals are this guest's own affair. An init for them would look like a restart
+        # of the guest, which ends an open question and an expected silence at the host.
+        # docs/protocol/1-guest-channel.md#a-guest-that-restarts
         if before.init(0, "") != config.init(0, ""):
             self._apply_input(CHANGE, None, now)
         return self._drain_output()
@@ -228,6 +234,8 @@ class Client:
             self._log("nack", "the host refused a message: %s", message.log_msg)
 
     def _handle_ack(self, message: InitAck, now: float) -> None:
+        # The ack of an init may cross with the next init, so that of the one before counts, too.
+        # docs/protocol/1-guest-channel.md#init-and-acknowledgement
         if message.invocation_id in self._invocations:
             self._apply_input(ACK, message, now)
         else:
@@ -247,6 +255,7 @@ class Client:
     def _introduce_guest(self, _message: object, now: float) -> None:
         if self._invocations:
             self._log("again", "no host has acknowledged or challenged this guest: init again")
+        # This one and the one before: the acks that count.
         self._invocations = (*self._invocations[-1:], self._next_invocation_id())
         self._send_message(self._config.init(self._invocations[-1], self._name))
         self._due = now + self._settings.init_period
@@ -259,6 +268,7 @@ class Client:
         self._due = now + self._patience
         self.answers += 1
         if self._illness is None:
+            # The deployed client sends the configured action with a healthy answer, too.
             said = (guest_channel.HEALTHY, self._config.corrective_action, "")
         else:
             said = (guest_channel.UNHEALTHY, self._choose_action(self._illness, now), self._illness.reason)
@@ -266,12 +276,16 @@ class Client:
 
     def _choose_action(self, illness: Illness, now: float) -> str:
         """The corrective action to ask for now."""
+        # With an action each unhealthy answer would be told to the VIM; `none` is only logged by the host.
+        # docs/protocol/1-guest-channel.md#ill-health
         if now - self._ill_told_at < self._settings.action_repeat:
             return "none"
         self._ill_told_at = now
         return illness.corrective_action
 
     def _shorten_wait(self, _message: object, now: float) -> None:
+        # A host that remembers this guest challenges as soon as it is back. What is left of the patience
+        # stays an upper bound: a host that comes and goes does not keep the init away for ever.
         self._due = min(self._due, now + self._settings.return_patience)
 
     def _forget_host(self, _message: object, _now: float) -> None:
@@ -293,8 +307,12 @@ class Client:
         if self.state == GONE:
             return
         seconds = message.timeout_ms / 1000
+        # The host waits exactly as long as it said, and takes silence for agreement: a late `reject` is lost.
+        # docs/protocol/1-guest-channel.md#votes-and-notices
         seconds = max(seconds - self._settings.answer_margin, seconds / 2)
         before = self._question
+        # Fields 1 and 2 are the event and the kind. The new message is kept for its id and its time; the
+        # voters are not asked twice.
         if before is not None and before.asked[1:3] == message[1:3]:
             self._question = before._replace(asked=message, deadline=now + seconds)
             return
@@ -302,6 +320,7 @@ class Client:
         self._questions += 1
         ballot = Ballot(message.notification_type, self._voters())
         self._question = GuestQuestion(self._questions, message, now + seconds, ballot)
+        # A parser reads a word that the protocol does not have as UNKNOWN; no voter could make sense of it.
         if guest_channel.UNKNOWN in message[1:3]:
             self._resolve_question(ERROR, "unknown event_type or notification_type")
         else:
@@ -327,6 +346,7 @@ class Client:
         asked = question.asked
         named = (asked.notification_type, asked.event_type)
         self._log("answer", "answer to %s %s: %s %s", *named, result, reason)
+        # In ENABLING, too: the host may ask before its init_ack has come.
         if self.state in (ENABLING, ENABLED):
             self._send_message(ActionResponse(asked.invocation_id, asked.event_type, asked.notification_type,
                                       result, reason))  # fmt: skip
@@ -354,6 +374,8 @@ class Client:
         return output
 
 
+# The pairs are complete, so that no input is without an answer in any state
+# (tests/unit/guest/test_client.py).
 # (state, input) → the state that follows, and what is done.
 TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = {
     (ALONE, OPENED): (ENABLING, Client._introduce_guest),
@@ -366,6 +388,7 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = 
     (ENABLING, OPENED): (ENABLING, Client._introduce_guest),
     (ENABLING, CLOSED): (ALONE, Client._forget_host),
     (ENABLING, ACK): (ENABLED, Client._note_acknowledged),
+    # As the deployed client does: docs/protocol/1-guest-channel.md#what-real-guests-do
     (ENABLING, CHALLENGE): (ENABLING, None),
     (ENABLING, DUE): (ENABLING, Client._introduce_guest),
     (ENABLING, EXIT): (GONE, Client._send_goodbye),
@@ -377,12 +400,14 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = 
     (ENABLED, DUE): (ENABLING, Client._introduce_guest),
     (ENABLED, EXIT): (GONE, Client._send_goodbye),
     (ENABLED, CHANGE): (ENABLING, Client._announce_change),
+    # Not ENABLING: an init would tell a host that remembers this guest that it restarted.
     (INTERRUPTED, OPENED): (ENABLED, Client._shorten_wait),
     (INTERRUPTED, CLOSED): (INTERRUPTED, None),
     (INTERRUPTED, ACK): (INTERRUPTED, None),
     (INTERRUPTED, CHALLENGE): (INTERRUPTED, None),
     (INTERRUPTED, DUE): (ALONE, Client._forget_host),
     (INTERRUPTED, EXIT): (GONE, Client._end_silently),
+    # What the host remembers is not true any more: when it is back it gets an init.
     (INTERRUPTED, CHANGE): (ALONE, Client._forget_host),
     (GONE, OPENED): (GONE, None),
     (GONE, CLOSED): (GONE, None),

@@ -174,6 +174,7 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
         if not line or line.startswith("#"):
             continue
         export = _EXPORT.match(line)
+        # `export` is no fault: the lines are a shell's.
         key, value = line[export.end() if export else 0 :].partition("=")[::2]
         key = key.strip()
         if key in NOT_USED:
@@ -189,6 +190,7 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
         except KeyError:
             notes.append("%s, line %d: %s: unknown key, ignored" % (name, row, key))
         except ValueError as error:
+            # `field` is known here: only `validate` and `_unquoted` raise ValueError, after it was looked up.
             values[field] = getattr(before, field)
             fallback = values[field]
             notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, row, key, value, error, fallback))
@@ -208,6 +210,7 @@ def _unquoted(value: str) -> str:
 
 def parse_bytes(data: bytes, path: str, settings: Settings, before: Config) -> Tuple[Config, List[str]]:
     """The configuration in what the file `path` holds, and lines for the log."""
+    # Written on Windows, or by an editor that puts a byte order mark, it is the same file.
     text = data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return parse(text, path, settings, before)
 

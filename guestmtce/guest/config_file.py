@@ -45,10 +45,12 @@ class ConfigFile:
         except OSError:  # a guest without a process to spare is watched all the same
             self._take_config(*load(self._path, self._settings))
             return
+        # The only wait of the client, before its loop runs: a host may know this guest and challenge already.
         if self._errand.wait(self._settings.config_wait):
             self._take_result(DEFAULTS)
             return
         self._watch(self._errand)
+        # CORRECTIVE_ACTION's default is reboot: a wrong reset is worse than an illness that is only logged.
         self.config = NOT_READ
         text = (
             "%s: not read within %g s, its file system stands still: until it is read the defaults are taken"
@@ -80,6 +82,7 @@ class ConfigFile:
             self._log("configuration: " + line)
 
     def _watch(self, errand: Errand) -> None:
+        # What is in effect when the reading begins: that stays where a value cannot be used.
         before = self.config
         self._loop.watch(errand.descriptor, lambda: self._receive(errand, before))
 
@@ -130,12 +133,14 @@ def read_file(path: str) -> bytes:
 
     A pipe is refused: who opens it would wait for a writer.
     """
+    # O_NONBLOCK for a pipe in the file's place, O_NOCTTY for a terminal, which would become ours.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is a pipe, and no file")
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             data = b""
+            # One byte beyond the limit shows that there is more.
             while len(data) <= FILE_MAX:
                 more = file.read(FILE_MAX + 1 - len(data))
                 if not more:

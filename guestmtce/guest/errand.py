@@ -34,6 +34,7 @@ class Errand:
             raise
         finally:
             os.close(result)
+        # Our end only: the process waits until the client has read.
         os.set_blocking(self.descriptor, False)
 
     def receive(self) -> bool:
@@ -43,6 +44,7 @@ class Errand:
         except BlockingIOError:
             return False
         self._data += data
+        # The end of the pipe is the end of the answer: the process has written all, or was killed.
         return not data
 
     def result(self) -> bytes:

@@ -103,11 +103,13 @@ class Registry:
             if connection.lines.overflows != overflows:
                 raise RuleBroken("a line of more than %d bytes" % json_lines.LINE_MAX)
             connection.count_lines(len(lines), now)
+            # A line may end the connection (`bye`): those behind it in the same data are nobody's.
             for line in lines:
                 if key in self._connections:
                     self._handle_message(key, connection, parse_object(line), now)
         except RuleBroken as broken:
             self._send(key, type="refused", reason=str(broken))
+            # As when it hangs up: a process with a heartbeat that breaks the rules has failed.
             self.note_closed(key, str(broken), now)
             self._effects.append(CloseConnection(key))
 
@@ -117,8 +119,11 @@ class Registry:
         member = connection.member if connection is not None else None
         if member is None:
             return
+        # Without a heartbeat nobody has promised to stay: the end of its connection is no failure.
         if member.interval:
             self._note_failure(member, why)
+            # The guest stays ill for so long: without it a crash would be forgotten together with the
+            # connection.
             member.forgotten_at = now + self._settings.remember_failed
             self._limit_remembered(member.peer.uid == 0)
         else:
@@ -127,6 +132,7 @@ class Registry:
 
     def tick(self, now: float) -> None:
         """Time has passed; to be called at `deadline`, after every connection was drained."""
+        # A copy: closing a connection takes it out of the table.
         for key, connection in list(self._connections.items()):
             if connection.member is None and now >= connection.register_by:
                 self._send(key, type="refused", reason="not registered in time")
@@ -207,11 +213,13 @@ class Registry:
     def _handle_message(self, key: int, connection: Connection, message: Dict[str, Any], now: float) -> None:
         kind = message.get("type")
         member = connection.member
+        # Before anything else, as whoever asks is no member: `guestClient --members`.
         if kind == "members":
             self._send_members(key)
         elif kind == "forget":
             self._forget_on_demand(connection.peer, read_word(message, "name"))
             self._send_members(key)
+        # One process a connection: its end is the process's.
         elif kind == "register" and member is None:
             connection.member = self._register_member(message, now, connection.peer)
             self._send(key, type="registered", name=connection.member.name)
@@ -232,15 +240,20 @@ class Registry:
         """Raises RuleBroken."""
         name = read_word(message, "name")
         known = self._members.get(name)
+        # `forgotten_at` is NEVER while the member is connected. Only root takes the name of one that is, and
+        # only of another user's: two processes of root's would oust each other without end.
         if known is not None and known.forgotten_at == NEVER and not (peer.uid == 0 != known.peer.uid):
             raise RuleBroken("a process of this name is registered")
+        # A failed one that is gone: another user must not cure it by registering under its name.
         if known is not None and peer.uid not in (0, known.peer.uid):
             raise RuleBroken("this name is of uid %d" % known.peer.uid)
+        # Of connections, not of names: a failed one that is gone has no place.
         seated = [
             connection.member for connection in self._connections.values() if connection.member is not None
         ]
         if sum((member.peer.uid == 0) == (peer.uid == 0) for member in seated) >= MEMBERS_MAX:
             raise RuleBroken("%d processes are registered: no more" % MEMBERS_MAX)
+        # Whatever may be refused is refused before the member of this name is ousted.
         interval, action = self._read_interval(message), read_action(message)
         if known is not None and known.forgotten_at == NEVER:
             self._oust_member(known)
@@ -283,6 +296,7 @@ class Registry:
         gone = [each for each in known if each.forgotten_at != NEVER and (each.peer.uid == 0) == of_root]
         if len(gone) > REMEMBERED_MAX:
             uids = [member.peer.uid for member in gone]
+            # The oldest of all would let one user flood the table until another's failure is forgotten.
             owner = max(uids, key=uids.count)  # of the most
             oldest = min(
                 (each for each in gone if each.peer.uid == owner), key=lambda each: each.forgotten_at
@@ -292,11 +306,14 @@ class Registry:
     def _read_interval(self, message: Dict[str, Any]) -> float:
         """The interval of its heartbeat in s; 0: none. Raises RuleBroken."""
         value = message.get("interval_ms", 0)
+        # `type`, not isinstance: true is an int in Python, and none in JSON.
         if type(value) is not int or not 0 <= value <= INTERVAL_MAX_MS:
             raise RuleBroken("interval_ms: 0 to %d expected" % INTERVAL_MAX_MS)
+        # A shorter interval is raised, as the host raises the guest's.
         return max(value, self._settings.member_floor_ms) / 1000 if value else 0.0
 
     def _note_alive(self, member: Member, message: Dict[str, Any]) -> None:
+        # Only the latest heartbeat counts: a process that is always one behind does not keep up.
         if message.get("number") != member.sequence:
             return  # late
         member.answered, member.misses = True, 0
@@ -319,6 +336,7 @@ class Registry:
         if result not in (ACCEPT, REJECT):
             raise RuleBroken("vote: accept or reject expected")
         reason = read_text(message, "reason")
+        # A late answer breaks no rule: it may have crossed with `withdrawn`.
         if member.open_question_id and message.get("number") == member.open_question_id:
             self._effects.append(CountVote(member.open_question_id, member.voter, result, reason))
             member.open_question_id = 0
@@ -335,8 +353,11 @@ class Registry:
     def _send_heartbeat(self, key: int, member: Member, now: float) -> None:
         if not member.answered:
             member.misses += 1
+            # The connection stays: a process that was only late makes the guest well again with its next
+            # answer.
             if member.misses >= MISSES_MAX:
                 self._note_failure(member, "no answer for %d heartbeats" % MISSES_MAX)
+        # From 1: 0 is the sequence of a member that was not asked yet.
         member.sequence = member.sequence % guest_channel.INT32_MAX + 1
         member.answered = False
         member.due = now + member.interval
@@ -346,6 +367,7 @@ class Registry:
         if member.failure is None:
             member.failure = member.name_illness(why)
             text, values = "the local process %s (%s) failed: %s", (member.name, member.peer, why)
+            # A subject of its own: chatter of the same user's processes does not hold this line back.
             self._effects.append(LogLine(INFO, text, values, "failed process of uid %d" % member.peer.uid))
 
     def _remove_voter(self, member: Member) -> None:

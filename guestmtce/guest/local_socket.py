@@ -81,6 +81,7 @@ class LocalSocket:
             self._loop.watch(self._server.fileno(), self._accept_connection)
         for key in list(self._connections):
             self._read_connection(key)
+        # Not before the reading: an answer that waits in a socket is no miss.
         self.registry.tick(now)
         self._carry_out_effects()
 
@@ -143,6 +144,7 @@ class LocalSocket:
         root = peer.uid == 0
         if not root and uids.count(peer.uid) >= CONNECTIONS_OF_A_USER:
             return "uid %d has %d connections" % (peer.uid, CONNECTIONS_OF_A_USER)
+        # Counted apart, so that other users' connections never keep root out.
         if sum((uid == 0) == root for uid in uids) >= CONNECTIONS_MAX:
             return "there are %d connections" % CONNECTIONS_MAX
         return ""
@@ -175,10 +177,12 @@ class LocalSocket:
 
     def _carry_out_effects(self) -> None:
         effects = self.registry.drain_effects()
+        # Carrying out may cause more: a line that does not fit closes its connection, which may be a failure.
         while effects:
             for effect in effects:
                 self._carry_out(effect)
             effects = self.registry.drain_effects()
+        # Once, after all of them: whatever happened may have changed the guest's health.
         self._listener.check_health()
 
     def _carry_out(self, effect: object) -> None:
@@ -249,16 +253,19 @@ def _open_listener(path: str, group: str) -> socket.socket:
     """The listening socket at `path`. Raises OSError."""
     folder = os.path.dirname(path)
     os.makedirs(folder, FOLDER_MODE, exist_ok=True)
+    # In a folder that others write to somebody could put a socket of his own in this one's place.
     status = os.stat(folder)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise OSError("%s must be writable by us alone" % folder)
     if os.path.exists(path):
+        # A stale socket stays behind a client that was killed; one that is served is another client's.
         if _is_served(path):
             raise OSError("another guest client listens there")
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     listener.bind(path)
+    # Before listen(): until then nobody can connect, whatever the mode was at bind().
     os.chmod(path, 0o600)
     if group:
         import grp  # for these only

@@ -49,6 +49,8 @@ class Log:
         held_back = self._throttle.admit(subject, time.monotonic()) if subject else 0
         if held_back is None:
             return
+        # Escaped here, once and for all callers: text of the host, of scripts and of processes forges no
+        # line.
         line = printable(text) + (" (and %d more like it)" % held_back if held_back else "")
         if self._lost:
             line += " (%d lines before it were lost)" % self._lost
@@ -87,6 +89,7 @@ def _to_stream(descriptor: int) -> Callable[[bytes], None]:
     ready.register(descriptor, select.POLLOUT)
 
     def write(line: bytes) -> None:
+        # poll, not O_NONBLOCK: stderr is shared with whoever started this, and so are its flags.
         if not ready.poll(0) or os.write(descriptor, line) < len(line):
             raise BlockingIOError
 
@@ -102,6 +105,7 @@ def to_syslog(text: str) -> None:
     try:
         _send(socket.SOCK_DGRAM, line)
     except OSError as error:
+        # EPROTOTYPE: the syslog daemon listens on a stream socket.
         if error.errno != errno.EPROTOTYPE:
             raise
         _send(socket.SOCK_STREAM, line + b"\0")

@@ -56,6 +56,8 @@ class Loop:
         self._signals[signum] = callback
         wake_by(self._signal_out)
         signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        # signal.signal() switches that on; a call that a signal interrupts goes on, as Python's callers
+        # expect.
         signal.siginterrupt(signum, False)
 
     def run(self) -> None:
@@ -71,6 +73,7 @@ class Loop:
                 # An earlier callback of this round may have closed this one.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+            # After the descriptors: where both are there at once, the words of a process come before its end.
             while self._arrived:
                 self._signals[self._arrived.pop()]()
             for part in self.parts:

@@ -48,16 +48,21 @@ class Program:
         self._log = log
         self._loop = Loop()
         self._loop.on_signal(signal.SIGCHLD, self._reap)  # served in the loop, and noted from here on
+        # Before all else: the client begins with the configuration, or with what stands in for a file that is
+        # late.
         self._config_file = ConfigFile(self._loop, given.config, settings, log, self._configure)
         self._config_file.load()
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
         self._local_socket = self._make_local_socket(given)
+        # One for each purpose: a question's script does not end a run of the health script.
         self._runners = [self._make_runner(), self._make_runner()]
         self._health = HealthScript(self._runners[0], self._config, self._note_script_health, log)
         path = self._config.event_notification_script
         self._event = EventScript(self._runners[1], path, self._count_script_vote, log)
+        # The client comes last: what the port and the processes bring at this moment is heard before its
+        # deadline is judged.
         self._loop.parts = [self._port, self._local_socket, self._health, self._config_file, _Ticking(self)]
         self._loop.on_signal(signal.SIGHUP, self._config_file.reload)
         self._loop.on_signal(signal.SIGUSR1, self._log_state)
@@ -82,8 +87,10 @@ class Program:
         )
         try:
             return LocalSocket(self._loop, given.socket, given.group, self._settings, self._log, listener)
+        # KeyError is grp's, for a group that does not exist.
         except (OSError, KeyError) as error:
             self._log("no local process can register: %s: %s" % (given.socket, error))
+            # With an empty path: a registry that nobody can reach, so that no caller has to ask for it.
             return LocalSocket(self._loop, "", "", self._settings, self._log, listener)
 
     def run(self) -> None:
@@ -116,7 +123,9 @@ class Program:
     def _linger(self) -> None:
         """Give the host a moment to read our last words."""
         until = time.monotonic() + self._settings.goodbye
+        # The other parts rest: no new script and no new init after the goodbye.
         self._loop.parts = [_Deadline(until)]
+        # `exit` tells the host that the silence is no failure. Unsent, it would be a loss.
         while self._port.waits and time.monotonic() < until:
             self._loop.run_once()
 
@@ -236,6 +245,7 @@ def _start(given: Options) -> int:
     if given.foreground:
         _run(given, settings, log)
         return 0
+    # In the foreground a supervisor sees to it that there is one only, so there is no pid file.
     pid_file = _claim(given, log)
     background.go_background(pid_file)
     try:
@@ -282,6 +292,7 @@ def _is_kept_out(given: Options, settings: Settings) -> bool:
 def _run(given: Options, settings: Settings, log: Log) -> None:
     if given.service:
         endurance.take_precedence()
+    # After the fork into the background, over which a lock on memory does not last.
     locked = endurance.lock_memory()
     if locked:
         log(locked)
@@ -296,6 +307,7 @@ def _wait_out(arguments: Sequence[str]) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
+    # First: whoever started this may have blocked signals or ignored SIGCHLD over exec.
     reset_signals()
     keep_time_zone()
     if arguments is None:

@@ -48,6 +48,7 @@ class Member:
         self.votes = votes
         self.illness: Optional[Illness] = None
         self.failure: Optional[Illness] = None
+        # Asked at once: a process that cannot answer is found out with its first heartbeats.
         self.due = now if interval else NEVER
         self.sequence = 0  # of the latest heartbeat
         self.answered = True
@@ -86,6 +87,7 @@ class Connection:
 
 def parse_object(line: bytes) -> Dict[str, Any]:
     try:
+        # A deep nest of brackets is a RecursionError, and no end of the client.
         value = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         value = None
@@ -96,6 +98,7 @@ def parse_object(line: bytes) -> Dict[str, Any]:
 
 def read_word(message: Dict[str, Any], name: str) -> str:
     value = read_text(message, name)
+    # A name stands in logs, on ballots and in what the host is told.
     if not value or not value.isprintable() or len(value.encode("utf-8")) > NAME_MAX:
         raise RuleBroken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
     return value

@@ -67,6 +67,7 @@ class VirtioPort:
         try:
             if self._descriptor is None:
                 self._descriptor = self._open_path()
+            # A device without a host is not in the selector, so nothing else would show that it has failed.
             elif self._has_failed():
                 raise OSError("the port has failed")
         except OSError as error:
@@ -122,6 +123,8 @@ class VirtioPort:
         """The host is not there; a device stays open and is looked at again."""
         if self._descriptor is not None:
             self._loop.unwatch(self._descriptor)
+        # What waited was for the host that hung up. To the next one it would be late answers, or half a
+        # message.
         self._waiting.clear()
         self._begun = False
         self.deadline = time.monotonic() + self._probe.next_delay()
@@ -153,6 +156,8 @@ class VirtioPort:
         if self._descriptor is None:
             return
         try:
+            # What a read gives tells the state of a virtio port: bytes or EAGAIN, a host is there; nothing,
+            # none is.
             data = os.read(self._descriptor, READ_SIZE)
         except BlockingIOError:
             self._attach_host()
@@ -177,8 +182,11 @@ class VirtioPort:
         if not self._attached:
             return
         self._waiting.append(message)
+        # Two stay whatever their sizes: the one that has begun, and the newest, which is the answer that
+        # counts.
         while sum(map(len, self._waiting)) > WAITING_MAX and len(self._waiting) > 2:
             self._drop_oldest()
+        # Behind others it waits for the port to become writable, which the selector tells.
         if len(self._waiting) == 1:
             self._write_waiting()
 
@@ -194,6 +202,8 @@ class VirtioPort:
             try:
                 written = os.write(self._descriptor, self._waiting[0])
             except BlockingIOError:
+                # Watched for writing only while something waits: a port that takes more would wake the loop
+                # without end.
                 self._loop.watch(self._descriptor, self._serve_device, writing=True)
                 return
             except OSError as error:
@@ -224,6 +234,7 @@ def _locate_device(path: str) -> str:
     if folder != VIRTIO_FOLDER or os.path.exists(path):
         return path
     try:
+        # The names are the host's configuration: small images have no udev that makes links of them.
         for port in os.listdir(VIRTIO_PORTS):
             with open(os.path.join(VIRTIO_PORTS, port, "name"), encoding="utf-8", errors="replace") as file:
                 if file.read().strip() == name:

@@ -25,6 +25,7 @@ def fork(become: Callable[[], None]) -> int:
     try:
         become()
     finally:
+        # Never back into the caller's loop: two processes would share its port and its descriptors.
         os._exit(FAILED)
 
 
@@ -104,6 +105,8 @@ def _has_children_file() -> bool:
 def _parent(name: str) -> int:
     try:
         with open("/proc/%s/stat" % name, "rb") as file:
+            # The name in brackets may hold brackets and blanks: the fields begin behind the last bracket
+            # (proc(5)).
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError):
         return 0  # it has ended

@@ -64,6 +64,8 @@ class Script:
     def __init__(self, arguments: List[str], outlives_us: bool = False) -> None:
         self._status: Optional[int] = None
         self.killed_at = NEVER
+        # Read before the fork: the reaper compares it with its parent, which tells whether the client still
+        # lives.
         client = 0 if outlives_us else os.getpid()
         self._report, report = os.pipe()
         try:
@@ -79,6 +81,7 @@ class Script:
         """Have it killed with all that it has started, soon."""
         self.killed_at = time.monotonic()
         if self._status is None:
+            # The reaper was not waited for yet, so its pid is no other process's.
             os.kill(self.pid, KILL_ORDER)
 
     def poll(self) -> Optional[int]:
@@ -134,6 +137,7 @@ class Runner:
         self.stop()
         self._dying = [script for script in self._dying if script.poll() is None]
         long_ago = time.monotonic() - UNKILLABLE_AFTER
+        # A script that dies slowly is no evidence; one that is still there after UNKILLABLE_AFTER s is.
         stuck = sum(script.killed_at <= long_ago for script in self._dying)
         if stuck >= DYING_MAX or len(self._dying) >= KILLED_MAX:
             raise OSError(
@@ -154,6 +158,7 @@ class Runner:
         for script in [script for script in self._left if script.poll() is not None]:
             self._left.remove(script)
             script.close()
+        # Its time may be up before it is reaped: `expire` has told of it then, and nobody is told twice.
         ended = self._script.ended() if self._script is not None else None
         if ended is not None and self._script is not None:
             self._script.close()
@@ -175,8 +180,10 @@ class Runner:
     def leave(self) -> None:
         """Let the script go on to its end, if one runs; nobody is told."""
         if self._script is not None:
+            # Not killed: a notice's script may be in the middle of a shutdown that the notice is for.
             self._left.append(self._script)
             self._script = None
+        # The oldest: the notice that it is for is longest ago.
         if len(self._left) > LEFT_MAX:
             self._kill(self._left.pop(0))
 

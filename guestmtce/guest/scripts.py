@@ -54,6 +54,7 @@ class HealthScript:
         if not config.health_check_script:
             self._due = NEVER
             self._set_health(None)
+        # Due at once: what the changed values say of the guest is not known yet.
         elif before != config and not self._runner.runs:
             self._due = time.monotonic()
 
@@ -61,6 +62,7 @@ class HealthScript:
         """The next run is due, or it is time to see whether we, and perhaps the script, stood still."""
         if self._runner.runs:
             late = now - self._looked_at - LOOK_PERIOD
+            # The guest was paused, or starved: the script had no more time than we had.
             if late > STALL:
                 self._due += late
         self._looked_at = now
@@ -69,6 +71,7 @@ class HealthScript:
 
     def _run(self, now: float) -> None:
         self._due = now + self._config.health_check_interval
+        # The run before is late by now: its time is one interval.
         self._runner.expire()
         try:
             self._runner.start([self._config.health_check_script], self._ended)
@@ -125,6 +128,8 @@ class EventScript:
     def _ended(self, ended: Ended) -> None:
         if ended.error:
             self._report_error(ended.reason)
+        # A crash is no veto, and neither are 126 and 127, by which a shell says that it could not run the
+        # script.
         elif ended.failed:
             self._log("EVENT_NOTIFICATION_SCRIPT %s failed: %s" % (self._path, ended.reason), "event")
             self._count_vote(self._question_id, ERROR, ended.reason)
@@ -147,6 +152,7 @@ class EventScript:
 
         A notice's script is in the middle of what the notice is for, and goes on, unless its time is up.
         """
+        # The script that runs may be of a later question by now.
         if question_id != self._question_id:
             return
         if self._is_notice and not expired:

@@ -45,6 +45,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, ste
         value = condition()
         if value:
             return value
+        # Measured only when the time is up: a look at the machine's pace takes processor time itself.
         if not pace.within(seconds, time.monotonic() - began):
             raise TimedOut("not within %g s: %s" % (seconds, what))
         time.sleep(step)
@@ -63,6 +64,7 @@ def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
         try:
             tcp.bind((address, udp.getsockname()[1]))
         except OSError:
+            # The sockets stay open meanwhile, or the system might offer the same port again.
             continue
         ports.append(udp.getsockname()[1])
     for bound in sockets:
@@ -85,6 +87,7 @@ class Daemon(LabProcess):
 
     def _read_report(self, signum: int, path: str) -> List[str]:
         full = os.path.join(self.folder, path)
+        # The daemons replace the file as a whole, so a new time means a new and complete report.
         before = os.stat(full).st_mtime_ns if os.path.exists(full) else 0
         self.signal(signum)
         wait_for(lambda: os.path.exists(full) and os.stat(full).st_mtime_ns != before, "the report " + path)
@@ -100,6 +103,7 @@ class Daemon(LabProcess):
         rows = {}
         for line in self._read_report(signal.SIGUSR2, self.name + ".dump"):
             words = line.split()
+            # The health report stands in the dump as well; its lines begin with other words.
             if words[0] == kind and len(words) > 1:
                 rows[words[1]] = dict(word.split("=", 1) for word in words[2:] if "=" in word)
         return rows
@@ -169,6 +173,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             self.start()
+        # KeyboardInterrupt, too: __exit__ is not called where __enter__ fails, and daemons would stay behind.
         except BaseException:
             self.stop()
             raise
@@ -232,8 +237,10 @@ class Cluster:
 
     def _await_info(self, daemon: Daemon) -> None:
         def started() -> bool:
+            # A daemon that could not start is told of with its log, and not waited for.
             if not daemon.is_alive():
                 raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
+            # With its pid: the log of a daemon that is started again has the line of the one before, too.
             return "started, pid %d" % daemon.popen.pid in daemon.log()
 
         wait_for(started, daemon.name + " started", START_WAIT)
@@ -247,6 +254,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything and remove every file."""
+        # The agent, the servers, and the guests last: nobody sees a neighbour end before itself.
         for process in reversed(self._processes):
             process.stop()
         if self.mtc is not None:
@@ -261,6 +269,7 @@ class Cluster:
         self._provisioned = state
         for host in self.hosts:
             self._await_host(host)
+            # Guests are numbered through the hosts: a host has a block of them.
             first = host.number * self.guest_count
             for uuid in self.uuids[first : first + self.guest_count]:
                 assert self.client.create(uuid, host.name)[0] == 200
@@ -282,6 +291,8 @@ class Cluster:
             seconds,
             step=DUMP_PACE,
         )
+        # A failure is reported only with reporting enabled, and of a guest that has answered a challenge
+        # since.
         if self._provisioned == "enabled":
             wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=DUMP_PACE)
 
@@ -299,11 +310,13 @@ class Cluster:
         titled = {}
         for process in psutil.Process(host.server.popen.pid).children():
             with contextlib.suppress(psutil.Error):
+                # docs/protocol/4-host.md#names-of-processes
                 name, colon, uuid = " ".join(process.cmdline()).strip().partition(": ")
                 if name == "guestServer" and colon:
                     titled[uuid] = process
         if not titled:  # not even the spawner
             return self._dumped_children(host)
+        # The spawner's title has the same form, and no uuid.
         return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
     def _dumped_children(self, host: LabHost) -> Dict[str, psutil.Process]:

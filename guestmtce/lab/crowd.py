@@ -45,6 +45,7 @@ class Stalls:
 
     def _check_clock(self) -> None:
         now = time.monotonic()
+        # A look every STALL_LOOK s that comes later than STALL_MIN: the process got no processor.
         if now - self._looked_at > STALL_MIN:
             self.found = [*self.found[1 - STALLS_KEPT :], (self._looked_at, now)]
         self._looked_at = now
@@ -107,6 +108,7 @@ class Crowd:
         return "ok"
 
     def _answer_stalls(self) -> List[Tuple[float, float]]:
+        # Only when it is asked for: looking costs a wake-up every STALL_LOOK s, which a bench would measure.
         self._stalls = self._stalls or Stalls(self._loop)
         return self._stalls.found
 
@@ -140,20 +142,24 @@ def run(options: GuestOptions, count: int, first: int) -> int:
     def read_lines() -> None:
         nonlocal partial
         data = os.read(sys.stdin.fileno(), READ_SIZE)
+        # The end of standard input: whoever started this process has gone, or has had enough.
         if not data:
             loop.stop()
         *lines, partial = (partial + data).split(b"\n")
         for line in lines:
             try:
                 answer = guests.obey_line(line.decode())
+            # TypeError: the word is known, and its arguments are too many or too few.
             except (ValueError, TypeError) as error:
                 answer = {"error": str(error)}
+            # An answer to each line, in order: the other side waits for one before it says the next.
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.on_signal(signum, loop.stop)
     loop.watch(sys.stdin.fileno(), read_lines)
+    # Only now: whoever started this process waits for the line, and may connect to every socket then.
     sys.stdout.write(json.dumps("ready") + "\n")
     sys.stdout.flush()
     try:

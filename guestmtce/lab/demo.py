@@ -50,6 +50,7 @@ class Screen:
         lines = self._make_rows()
         self._erase_table()
         print("\n".join(lines), flush=True)
+        # What stands on paper or in a file cannot be erased.
         self._drawn = len(lines) if self._terminal else 0
 
     def watch(self, seconds: float) -> None:
@@ -97,9 +98,11 @@ def hang_guest(cluster: Cluster) -> str:
     guests, uuid = cluster.hosts[0].guests, _uuid_of(cluster, HUNG)
     guests.say(HUNG, "mute")
     alarms = wait_for(lambda: cluster.vim.events("alarm", uuid), "the VIM hears the alarm", LOSS_WAIT)
+    # Both moments are of the machine's monotonic clock, which its processes have in common.
     took = alarms[0]["at"] - guests.status()[uuid]["unanswered_since"]
     service = alarms[0]["body"]["event-data"]["services"][0]
     busy, late = pace.remark(), took - LOSS
+    # Too early is a false alarm, so it is no excuse for it that the machine is busy.
     _check(late >= -LOSS_TOLERANCE, "alarm already after %.3f s" % took)
     _check(late <= (BUSY_TOLERANCE if busy else LOSS_TOLERANCE), "alarm only after %.3f s" % took)
     _check((service["state"], service["repair-action"]) == ("failed", "reboot"), "alarm says %r" % service)
@@ -116,6 +119,7 @@ def kill_child(cluster: Cluster) -> str:
     before, alarms = _count_connections(cluster), len(cluster.vim.events("alarm"))
     cluster.children()[uuid].kill()
     killed = time.monotonic()
+    # One connection more, and an answer on it: a new process has taken the guest over.
     again = wait_for(
         lambda: (
             [f for f in guests.status().values() if f["uuid"] == uuid and f["last_beat"] > killed]
@@ -126,7 +130,9 @@ def kill_child(cluster: Cluster) -> str:
     took = guests.status()[uuid]["last_beat"] - killed
     others = {other: count for other, count in _count_connections(cluster).items() if other != uuid}
     _check(bool(again), "no new beat")
+    # A child is one guest's: its death must touch no other.
     _check(all(before[other] == count for other, count in others.items()), "other guests were reconnected")
+    # A process of the host's that dies is no failure of the guest.
     _check(len(cluster.vim.events("alarm")) == alarms, "the VIM heard an alarm")
     return (
         "the process of lab-%d was killed (SIGKILL): it heartbeats again after %.0f ms, the other %d\n"
@@ -170,6 +176,7 @@ def _check(condition: bool, failure: str) -> None:
 
 def run() -> int:
     """Returns 0 when every step was seen, 1 when not, 130 when it was interrupted."""
+    # TERM raises KeyboardInterrupt as INT does: both go through the clean-up below.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     print("guestmtce demo: %d guests, one guestServer, one guestAgent, a VIM, all on loopback" % GUESTS)
@@ -220,6 +227,7 @@ def _show_steps(cluster: Cluster) -> List[str]:
 
 def _stop_cluster(cluster: Cluster) -> Set[str]:
     """Stop everything; returns what is left behind, which should be nothing."""
+    # Read before the stop: afterwards nobody knows which pids there were.
     processes: List[Any] = [process.popen.pid for process in cluster._processes]
     processes += [child.pid for host in cluster.hosts[:1] for child in _find_children(cluster, host)]
     cluster.stop()
@@ -237,6 +245,7 @@ def _find_children(cluster: Cluster, host: Any) -> List[Any]:
 def _is_alive(pid: int) -> bool:
     """Whether the process runs; one that waits to be reaped does not."""
     try:
+        # A child's parent was the spawner: once that has ended init reaps it, at its own pace.
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False

@@ -42,6 +42,7 @@ def _make_answer_format(action: str) -> bytes:
     text = guest_channel.build(
         guest_channel.ChallengeResponse(0, guest_channel.HEALTHY, action, ""), 0
     ).replace(b"%", b"%%")
+    # Every % of the text itself is doubled by now, so that only these two are filled in.
     return text.replace(b'"sequence":0', b'"sequence":%d').replace(b'_response":0', b'_response":%d')
 
 
@@ -95,6 +96,8 @@ class LabGuest:
     def _note_connection(self) -> None:
         self.facts["links"] += 1
         self._forget_connection(time.monotonic())
+        # A client that is acknowledged does not notice that the host's side was closed and opened again.
+        # docs/protocol/1-guest-channel.md#resuming-a-guest
         if self.facts["state"] == "enabling":
             self._send_init()
 
@@ -106,6 +109,8 @@ class LabGuest:
         self.facts.update(linked_at=now, first_init=0.0, first_challenge=0.0, first_beat=0.0)
 
     def _read_data(self, data: bytes) -> None:
+        # With a thousand guests in one process the JSON parser would be most of what the lab costs, and the
+        # bench would measure it instead of guestServer.
         if not self._answer_plain_challenge(data):
             self._between_lines = data.endswith(b"\n")
             self._read_lines(data)
@@ -121,6 +126,7 @@ class LabGuest:
         """Answer one challenge to a healthy guest, which nearly all data are. False: other data."""
         if not (self._between_lines and self.facts["mode"] == "healthy" and self.facts["state"] == "enabled"):
             return False
+        # One line alone. It begins with a newline, too, hence the 1.
         if not data.startswith(PLAIN_CHALLENGE) or data.find(b"\n", 1) != len(data) - 1:
             return False
         self._note_challenge()
@@ -143,11 +149,13 @@ class LabGuest:
 
     def _send_init(self) -> None:
         self._cancel_init()
+        # A timer of before: a machine that stands still sends nothing.
         if self.facts["mode"] == "hanging":
             return
         self.facts["state"] = "enabling"
         self._invocation += 1
         self.facts["invocation"] = self._invocation
+        # An init into a port without a host is not counted: nobody could have read it.
         if self._qemu.has_client:
             self.facts["inits"] += 1
             self.facts["first_init"] = self.facts["first_init"] or time.monotonic()
@@ -189,6 +197,8 @@ class LabGuest:
 
     def _handle_message(self, message: guest_channel.Message) -> None:
         if isinstance(message, guest_channel.InitAck):
+            # The latest init or the one before, as the client in the field.
+            # docs/protocol/1-guest-channel.md#init-and-acknowledgement
             if message.invocation_id in (self._invocation, self._invocation - 1):
                 self.facts["state"] = "enabled"
                 self._expect_challenge()
@@ -209,6 +219,7 @@ class LabGuest:
 
     def _note_challenge(self) -> None:
         now = time.monotonic()
+        # Of the first challenge of a connection nobody knows when it was due.
         if self._challenged_at:
             interval = self._options.interval_ms / guest_channel.MS_PER_S
             self._record.late.add(now - self._challenged_at - interval)
@@ -219,11 +230,13 @@ class LabGuest:
     def _answer_challenge(self, challenge: int) -> None:
         answer = guest_channel.ChallengeResponse(challenge, *self._answer)
         if self.facts["mode"] in ("mute", "introducing"):
+            # Of the first unanswered challenge: from there a loss is due.
             self.facts["unanswered_since"] = self.facts["unanswered_since"] or self._challenged_at
             return
         self._sequence += 1
         text = guest_channel.build(answer, self._sequence)
         if self.facts["mode"] == "half":
+            # The rest never comes: the host has to find the end of the line by the next message.
             self._qemu.write(text[: len(text) // 2])
         else:
             self._send_answer(text)
@@ -238,6 +251,7 @@ class LabGuest:
         self._loop.after(self._loop_period, self._introduce_again)
 
     def _introduce_again(self) -> None:
+        # Another word may have been said since the timer was set.
         if self.facts["mode"] in ("introducing", "leaving"):
             self._send_init()
 
@@ -268,6 +282,7 @@ class LabGuest:
         self._answer = (guest_channel.HEALTHY, self._options.action, "")
         self.facts.update(mode="healthy", unanswered_since=0.0)
         self._qemu.resume()
+        # Its timers were cancelled when it hung.
         if hung and self.facts["state"] == "enabling":
             self._send_init()
         elif hung and self.facts["state"] == "enabled":
@@ -305,6 +320,7 @@ class LabGuest:
 
     def reset(self, seconds: str = "0") -> None:
         """The machine starts again without a word, its socket kept; its client starts after so many s."""
+        # Until then the machine boots: what is sent to it piles up.
         if float(seconds):
             self.hang()
             self._boot_timer = self._loop.after(float(seconds), self._finish_boot)
@@ -352,6 +368,7 @@ class LabGuest:
 
     def send(self, *words: str) -> None:
         """Write the words, which are a JSON string, as they are."""
+        # Lone surrogates are bytes that are no UTF-8: a test may send any byte.
         self._qemu.write(json.loads(" ".join(words)).encode("utf-8", "surrogateescape"))
 
     def off(self) -> None:
@@ -372,6 +389,7 @@ class LabGuest:
     def restored(self) -> None:
         """QEMU starts with the machine as it was when it ended: paused until `healthy`."""
         if not self._qemu.runs:
+            # The client in it was acknowledged when the machine was saved, and sends no init when it goes on.
             self.facts.update(mode="hanging", state="enabled")
             self._qemu.start(paused=True)
 
@@ -381,4 +399,5 @@ class LabGuest:
         self._flood_left -= taken
         self.facts["flood_left"] = max(0, self._flood_left)
         if self._flood_left > 0 and self.facts["mode"] == "flooding":
+            # Through the loop even without a pause: other guests of this process go on heartbeating.
             self._loop.after(0 if taken else FLOOD_PAUSE, self._write_flood)

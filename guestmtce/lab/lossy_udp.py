@@ -63,6 +63,7 @@ class LossyProxy:
             bound.close()
 
     def _socket(self, address: Address) -> socket.socket:
+        # An address may listen in one route and send in another: a socket serves both.
         if address not in self._sockets:
             self._sockets[address] = bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
@@ -73,6 +74,7 @@ class LossyProxy:
         listeners = {self._sockets[listen]: listen for listen in self._routes}
         while not self._stopping:
             wait = self._waiting[0][0] - time.monotonic() if self._waiting else POLL
+            # Until the next datagram is due, and POLL at most, as `stop` wakes nobody.
             ready, _, _ = select.select(list(listeners), [], [], min(POLL, max(0.0, wait)))
             for listener in ready:
                 try:
@@ -87,6 +89,7 @@ class LossyProxy:
         self.lost += copies == 0
         for _ in range(copies):
             delay = 0.0 if self.quiet else self._random.random() * self.delay_max
+            # Each copy has a delay of its own: that is what changes the order.
             entry = (time.monotonic() + delay, next(self._order), source, data, target)
             heapq.heappush(self._waiting, entry)
 

@@ -37,6 +37,7 @@ class Histogram:
 
     def add(self, value: float) -> None:
         """Count one value."""
+        # The memory grows with the spread of the values, not with their number.
         step = round(value / RESOLUTION)
         self.steps[step] = self.steps.get(step, 0) + 1
         if self.largest is None or value > self.largest:
@@ -55,6 +56,7 @@ class Histogram:
         wanted, seen = share * sum(self.steps.values()), 0
         for step in sorted(self.steps):
             seen += self.steps[step]
+            # A step is rounded: no quantile may be above the largest value.
             if seen >= wanted and self.largest is not None:
                 return min(step * RESOLUTION, self.largest)
         return None
@@ -91,6 +93,7 @@ def read_memories(pids: Iterable[int]) -> List[ProcessMemory]:
     for pid in pids:
         try:
             memories.append(read_memory(pid))
+        # A process that ended meanwhile, or that only root may look at.
         except psutil.Error:
             pass
     return memories

@@ -39,6 +39,7 @@ class MtcAgent:
         """Answer nothing any more."""
         self._stopping = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
+            # The thread waits in recvfrom() without a time-out.
             waker.sendto(b"", self._socket.getsockname())
         if self._thread is not None:
             self._thread.join()
@@ -60,6 +61,7 @@ class MtcAgent:
                 return
             if datagram.unpack(data).cmd == datagram.MONITOR_READY:
                 self.asked += 1
+                # A copy: `say` changes the table from another thread.
                 for host in list(self.hosts.values()):
                     self._socket.sendto(datagram.build_host(datagram.ADD_HOST, host), self._agent)
 

@@ -16,6 +16,8 @@ BUSY = 1.5  # the factor from which on the reader is told
 
 def slowness() -> float:
     """The factor by which work takes longer now: 1 (the machine is not busy) … SLOWEST."""
+    # The larger of two views: a spin may run on a processor of its own while others wait, and the load
+    # average's tasks say nothing of a hypervisor that takes the processor away.
     return min(SLOWEST, max(1.0, _measure_lost_time(), _count_waiting_tasks()))
 
 
@@ -26,6 +28,7 @@ def stretched(seconds: float) -> float:
 
 def within(seconds: float, took: float) -> bool:
     """Whether something that took `took` s would have taken less than `seconds` where nothing else runs."""
+    # The pace is measured only where the bound itself is exceeded.
     return took < seconds or took < stretched(seconds)
 
 
@@ -38,6 +41,7 @@ def remark() -> str:
 def _measure_lost_time() -> float:
     """How long a piece of work takes here, s per s of processor time: the rest goes to other processes."""
     began, used = time.monotonic(), time.process_time()
+    # By processor time: on a busy machine the same work takes more of the clock's.
     while time.process_time() - used < SPIN:
         pass
     return (time.monotonic() - began) / (time.process_time() - used)

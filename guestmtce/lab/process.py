@@ -33,11 +33,14 @@ class LabProcess:
         **options: Any,
     ) -> None:
         self.output = output
+        # Appended: a daemon that is started again goes on in the log of the one before.
         with open(output, "ab") as file:
             self.popen = subprocess.Popen(
                 [*before, program, *arguments],
                 stderr=file,
+                # Ctrl-C at the terminal is for the lab alone, which stops its processes in their order.
                 start_new_session=True,
+                # Whatever ends the lab, kill -9 included, no daemon stays behind.
                 preexec_fn=_die_with_us,
                 **options,
             )
@@ -58,6 +61,7 @@ class LabProcess:
     def stop(self) -> None:
         """Ask it to end; kill it if it has not after STOP_WAIT."""
         if self.is_alive():
+            # A process that a test has stopped would not get the TERM.
             self.popen.send_signal(signal.SIGCONT)
             self.popen.terminate()
             try:
@@ -87,6 +91,7 @@ class GuestsProcess(LabProcess):
     def _read_answer(self) -> Any:
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
+        # The end of its output: it has ended, and its log says why.
         if not line:
             raise RuntimeError("the guests ended: " + self.log())
         return json.loads(line)

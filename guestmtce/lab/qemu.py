@@ -51,6 +51,8 @@ class Qemu:
             os.unlink(self._path)
         self.paused = paused
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # From bind to listen a connection is refused, as with QEMU right after the file has appeared.
+        # docs/protocol/1-guest-channel.md#what-qemu-and-libvirt-do
         self._listener.bind(self._path)
         self._listener.listen(BACKLOG)
         self._listener.setblocking(False)
@@ -99,7 +101,9 @@ class Qemu:
             self._conn, _ = self._listener.accept()
         except BlockingIOError:
             return
+        # A host that does not read must not stop all the guests of this process.
         self._conn.setblocking(False)
+        # As QEMU: the next client connects into the backlog, and hears nothing until this one leaves.
         self._loop.unwatch(self._listener)
         if self.paused:
             self._watch_hang_up()
@@ -131,6 +135,7 @@ class Qemu:
     def _watch_hang_up(self) -> None:
         if self.paused and self._conn is not None:
             poll = select.poll()
+            # Not by reading: what the client has sent must still be there for the machine that goes on.
             poll.register(self._conn, select.POLLRDHUP)
             if poll.poll(0):
                 self._hang_up()

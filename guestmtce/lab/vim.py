@@ -81,13 +81,17 @@ class Vim:
 
         self.dead = False
         self._server = _Server((self._address, self.port), Handler)
+        # Kept: whoever comes up again is found at the same URL.
         self.port = self._server.server_address[1]
+        # HTTPServer and not ThreadingHTTPServer: the VIM serves one request at a time.
+        # docs/protocol/3-vim-http.md#how-the-vims-server-behaves
         self._thread = threading.Thread(target=self._server.serve_forever, args=(SERVE_POLL,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Go down: connections are refused."""
         if self._server is not None and self._thread is not None:
+            # A handler that hangs would keep the server's thread from ending.
             self.hang = False
             self.stalled_until = 0.0
             self._server.shutdown()
@@ -101,6 +105,7 @@ class Vim:
 
     def die(self) -> None:
         """Go down at once: what has come and was not processed is reset."""
+        # Before `stop`, which waits for the handler: one that is under way sees it and resets its connection.
         self.dead = True
         self.stop()
 
@@ -115,6 +120,7 @@ class Vim:
 
     def note(self, entry: Dict[str, Any]) -> None:
         """Record that the request `entry` was processed, and write it to the file, if there is one."""
+        # In the server's thread; `changed` lets a test in another thread wait for it.
         entry["processed"] = time.monotonic()
         with self.changed:
             self.record.append(entry)
@@ -143,6 +149,8 @@ class Vim:
         if method == "PATCH":
             if self.known is not None and body.get("uuid") not in self.known:
                 return None
+            # An empty close is success to `service` and `action`: only an alarm gets a body.
+            # docs/protocol/3-vim-http.md#how-the-vims-server-behaves
             return {"uuid": body.get("uuid"), "services": []} if body.get("event-type") == "alarm" else None
         host = path.rpartition("=")[2] if "host_uuid=" in path else path.rpartition("/")[2]
         if path.startswith(vim_http.EVENT_PATH + "instances/?"):
@@ -169,6 +177,7 @@ def _make_entry(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
 
 
 class _Server(http.server.HTTPServer):
+    # A VIM that is stopped and started gets its port back at once, whatever connections are in TIME_WAIT.
     allow_reuse_address = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -205,9 +214,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(data) if data else {}
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
+        # Before any switch is looked at: a request counts as arrived though nothing ever comes of it.
         stand_in.arrived.append(entry)
         if stand_in.hang_at and body.get("event-type") == stand_in.hang_at:
+            # This event is the first that gets no answer.
             stand_in.hang_at, stand_in.hang = "", True
+        # The server has one thread, so a request that waits here holds up all behind it, as in the VIM.
         if stand_in.delay:
             time.sleep(stand_in.delay)
         stand_in.wait_while_stalled()
@@ -216,12 +228,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(stand_in.status)
             return
         if stand_in.reset or stand_in.dead:
+            # The client sees ECONNRESET, as from a VIM that was killed, and not the empty reply of a success.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.connection.close()
             return
+        # Before the reply: the real VIM processes a request whose client has gone, too.
         stand_in.note(entry)
         reply = stand_in.answer(self.command, self.path, body)
         if reply is not None and stand_in.drip and self.command == "PATCH":
+            # From now on the thread closes the connection, and the server goes on with the next one.
             self.server.dripping.add(self.connection)
             threading.Thread(target=self._drip, daemon=True).start()
         elif reply is not None:
@@ -236,6 +251,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         seconds = self.vim.drip
         try:
             self.connection.sendall(begun)
+            # `hang` and `stalled_until` do not hold up what drips: it has begun.
             while self.vim.serves(self.server):
                 self.connection.sendall(drop)
                 time.sleep(seconds)
@@ -272,6 +288,7 @@ class CommandClient:
 
         `headers` are added to the VIM's own, or take their places; an empty one is left out.
         """
+        # A connection for each command, as the VIM makes them.
         connection = http.client.HTTPConnection(self._address, self._port, timeout=COMMAND_TIMEOUT)
         if data is None and body is not None:
             data = json.dumps(body).encode()

@@ -106,6 +106,7 @@ class VirtioPort:
     def close(self) -> None:
         """QEMU ends: both sides lose their connection, and the socket is gone."""
         self._running = False
+        # Before the sides are closed: from here on no other thread uses them.
         self._thread.join()
         self._host.close()
         self._guest.close()
@@ -118,9 +119,12 @@ class VirtioPort:
             self._pump_bytes(self._host, self._guest)
             self._pump_bytes(self._guest, self._host)
             if self._host.connection is not None:
+                # A virtio port without a host gives the guest an end of file: here its device is not there at
+                # all.
                 self._guest.listen()
             else:
                 self._guest.close()
+                # What the guest wrote for the host that hung up is not for the next one.
                 self._host.waiting = b""
 
     def _wait_for_work(self) -> None:
@@ -136,15 +140,18 @@ class VirtioPort:
             if side.connection is None and side.listener is not None:
                 interests[side.listener] = selectors.EVENT_READ
             elif side.connection is not None:
+                # A side is not read while the other has no room, so that its writer is held up as by QEMU.
                 room = len(other.waiting) < KEPT_MAX
                 interests[side.connection] = selectors.EVENT_READ if room else 0
                 interests[side.connection] |= selectors.EVENT_WRITE if side.waiting else 0
+        # A selector takes no descriptor without an event.
         return {source: events for source, events in interests.items() if events}
 
     def _pump_bytes(self, source: _Side, target: _Side) -> None:
         data = source.read() if len(target.waiting) < KEPT_MAX else None
         if data:
             target.waiting += data
+        # The end, as against None, which is nothing for now.
         elif data == b"":
             source.drop()
         target.write()
