@@ -113,6 +113,7 @@ class Questions:
         if guest.liveness.running and not question.given and left > 0:
             guest.questions[question_id] = question._replace(given=True)
             if session_types.is_silencing(question.notification_type, question.event_type):
+                # The child's next RUNNING makes it true: only an answer that comes after the notice counts.
                 guest.liveness.answered_since_notice = False
             ask = pipe_protocol.AskGuest(question_id, question.notification_type, question.event_type, left)
             self._agenda.add_effect(PutCommand(guest.uuid, ask))
@@ -135,8 +136,10 @@ class Questions:
         question = guest.questions.pop(question_id, None)
         if question is None:
             return
+        # The outcome of a notice counts here as in the session: the silence outlasts the child that heard it.
         self._change_silence(guest, question, vote, now)
         self._agenda.save_guest(guest)
+        # The oldest go, so that there is room for the one below.
         for older in self._pending_outcomes(guest)[: 1 - OUTCOMES_MAX]:
             self._pending.withdraw_event(guest, older, "")
         result = self._make_outcome(guest.uuid, question, vote, reason)
