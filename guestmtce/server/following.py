@@ -82,6 +82,7 @@ class Following:
         self._note_predecessor(self.current.nonce)
 
     def _may_follow(self, speaker: Identity, now: float) -> bool:
+        # Silence beats everything else, a predecessor included: somebody must be followed.
         if now - self._heard_at >= self._silence:
             return True
         if self.current is None:
@@ -108,16 +109,19 @@ class CommandOrder:
 
     def admit_command(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
         """Whether the command is to be obeyed; it is noted. An old agent's always is."""
+        # Without a number nothing tells a repetition from a new command.
         if tag is None or not tag.wants_ack:
             return True
         if not self._seen.add(tag.sender, tag.number):
             return False
+        # Votes and notices have no order among them: each is a question of its own.
         if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
             return self._is_newest(command.uuid, tag)
         return True
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
         sender, sequence = self._latest.get(subject, (0, 0))
+        # Numbers of two senders do not compare: another agent's command is always the newer one.
         if sender == tag.sender and not datagram_ext.is_newer(tag.number, sequence):
             return False
         self._latest.pop(subject, None)

@@ -42,6 +42,8 @@ class OldAgent:
             self._stop_said = None
         if report.cmd == datagram.LOSS:
             self._report_stop_first(report)
+        # The table tells its STOPPED after the loss: it was said before the loss already, and each one is a
+        # PATCH to the VIM.
         if report.cmd != datagram.STOPPED or report.event != stop:
             self._send(report)
         self.note_said(report.key)

@@ -189,6 +189,8 @@ class Store:
         sender, first = values.get("sender"), values.get("next")
         if isinstance(sender, int) and isinstance(first, int) and 0 < sender < 2**32 and first > 0:
             return sender, first
+        # Another sender: numbers of the lost one may be used already, and new events would pass for
+        # repetitions.
         sender = int.from_bytes(os.urandom(4), "little") | 1
         first = int.from_bytes(os.urandom(3), "little") + 1  # what is remembered still bears older numbers
         self._write_file(SENDER, {"sender": sender, "next": first})
@@ -259,6 +261,7 @@ class Store:
             with open(self._path_of(name), encoding="utf-8", opener=_open_file) as file:
                 crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
             values = json.loads(text)
+            # The checksum finds a mixture: where there is no room for a second file one is overwritten.
             sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)
         except (OSError, ValueError, RecursionError):
             sound = False

@@ -175,6 +175,7 @@ class Children:
             ours.close()
             self._free_uid(uid)
             raise
+        # Counted only now: a request that was never sent gets no answer.
         self._serial += 1
         newborn = ChildHandle(uuid, self._serial, guest_socket, ours, uid)
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
@@ -199,6 +200,7 @@ class Children:
         self._close_descriptors(dropped)
         if dropped.pid is None:
             self._awaited.pop(dropped.serial)
+            # The spawner may have forked it, or will: it is killed when its pid is reported.
             self._abandoned[dropped.serial] = dropped.uid
         else:
             self._by_pid.pop(dropped.pid)
@@ -238,6 +240,8 @@ class Children:
             self._adopt_child(born, pid)
         else:
             self._kill_unwanted_child(pid, self._abandoned.pop(serial, None))
+        # No report is outstanding: what is left here is no child of a guest's, and its pid may be given
+        # again.
         if not self._awaited and not self._abandoned:
             self._reaped_early.clear()
 
@@ -267,6 +271,7 @@ class Children:
         born.pid = pid
         self._by_pid[pid] = born
         status = self._reaped_early.pop(pid, None)
+        # A child may have ended before the spawner's word of it was read.
         born.reaped = status is not None
         if born.reaped:
             self._free_uid(born.uid)
@@ -278,6 +283,7 @@ class Children:
             born.guest_socket = None
         if born.doomed:
             born.kill()
+        # Of a child that has ended already, too: the table hears of each start before its end.
         self._handlers.started(born.uuid)
         if status is not None:
             self._handle_end(born, status)
@@ -289,6 +295,7 @@ class Children:
         # All that an honest child may have said while this process stood still: what is unread is not judged.
         for _ in range(REPORTS_BURST):
             try:
+                # One byte more than a report may have: SOCK_SEQPACKET would cut a longer one, unseen.
                 packet = speaker.report_pipe.recv(pipe_protocol.PACKET_MAX + 1)
             except BlockingIOError:
                 return
@@ -328,6 +335,8 @@ class Children:
                 return
             if pid == 0:
                 return
+            # Not before: until it is reaped a process of that uid exists, and could be signalled by the next
+            # one.
             self._free_uid(self._uid_of.pop(pid, None))
             if pid == self.spawner.pid:
                 self.spawner.handle_end(status)
@@ -356,6 +365,8 @@ class Children:
             pass
         if self._by_uuid.get(dead.uuid) is dead:
             code = os.waitstatus_to_exitcode(status)
+            # The filter kills with SIGSYS: an honest child makes no such call, so its guest has taken it
+            # over.
             if code == -signal.SIGSYS:
                 self.rule_breakers += 1
             why = _NO_CRASHES.get(code, session_types.DIED)

@@ -59,6 +59,7 @@ def try_child(client: SpawnerClient, uid: Optional[int]) -> None:
         pid = client.fork_now(request, [guest.fileno(), theirs.fileno()])
         theirs.close()
         said = _read_last_words(report_pipe)
+        # Without effect on one that has ended; one that hangs must not hang the daemon's start.
         kill_process(pid)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code != pipe_protocol.END_PEER_CLOSED:
