@@ -83,6 +83,7 @@ class Child:
         """Serve the descriptors until the connection ends; returns the exit status."""
         self._guest, self._pipe = guest, pipe
         for descriptor in (guest, pipe):
+            # A guest that does not read, and a master that does not, must not stop the judgement.
             set_blocking(descriptor, False)
             self._poll.register(descriptor, POLLIN)
         try:

@@ -83,6 +83,7 @@ class Session:
         overflows = self._lines.overflows
         for line in self._lines.feed(data):
             self._receive_line(line, now)
+        # After the lines that came with it: what stands behind the long one counts like any other.
         if self._lines.overflows != overflows:
             text = "a line longer than %d bytes was dropped" % json_lines.LINE_MAX
             self._output.note("overflow", text, now)

@@ -142,6 +142,8 @@ class Heartbeat:
         """Reporting is enabled: what the guest has answered so far counts for nothing."""
         if self.state in (CHALLENGED, session_states.RESTING):
             self._idle_since = now
+        # Without an init nothing is sent: the guest has not shown that it speaks this protocol, and says
+        # `init` by itself.
         if self.init is not None and self.state != CLOSED:
             self.was_heartbeating = False
             self.announce_next_answer()
@@ -280,6 +282,7 @@ class Heartbeat:
         if message.heartbeat_health != guest_channel.UNHEALTHY:
             text = "heartbeat_health %r is taken as unhealthy" % message.heartbeat_health
             self._output.note("health", text, now)
+        # Without an action there is nothing that the VIM could do.
         if message.corrective_action in ("none", guest_channel.UNKNOWN):
             self._output.note("ill", "unhealthy, no corrective action: " + message.log_msg, now)
         elif self._ill_at is None or now - self._ill_at >= self._settings.ill_repeat:

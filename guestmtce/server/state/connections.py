@@ -162,6 +162,7 @@ class Connections:
         # its guest goes on owing its answer.
         if why == PEER_CLOSED:
             self._note_guest_gone(guest, now)
+        # A long rest is for deaths alone: an end by QEMU or by the session is none, however often it comes.
         if why == DIED and self._is_crash_looping(guest, now):
             self.retry_at(guest, now + self._child_rest(guest), now)
         elif why == FORK_FAILED and guest.liveness.owes_answer:  # ours, and its hang is not to be hidden

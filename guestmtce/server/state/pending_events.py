@@ -47,7 +47,7 @@ class PendingEvents:
         one = guest.pending.events[key]
         # A RUNNING without flag 32 voids an ILLHEALTH that waits
         # (docs/protocol/2-datagrams.md#late-and-out-of-order).
-        # Looked up at each sending: the illness may have ended since the last one.
+        # Decided once: every repetition under the same number says the same.
         still_ill = one.cmd == datagram.RUNNING and PendingKey(guest.uuid, ILLNESS) in guest.pending.events
         guest.pending.events[key] = one._replace(still_ill=still_ill)
         self._agenda.add_effect(self._make_report(guest, key))

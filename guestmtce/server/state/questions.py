@@ -93,6 +93,7 @@ class Questions:
     def open_question(self, guest: Guest, command: datagram.Ask, now: float) -> int:
         """A new question; returns its id. Those that nobody was given are overtaken by it."""
         notification_type, event_type = command.notification_type, command.event
+        # The guest's own timeouts, of its init, which guestAgent answered to the VIM as well.
         seconds = guest_channel.timeout_secs(guest.known_init, notification_type, event_type)
         for older, question in sorted(guest.questions.items()):
             if not question.given:  # of one that it has, the child reports the end
@@ -109,6 +110,7 @@ class Questions:
     def put_question(self, guest: Guest, question_id: int, now: float) -> None:
         """Give the child a question, once, with the time that is left. It waits for a child that runs."""
         question = guest.questions[question_id]
+        # Its time began with guestAgent's command: a child that comes later has the rest of it.
         left = round((question.deadline - now) * 1000)
         if guest.liveness.running and not question.given and left > 0:
             guest.questions[question_id] = question._replace(given=True)

@@ -53,6 +53,7 @@ class StateReports:
 
     def schedule_stopped(self, guest: Guest, now: float) -> None:
         """Nothing shows that it heartbeats: it has its grace to come back."""
+        # Once: a connection that breaks again and again must not put STOPPED off for ever.
         if guest.liveness.heartbeating and guest.pending.stopped_due == NEVER:
             guest.pending.stopped_due = now + self._settings.stopped_grace
             self._agenda.wake_guest(guest, guest.pending.stopped_due)

@@ -122,6 +122,7 @@ class Children:
 
     def open(self) -> None:
         """Start the spawner. Raises OSError."""
+        # Before there is a spawner: an orphan goes to the subreaper that exists when its parent ends.
         fork_sibling.adopt_orphans()
         self._loop.on_signal(signal.SIGCHLD, self._reap_children)
         self.spawner.open()
@@ -134,6 +135,7 @@ class Children:
         self.spawner.await_greeting()
         if self._uids is not None:
             try:
+                # Both ends: a user namespace may map a part of the range.
                 for uid in {self._uids.first, self._uids.last}:
                     confinement_trial.try_child(self.spawner, uid)
                 return
@@ -358,6 +360,7 @@ class Children:
         try:
             # Its last words come before its end, unless it lost the right to speak.
             while self._by_uuid.get(dead.uuid) is dead and not dead.doomed:
+                # Looked at and not read: `_read_reports` is to find each packet whole.
                 if not dead.report_pipe.recv(1, socket.MSG_PEEK):
                     break
                 self._read_reports(dead)
