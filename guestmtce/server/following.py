@@ -56,6 +56,7 @@ class Following:
         """Whether this is the process that is followed. One of ours may change its address."""
         if self.current is None:
             return False
+        # Old agents all have the nonce 0: only their address tells them apart.
         return speaker.nonce == self.current.nonce and (speaker.nonce > 0 or speaker == self.current)
 
     def admit_speaker(self, speaker: Identity, now: float) -> bool:
@@ -64,6 +65,7 @@ class Following:
             return False
         if self.current is not None and not self.is_current(speaker):
             self._note_predecessor(self.current.nonce)
+        # One that was replaced, and is followed again after a silence, is nobody's predecessor any more.
         self._predecessors.pop(speaker.nonce, None)
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
@@ -94,6 +96,7 @@ class Following:
 
     def _note_predecessor(self, nonce: int) -> None:
         if nonce:
+            # To the end of the dictionary: the first in it is the one that goes.
             self._predecessors.pop(nonce, None)
             if len(self._predecessors) >= PREDECESSORS_MAX:
                 del self._predecessors[next(iter(self._predecessors))]

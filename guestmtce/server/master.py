@@ -130,6 +130,7 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             self._start()
         except OSError as error:
+            # From a timer there is nobody to raise it to: the daemon ends with a failure instead.
             log.critical("cannot start: %s", error)
             self.failed = True
             self._loop.stop()
@@ -146,6 +147,7 @@ class Master(lifecycle.Service[ServerSettings]):
             self._guests.find_report,
             self._store.save_agent,
         )
+        # After the store: who was followed before, and the numbers that were given, are known then.
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), next_sequence, handlers,
             followed_before=self._store.followed_agent(),

@@ -60,6 +60,7 @@ class OldAgent:
             return
         cmd = datagram.RUNNING if info.heartbeating else datagram.STOPPED
         self._send(ReportEvent(cmd, info, self._next_sequence(), PendingKey(uuid, STATE)))
+        # This state stands before the losses below, and needs no STOPPED of its own.
         self._stop_said = info
         for kind in FAILURES:
             key = PendingKey(uuid, kind)

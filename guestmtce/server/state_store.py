@@ -130,6 +130,7 @@ class Store:
         if not self.unsaved:
             return False
         for name, values in list(itertools.islice(self.unsaved.items(), SAVED_A_TURN)):
+            # The first failure ends the turn: where one file has no room, the next has none.
             if not (self._remove_file(name) if values is None else self._write_file(name, values)):
                 return False
         if not self.unsaved:
@@ -246,6 +247,7 @@ class Store:
             atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
             self._log_failed_write(error)
+            # An old text is worse than none: what it says of a guest is not true any more.
             self._remove_file(name)
             self.unsaved[name] = values
             return False

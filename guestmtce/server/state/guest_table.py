@@ -363,9 +363,12 @@ class GuestTable:
         asked = (question.notification_type, question.event_type)
         if guest.liveness.running:
             self._questions.put_question(guest, question_id, now)
+        # A guest that comes back from a suspend is connected anew first
+        # (docs/protocol/1-guest-channel.md#votes-and-notices): it may heartbeat in time to be asked.
         elif asked == (guest_channel.NOTICE, "resume") and guest.connection.path:
             guest.crashes.crash_looping = False
             self._questions.agree_to_others(guest, question_id, now)
             self._connections.replace_child(guest, now)
+        # A guest in its grace is left: the question waits for its next child, or its deadline.
         elif not guest.liveness.heartbeating:
             self._questions.agree_silently(guest, question_id, "the guest is not heartbeating", now)

@@ -376,6 +376,7 @@ class Children:
             self._report_end(dead, why, "" if code in _NO_CRASHES else _exit_reason(code))
 
     def _report_end(self, dead: ChildHandle, why: str, detail: str) -> None:
+        # Taken out before its end is told: the table may ask for the next child from within.
         del self._by_uuid[dead.uuid]
         self._awaited.pop(dead.serial, None)
         if dead.pid is not None:

@@ -107,6 +107,7 @@ class SpawnerClient:
         self._loop.watch(ours, self.read_answer)
 
     def _start(self, theirs: socket.socket) -> int:
+        # Python closes every descriptor at an exec(2) that is not named like this (PEP 446).
         os.set_inheritable(theirs.fileno(), True)
         # -I: no PYTHON* variable and no folder of a user's is obeyed by what root starts. -OO: docstrings
         # would be pages of every spawner.

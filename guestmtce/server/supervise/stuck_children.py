@@ -103,6 +103,7 @@ class StuckChildren:
     def _look(self, uuid: str, pid: int, now: float) -> None:
         used, runs = read_processor_use(pid)
         seen = self._seen.get(uuid)
+        # A first look judges nothing: it is what the next one is compared with.
         if seen is None or seen.pid != pid:
             sleeps = count_sleeps(pid)
             if sleeps is not None:
