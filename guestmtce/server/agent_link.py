@@ -129,8 +129,11 @@ class AgentLink:
 
     def report_event(self, report: ReportEvent) -> None:
         """Send the agent this until it has confirmed it, or `withdraw_event` says that it is over."""
+        # Something newer is to be said under this key: what the old agent heard of it is not true any more.
         self._old_agent.withdraw_event(report.key)
         old = self._speaker.speaks_extension is False
+        # A failure waits while an old agent may have just started: it drops what it hears of an instance
+        # before it has named it.
         if old and not (self._grace is not None and report.key.kind in FAILURES):
             self._report_to_old(report)
             return
@@ -148,6 +151,8 @@ class AgentLink:
 
     def answer_query(self, uuids: List[str]) -> None:
         """Answer the query that is being served about these, with what is then true."""
+        # The query may be another agent's: the answer goes to the asker, and changes nothing of who is
+        # followed.
         self._answers.answer_query(uuids, self._asker or self.agent)
 
     def reload_keys(self, keys: Keys) -> None:
@@ -178,6 +183,7 @@ class AgentLink:
 
     def _send_event(self, report: ReportEvent, flags: int, vim: int = 0) -> None:
         event = report.event
+        # An old agent takes the repair action from the state: who may be one gets the instance's whole state.
         full = not self._speaker.speaks_extension
         if full and report.cmd == datagram.LOSS and isinstance(event, datagram.InstanceInfo):
             event = datagram.Loss(event.hostname, event.uuid)  # as in docs/protocol/2-datagrams.md#events
@@ -226,6 +232,7 @@ class AgentLink:
 
     def _schedule_repeat(self) -> None:
         """Have `_send_again` called when the first message is due or has expired."""
+        # Without repetitions an event still expires, and is then to be forgotten.
         due = self._outgoing.next_due if self._repeats else self._outgoing.next_end
         if self._repeat is not None:
             if self._repeat.when <= due:
@@ -253,6 +260,7 @@ class AgentLink:
         self._schedule_repeat()
 
     def _repeat_event(self, sent: _SentEvent) -> None:
+        # State, not news: what is sent is what the table says now, not what it said when it was first sent.
         report = self._handlers.report(sent.key)
         if report is not None:
             self._send_event(report, REPEATED, sent.vim)
@@ -303,11 +311,13 @@ class AgentLink:
         identity = received.identity
         speaker = self._speaker_with(identity)
         if not speaker.knows_this_process(received.tag):
+            # An echo of a nonce that is not ours: it was said to a process before us, or is a replay.
             if received.tag is not None and received.tag.echo:
                 self.refused += 1
                 self._throttle.warning("nonce", "a datagram from %s was not for this process", address)
             self._send_ready(address, speaker)  # it must learn who we are before we believe it
         elif self._admits_sender(identity):
+            # Followed before it is obeyed: its command's effects go to it already.
             self._follow_sender(received, speaker)
             self._obey_sender(received)
         else:
@@ -319,6 +329,7 @@ class AgentLink:
         frame = datagram.unpack(data)
         if frame.signature != datagram.AGENT_SIGNATURE:
             raise datagram.BadDatagram("signature %r" % frame.signature)
+        # The seal before the address: whoever has the key may speak from any address.
         self._speaker.check(data, frame, self._route_in)
         if not self._speaker.sealed and address not in self._allowed:
             text = "it is no address of --controller %s or of [security] agents, as far as they are known"
@@ -332,6 +343,7 @@ class AgentLink:
 
     def _admits_sender(self, identity: Identity) -> bool:
         now = time.monotonic()
+        # Each stretch in which this host stood still is excused once.
         self._following.excuse_silence(self._loop.stood_still - self._stood_still)
         self._stood_still = self._loop.stood_still
         return self._following.admit_speaker(identity, now)
@@ -373,6 +385,7 @@ class AgentLink:
         for report in self._old_agent.pop_failures():
             sent = _SentEvent(report.key, self.agent)
             self._outgoing.add(report.key, report.sequence, sent, now, report.until)
+        # The waits between repetitions have grown with its predecessor's silence, not with its own.
         self._outgoing.again(now)
         self._schedule_repeat()
 
@@ -385,6 +398,7 @@ class AgentLink:
                 self._outgoing.drop(key)
                 self._old_agent.note_said(key)
                 self._handlers.confirmed(key)
+            # A failure waits until this agent has named the instance, or until the grace below is over.
             elif key.kind not in FAILURES:
                 self._hand_to_old(key)
         if self._grace is not None:
@@ -415,11 +429,15 @@ class AgentLink:
             log.debug("%s from %s: %r", datagram.NAMES[received.cmd], received.address, command)
             self._asker = received.address
             self._carry_out_command(received, command)
+        # After it was carried out (docs/protocol/2-datagrams.md#confirmed-and-repeated). One that was obeyed
+        # before is confirmed again: its ACK was lost.
         if tag is not None and tag.wants_ack:
             ack = datagram_ext.build_ack(datagram.NO_SIGNATURE)
             self._send_datagram(ack, datagram_ext.ack_tag(tag), self._speaker, self.agent)
 
     def _carry_out_command(self, received: ReceivedDatagram, command: datagram.Command) -> None:
+        # Flag 16: without the disabling in between, this enabling would change nothing, and answers of before
+        # would count.
         if received.tag is not None and received.tag.is_anew:
             self._disable_first(command)
         if received.tag is not None or not isinstance(command, datagram.SetInstance):
@@ -429,6 +447,7 @@ class AgentLink:
         self._handlers.command(command)
         if known and received.cmd == datagram.ADD_INST:
             self._old_agent.introduce_instance(command.uuid)
+        # It knows the instance from now on, and so takes what is said of it.
         self._report_waiting_to_old(command.uuid)
 
     def _disable_first(self, command: datagram.Command) -> None:

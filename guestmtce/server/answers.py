@@ -24,6 +24,7 @@ class Answers:
 
     def answer_query(self, uuids: List[str], address: str) -> None:
         """Answer about these. A new query of the same asker takes the place of its former one."""
+        # Who is over the bound hears nothing now; its audit asks again.
         if address in self._waiting or len(self._waiting) < ASKERS_MAX:
             self._waiting[address] = collections.deque(uuids)
         if not self._pacing:

@@ -87,6 +87,7 @@ class Discovery:
             self._throttle.warning("scan", "cannot read %s: %s", self._settings.channel_dir, error)
             return
         present = {os.path.join(self._settings.channel_dir, name) for name in names}
+        # Gone first: a renamed socket would else count as the other name of one that is still there.
         for path in [path for path in self._present if path not in present]:
             self._report_gone(path)
         for name in names:
@@ -166,6 +167,7 @@ class Discovery:
             self.scan()
         elif event.mask & _FOLDER_GONE:
             log.warning("%s is gone", self._settings.channel_dir)
+            # Not from within the notifier that this would close.
             self._watch_soon(0)
             for path in list(self._present):
                 self._report_gone(path)

@@ -56,6 +56,7 @@ class Following:
         """Whether this is the process that is followed. One of ours may change its address."""
         if self.current is None:
             return False
+        # Old agents all have the nonce 0: only their address tells them apart.
         return speaker.nonce == self.current.nonce and (speaker.nonce > 0 or speaker == self.current)
 
     def admit_speaker(self, speaker: Identity, now: float) -> bool:
@@ -64,6 +65,7 @@ class Following:
             return False
         if self.current is not None and not self.is_current(speaker):
             self._note_predecessor(self.current.nonce)
+        # One that was replaced, and is followed again after a silence, is nobody's predecessor any more.
         self._predecessors.pop(speaker.nonce, None)
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
@@ -82,6 +84,7 @@ class Following:
         self._note_predecessor(self.current.nonce)
 
     def _may_follow(self, speaker: Identity, now: float) -> bool:
+        # Silence beats everything else, a predecessor included: somebody must be followed.
         if now - self._heard_at >= self._silence:
             return True
         if self.current is None:
@@ -93,6 +96,7 @@ class Following:
 
     def _note_predecessor(self, nonce: int) -> None:
         if nonce:
+            # To the end of the dictionary: the first in it is the one that goes.
             self._predecessors.pop(nonce, None)
             if len(self._predecessors) >= PREDECESSORS_MAX:
                 del self._predecessors[next(iter(self._predecessors))]
@@ -108,16 +112,19 @@ class CommandOrder:
 
     def admit_command(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
         """Whether the command is to be obeyed; it is noted. An old agent's always is."""
+        # Without a number nothing tells a repetition from a new command.
         if tag is None or not tag.wants_ack:
             return True
         if not self._seen.add(tag.sender, tag.number):
             return False
+        # Votes and notices have no order among them: each is a question of its own.
         if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
             return self._is_newest(command.uuid, tag)
         return True
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
         sender, sequence = self._latest.get(subject, (0, 0))
+        # Numbers of two senders do not compare: another agent's command is always the newer one.
         if sender == tag.sender and not datagram_ext.is_newer(tag.number, sequence):
             return False
         self._latest.pop(subject, None)

@@ -96,6 +96,7 @@ class Master(lifecycle.Service[ServerSettings]):
         self._channels.close()
         self._children.close()
         if self._store is not None:
+            # A clean stop is an absence from now on, not from the last periodic mark.
             self._store.mark_alive(self._loop.now)
             while self._store.save_again():
                 pass
@@ -130,6 +131,7 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             self._start()
         except OSError as error:
+            # From a timer there is nobody to raise it to: the daemon ends with a failure instead.
             log.critical("cannot start: %s", error)
             self.failed = True
             self._loop.stop()
@@ -146,15 +148,18 @@ class Master(lifecycle.Service[ServerSettings]):
             self._guests.find_report,
             self._store.save_agent,
         )
+        # After the store: who was followed before, and the numbers that were given, are known then.
         self._link = AgentLink(
             self._loop, self._settings, self._store.sender(), next_sequence, handlers,
             followed_before=self._store.followed_agent(),
         )  # fmt: skip
         self._children.open()
+        # Before anything is recalled or connected: a host that cannot confine a child serves none.
         self._children.prove_confinement()
         self._recall_guests()
         self._mark_alive()
         self._liveness.start_rounds()
+        # After the recall: a socket that is found is matched with what is known of its guest.
         self._channels.start()
         self._link.start()
         self._carry_out()
@@ -244,6 +249,7 @@ class Master(lifecycle.Service[ServerSettings]):
             wanted = self._guests.drain_effects()
             while wanted:
                 for effect in wanted:
+                    # One effect's defect is logged by the loop and costs no other effect.
                     self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
                 wanted = self._guests.drain_effects()
         finally:
@@ -251,6 +257,7 @@ class Master(lifecycle.Service[ServerSettings]):
         self._set_timer()
 
     def _set_timer(self) -> None:
+        # A timer that is too early is left alone: it fires, finds nothing due and is set anew.
         if self._due is None or self._guests.next_due < self._due.when:
             if self._due is not None:
                 self._due.cancel()
@@ -279,6 +286,8 @@ class Master(lifecycle.Service[ServerSettings]):
             self._child_ended(effect.uuid, session_types.FORK_FAILED, ": no socket could be had: %s" % error)
             return
         try:
+            # A full backlog says EAGAIN at once; a connect(2) that blocks would wait for QEMU, and with it
+            # all guests.
             channel.setblocking(False)
             channel.connect(effect.path)
         except OSError as error:
@@ -293,6 +302,7 @@ class Master(lifecycle.Service[ServerSettings]):
             )
 
     def _drop_child(self, effect: effects.DropChild) -> None:
+        # It may still wait for a child: none is to be made for a socket that is gone.
         self._to_connect.pop(effect.uuid, None)
         self._children.drop_child(effect.uuid)
 

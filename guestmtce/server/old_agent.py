@@ -42,6 +42,8 @@ class OldAgent:
             self._stop_said = None
         if report.cmd == datagram.LOSS:
             self._report_stop_first(report)
+        # The table tells its STOPPED after the loss: it was said before the loss already, and each one is a
+        # PATCH to the VIM.
         if report.cmd != datagram.STOPPED or report.event != stop:
             self._send(report)
         self.note_said(report.key)
@@ -58,6 +60,7 @@ class OldAgent:
             return
         cmd = datagram.RUNNING if info.heartbeating else datagram.STOPPED
         self._send(ReportEvent(cmd, info, self._next_sequence(), PendingKey(uuid, STATE)))
+        # This state stands before the losses below, and needs no STOPPED of its own.
         self._stop_said = info
         for kind in FAILURES:
             key = PendingKey(uuid, kind)

@@ -116,6 +116,7 @@ class ServerSettings(DaemonSettings):
         findings = check_keys(self.key_file, self.old_key_file)
         is_root = os.geteuid() == 0
         try:
+            # AUTO is never an error: where it finds no range the children share one user.
             if self.child_uids != uid_pool.AUTO:
                 uid_pool.choose_uids(self.child_uids)
         except OSError as error:

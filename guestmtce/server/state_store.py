@@ -130,6 +130,7 @@ class Store:
         if not self.unsaved:
             return False
         for name, values in list(itertools.islice(self.unsaved.items(), SAVED_A_TURN)):
+            # The first failure ends the turn: where one file has no room, the next has none.
             if not (self._remove_file(name) if values is None else self._write_file(name, values)):
                 return False
         if not self.unsaved:
@@ -189,6 +190,8 @@ class Store:
         sender, first = values.get("sender"), values.get("next")
         if isinstance(sender, int) and isinstance(first, int) and 0 < sender < 2**32 and first > 0:
             return sender, first
+        # Another sender: numbers of the lost one may be used already, and new events would pass for
+        # repetitions.
         sender = int.from_bytes(os.urandom(4), "little") | 1
         first = int.from_bytes(os.urandom(3), "little") + 1  # what is remembered still bears older numbers
         self._write_file(SENDER, {"sender": sender, "next": first})
@@ -244,6 +247,7 @@ class Store:
             atomic_file.write_or_overwrite(path, "%08x %s\n" % (zlib.crc32(text.encode()), text), 0o600)
         except OSError as error:
             self._log_failed_write(error)
+            # An old text is worse than none: what it says of a guest is not true any more.
             self._remove_file(name)
             self.unsaved[name] = values
             return False
@@ -259,6 +263,7 @@ class Store:
             with open(self._path_of(name), encoding="utf-8", opener=_open_file) as file:
                 crc, _, text = file.read(FILE_MAX).rstrip("\n").partition(" ")
             values = json.loads(text)
+            # The checksum finds a mixture: where there is no room for a second file one is overwritten.
             sound = int(crc, 16) == zlib.crc32(text.encode()) and isinstance(values, dict)
         except (OSError, ValueError, RecursionError):
             sound = False

@@ -155,13 +155,16 @@ class Confinement:
         self._steps = [
             prctl_step("no new privileges", PR_SET_NO_NEW_PRIVS, 1),
             *self._landlock(),
+            # After the change of user, at which the kernel forgets it.
             prctl_step("end with the master", PR_SET_PDEATHSIG, signal.SIGKILL),
+            # A parent that ended before the call above sends no signal: then getppid(2) is another's.
             Step("the parent has gone", libc.getppid, (), master),
             prctl_step("not dumpable", PR_SET_DUMPABLE, 0),
             *limits,
             *self._seccomp(means.filter),
         ]
         self.means["rlimits"] = "yes"
+        # The spawner opens no more of its own, so a child closes this range without listing /proc.
         self._highest = max(map(int, os.listdir("/proc/self/fd")))
 
     def _landlock(self) -> List[Step]:
@@ -211,6 +214,7 @@ def become(user: int, group: int) -> None:
     if not 0 <= user < UNCHANGED:
         raise Unconfined("user %d: no such user can be" % user)
     try:
+        # Groups first: a process that has left uid 0 may not change them any more.
         setgroups([])
         setresgid(group, group, group)
         setresuid(user, user, user)

@@ -65,6 +65,7 @@ def _fork_twice() -> int:
         raise
     finally:
         os.close(writer)
+    # It ends at once by itself; unreaped it would stay the spawner's zombie.
     os.waitpid(middle, 0)
     answer = os.read(reader, PID.size)
     os.close(reader)
@@ -84,6 +85,7 @@ def _fork_in_the_middle(writer: int) -> int:
     if pid != 0:
         os.write(writer, PID.pack(pid))
         os._exit(0)
+    # Not earlier: the confinement demands that its parent is the master, and asks to die with it.
     while os.getppid() == middle:
         time.sleep(HAND_OVER_POLL)
     return 0

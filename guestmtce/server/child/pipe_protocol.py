@@ -88,6 +88,7 @@ def decode_report(packet: bytes) -> session_types.Report:
     if len(packet) > PACKET_MAX:
         raise BrokenRules("a packet of more than %d bytes" % PACKET_MAX)
     try:
+        # `encode` writes nothing else: any other byte is no honest child's.
         message = json.loads(packet.decode("ascii"))
         if type(message) is not list:
             raise ValueError
@@ -114,6 +115,7 @@ def _validate(name: str, annotation: Any, value: Any) -> Any:
             raise ValueError
         return guest_channel.Init(*[validate(item) for (_, validate), item in zip(fields, value)])
     if wanted == "float":
+        # `type` and no isinstance: True and False are ints to that. json.loads also makes NaN and Infinity.
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
             raise ValueError
     elif wanted == "int":
@@ -121,6 +123,7 @@ def _validate(name: str, annotation: Any, value: Any) -> Any:
             raise ValueError
     elif type(value) is not str or value not in _WORDS_OF.get(name, (value,)):
         raise ValueError
+    # It goes into log lines and datagrams as it is: no control characters, and no more than these take.
     elif value != json_lines.clean_text(value, _TEXT_MAX.get(name, PACKET_MAX)):
         raise ValueError
     return value

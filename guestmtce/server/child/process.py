@@ -29,7 +29,7 @@ READ_BUDGET = 64 * 1024  # bytes read in one go before others get their turn on 
 FLOOD_REST = 3  # a guest that fills the budget is left alone this many times as long as reading it took
 FLOOD_REST_MIN = 0.005  # s
 UNSENT_REPORTS_MAX = 256  # kept while the master does not read; the oldest go first
-REPORTS_PER_SECOND = 10  # that a child sends at most, and
+REPORTS_PER_SECOND = 10  # that a child sends at most, half of what the master kills it for, and
 REPORTS_BURST = 100  # as many at once: a guest that makes it say more waits
 POLL_MAX = 86400.0  # s; a guest may name intervals that poll(2) cannot wait for
 POLL_LATE = 0.002  # s; the most that rounding, and waking up, make it late
@@ -83,6 +83,7 @@ class Child:
         """Serve the descriptors until the connection ends; returns the exit status."""
         self._guest, self._pipe = guest, pipe
         for descriptor in (guest, pipe):
+            # A guest that does not read, and a master that does not, must not stop the judgement.
             set_blocking(descriptor, False)
             self._poll.register(descriptor, POLLIN)
         try:
@@ -101,6 +102,7 @@ class Child:
             wait = POLL_MAX
         if session.awaits_answer():
             wait = _shorten_wait(wait)
+        # Rounded up: a wait that ends in the last millisecond would be polled for with 0 again and again.
         ready = self._poll.poll(int(wait * 1000) + 1 if wait > 0 else 0)
         now = monotonic()
         # A judgement comes after a last look at the socket, not after poll's word alone.
@@ -123,12 +125,15 @@ class Child:
                 data = read(self._guest, size)
             except BlockingIOError:
                 return
+            # ECONNRESET is QEMU's closing, too: an end like EOF, and no loss
+            # (docs/protocol/1-guest-channel.md#connection-upkeep).
             except OSError:
                 data = b""
             if not data:
                 self._flush_pipe()
                 raise _Ended(END_PEER_CLOSED)
             self._carry_out(self._session.receive(data, now))
+            # The socket is empty: one more read(2) would only say so, and cost every heartbeat a system call.
             if len(data) < size:
                 return
             done += size
@@ -138,6 +143,8 @@ class Child:
     def _serve_pipe(self, events: int, now: float) -> None:
         if events & POLLOUT:
             self._flush_pipe()
+        # POLLHUP and POLLERR come unasked; read(2) says what they mean. The pipe is SOCK_SEQPACKET: one read
+        # is one command.
         if events & ~POLLOUT:
             try:
                 packet = read(self._pipe, FIRST_READ)  # more than any command
@@ -187,6 +194,7 @@ class Child:
         number is enough for that, and is no object on a page of its own.
         """
         now = monotonic()
+        # Quiet earns one burst at most: a child that said nothing for a day may not say a day's reports.
         self._reports_fill_until = (
             max(self._reports_fill_until, now - REPORTS_BURST / REPORTS_PER_SECOND)
             + count / REPORTS_PER_SECOND
@@ -206,4 +214,5 @@ class Child:
             raise _Ended(END_MASTER_GONE) from None
         if sent or self._unsent_packets:
             del self._unsent_packets[:sent]
+            # POLLOUT only while reports are left over: a pipe that has room would end every poll(2) at once.
             self._poll.modify(self._pipe, POLLIN | POLLOUT if self._unsent_packets else POLLIN)

@@ -83,6 +83,7 @@ class Session:
         overflows = self._lines.overflows
         for line in self._lines.feed(data):
             self._receive_line(line, now)
+        # After the lines that came with it: what stands behind the long one counts like any other.
         if self._lines.overflows != overflows:
             text = "a line longer than %d bytes was dropped" % json_lines.LINE_MAX
             self._output.note("overflow", text, now)
@@ -93,10 +94,12 @@ class Session:
         inits, heartbeat = self._inits, self.heartbeat
         if not inits.reported:
             heartbeat.report_init(now)
+        # An init whose turn has come goes before the judgement: it voids the challenge that would be judged.
         init = inits.waiting
         if init is not None and now >= inits.turn_at:
             inits.waiting = None
             heartbeat.handle_input(INIT, init, now)
+        # The end of a silence goes before the judgement, too: it says whether the guest owes an answer.
         if now >= self._questions.deadline:
             self._serve_question_deadline(now)
         if now >= heartbeat.due and not heartbeat.extend_deadline_for_own_delay(now):
@@ -113,6 +116,7 @@ class Session:
         init = self.heartbeat.init
         there = self.heartbeat.state not in (WAITING, CLOSED)
         if self._questions.open is not None:
+            # Answers to two open questions of a kind could not be told apart: the guest's id is in both.
             self._resolve_silently("overtaken by a new question", now)
         deadline = now + timeout_ms / 1000
         self._questions.put_question(SessionQuestion(question_id, notification_type, event_type, deadline))
@@ -120,6 +124,8 @@ class Session:
             self._resolve_silently("the guest is not heartbeating", now)
         else:
             if is_silencing(notification_type, event_type):
+                # The next answer is reported as RUNNING again: so the master learns, and keeps over the death
+                # of this process, that the guest has answered since the notice.
                 self.heartbeat.announce_next_answer()
             self._output.send_message(
                 ActionNotify(init.invocation_id, event_type, notification_type, timeout_ms)
@@ -135,6 +141,7 @@ class Session:
         from what is reported under this rule.
         """
         self._output.reports.append(REPORTING_ENABLED)
+        # This command ends what a notice announced (docs/protocol/1-guest-channel.md#expected-silence).
         self._questions.end_silence()
         self.heartbeat.start_anew(now)
         return self._take_output()
@@ -146,6 +153,8 @@ class Session:
     # --- what the guest says -----------------------------------------------------------------------
 
     def _receive_line(self, line: bytes, now: float) -> None:
+        # Nearly every line is a healthy answer, which the fast parser knows without JSON
+        # (docs/performance.md).
         response = parse_healthy_answer(line)
         if response is not None:
             heartbeat = self.heartbeat
@@ -172,6 +181,7 @@ class Session:
         if now >= self._inits.turn_at:
             self.heartbeat.handle_input(INIT, message, now)
         else:
+            # The last one wins: it says what the guest is now. `tick` takes it at `turn_at`.
             self._inits.waiting = message
 
     def _receive_vote(self, message: ActionResponse, now: float) -> None:

@@ -129,6 +129,7 @@ class Heartbeat:
             self._interval, self._settings.guest_patience, self._settings.failure_threshold
         )
         self.due = now + max(patience, resume.patience)
+        # No STOPPED before that: the master counts `stopped_grace` for a guest whose child is gone.
         self._patience.until = self._patience.stopped_due = self.due
         if resume.ill:
             self._ill_at = now
@@ -141,6 +142,8 @@ class Heartbeat:
         """Reporting is enabled: what the guest has answered so far counts for nothing."""
         if self.state in (CHALLENGED, session_states.RESTING):
             self._idle_since = now
+        # Without an init nothing is sent: the guest has not shown that it speaks this protocol, and says
+        # `init` by itself.
         if self.init is not None and self.state != CLOSED:
             self.was_heartbeating = False
             self.announce_next_answer()
@@ -168,9 +171,13 @@ class Heartbeat:
     def choose_due_input(self, now: float) -> str:
         """What it means in this state that its time is up."""
         if self.state == RESUMING:
+            # Silence that was announced is not judged here, patience or not: `outlive_silence` does that at
+            # its end.
             return REPEAT if now < self._patience.until or self._questions.may_be_silent() else DUE
         if self.state != CHALLENGED:
             return DUE
+        # Each `init` brings a new challenge, so a guest that says it again and again collects no misses: the
+        # time since the first one counts instead.
         if self.misses < self._settings.failure_threshold and not self._inits.begs_too_long(
             self._loss_time(), now
         ):
@@ -179,6 +186,8 @@ class Heartbeat:
 
     def extend_deadline_for_own_delay(self, now: float) -> bool:
         """Whether this judgement must wait because our own wake-up was late (`extra_time`)."""
+        # No judgement waits in the other states. A repeated challenge is none either: `_repeat_challenge`
+        # makes up for its lateness.
         if self.state not in CHALLENGE_OPEN or (self.state == RESUMING and self.due < self._patience.until):
             return False
         late = now - self.due
@@ -203,6 +212,8 @@ class Heartbeat:
             self._withdraw_question("the guest restarted")
         self._questions.end_silence()
         self._adopt_init(message, now)
+        # Only the first init since the last right answer pardons misses: a guest that says nothing else is
+        # lost.
         if inits.unanswered_since is None:
             inits.unanswered_since = now
             self.misses = 0
@@ -214,6 +225,7 @@ class Heartbeat:
         inits.turn_at = now + self._settings.ack_period
         output.data += build_init_ack(output.next_sequence(), message.invocation_id)
         self._send_challenge(now)
+        # The new challenge has its interval, but ends with the time that all unanswered inits have together.
         self.due = max(now, min(self.due, inits.unanswered_since + self._loss_time()))
 
     def _loss_time(self) -> float:
@@ -238,17 +250,22 @@ class Heartbeat:
 
     def _accept_answer(self, message: ChallengeResponse, now: float) -> None:
         self.misses = 0
+        # Counted from the challenge and not from its answer: a slow guest's heartbeat keeps its period.
         self.due = max(now, self._sent_at + self._interval)
         self.was_heartbeating = self._questions.answered_since_notice = True
         inits = self._inits
         inits.unanswered_since = None
+        # `report_init` makes RUNNING news again: the master hears of the init before it hears of the answer.
         if not inits.reported:
             self.report_init(now)
         if not self._running_reported:
             self._running_reported = True
+            # Once for each RUNNING: the heartbeats that follow keep the phase. The first is sooner, never
+            # later.
             spread = self._interval * self._settings.phase_spread
             self.due = max(now, self.due - spread * self._phase_offset())
             self._output.reports.append(RUNNING)
+        # The fast parser's healthy answers are all this one object: most heartbeats compare no text.
         if message is WELL_ANSWER or message.heartbeat_health == HEALTHY:
             if self._ill_at is not None:
                 self._ill_at = None
@@ -265,6 +282,7 @@ class Heartbeat:
         if message.heartbeat_health != guest_channel.UNHEALTHY:
             text = "heartbeat_health %r is taken as unhealthy" % message.heartbeat_health
             self._output.note("health", text, now)
+        # Without an action there is nothing that the VIM could do.
         if message.corrective_action in ("none", guest_channel.UNKNOWN):
             self._output.note("ill", "unhealthy, no corrective action: " + message.log_msg, now)
         elif self._ill_at is None or now - self._ill_at >= self._settings.ill_repeat:
@@ -276,6 +294,7 @@ class Heartbeat:
     def _accept_exit(self, message: Exit, now: float) -> None:
         self._output.note("exit", "the guest exits: " + message.log_msg, now)
         self._questions.end_silence()
+        # An init that still waits for its turn is older than the exit, and would bring the guest back.
         self._inits.waiting = None
         self._close_challenge()
         self._withdraw_question("the guest exited")
@@ -313,6 +332,7 @@ class Heartbeat:
 
     def _count_silent_miss(self, _message: object, now: float) -> None:
         """It is silent as announced: it counts as stopped from here on, and goes on being challenged."""
+        # Once, at the miss that would have been a loss: later ones tell nothing new.
         if self.misses == self._settings.failure_threshold:
             self._output.reports += (Missed(self.misses + 1), STOPPED)
         self.misses += 1
@@ -325,6 +345,7 @@ class Heartbeat:
         self._report_lost_or_gone(now)
 
     def _end_resuming(self, _message: object, now: float) -> None:
+        # A repeated challenge counts no misses, and a loss has at least one.
         self.misses = max(1, self.misses)
         self._report_lost_or_gone(now)
 
@@ -332,6 +353,7 @@ class Heartbeat:
         """Who owes no answer may be there later: its challenge stays open."""
         if self.was_heartbeating:
             self._output.reports.append(Lost(self.misses))
+            # Whoever is lost comes back by `init` or on a new connection: no late answer does it.
             self._close_challenge()
         else:
             self._output.reports.append(GONE)
@@ -362,8 +384,10 @@ class Heartbeat:
         """
         patience, interval = self._patience, self._interval
         until = now + max(2 * interval, self._settings.guest_patience)
+        # Misses that are left until it would have been a loss.
         more = self._settings.failure_threshold + 1 - self.misses
         stopped_due = now + max(0, more) * interval if self.misses else until
+        # A second reason to ask, while the first is still open, does not put STOPPED off.
         patience.stopped_due = (
             min(stopped_due, patience.stopped_due) if self.state == RESUMING else stopped_due
         )
@@ -411,6 +435,8 @@ class Heartbeat:
         if self.state in (WAITING, CLOSED) or questions.may_be_silent():
             return
         answers = self.state != RESUMING and not self.misses
+        # The four cases of docs/protocol/1-guest-channel.md#expected-silence, in its order. Who has answered
+        # since the notice and answers now goes on as before.
         if questions.answered_since_notice:
             if not answers:
                 self.was_heartbeating = True

@@ -27,6 +27,7 @@ class InitState:
 
     def __init__(self, settings: SessionSettings) -> None:
         self.waiting: Optional[Init] = None
+        # True at first: there is no init that the master does not know.
         self.reported = True
         self.turn_at = -NEVER
         self.unanswered_since: Optional[float] = None

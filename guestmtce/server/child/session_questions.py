@@ -79,11 +79,14 @@ class QuestionState:
             return NOTHING
         reports.append(Answered(question.question_id, vote, reason))
         change = NOTHING
+        # Only a notice changes the silence: a vote asks what the guest would agree to, and nothing has begun.
         if ends_silence(question.notification_type, question.event_type, vote):
             self._silence_until = NEVER
             change = RETURN
         elif agrees_to_silence(question.notification_type, question.event_type, vote):
             self._silence_until = now + self._expected_silence
+            # A paused guest cannot answer from now on, and the VIM would read "enabled" until the misses are
+            # counted.
             change = PAUSE if question.event_type == "pause" else SILENCE
         self._set_deadline()
         return change

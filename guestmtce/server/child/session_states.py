@@ -68,6 +68,7 @@ CHALLENGE_AGAIN = "challenge again"
 
 TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[str]]] = {
     (WAITING, INIT): (CHALLENGED, ACKNOWLEDGE_INIT),
+    # To a challenge that stayed open: its guest was not called lost, and may have been asked before it ran.
     (WAITING, RIGHT): (RESTING, ACCEPT_ANSWER),
     (WAITING, WRONG): (WAITING, None),
     (WAITING, EXIT): (WAITING, ACCEPT_EXIT),
@@ -80,16 +81,20 @@ TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[str]]] = {
     (RESUMING, DUE): (WAITING, END_RESUMING),
     (CHALLENGED, INIT): (CHALLENGED, ACKNOWLEDGE_INIT),
     (CHALLENGED, RIGHT): (RESTING, ACCEPT_ANSWER),
+    # Neither an answer nor a miss: the interval decides.
     (CHALLENGED, WRONG): (CHALLENGED, None),
     (CHALLENGED, EXIT): (WAITING, ACCEPT_EXIT),
+    # There is no (CHALLENGED, DUE): `Heartbeat.choose_due_input` names it MISS, STOP or LOSS.
     (CHALLENGED, MISS): (CHALLENGED, COUNT_MISS),
     (CHALLENGED, STOP): (CHALLENGED, COUNT_SILENT_MISS),
     (CHALLENGED, LOSS): (WAITING, END_IN_LOSS),
     (RESTING, INIT): (CHALLENGED, ACKNOWLEDGE_INIT),
+    # The same answer again: its challenge is not closed before the next one.
     (RESTING, RIGHT): (RESTING, None),
     (RESTING, WRONG): (RESTING, None),
     (RESTING, EXIT): (WAITING, ACCEPT_EXIT),
     (RESTING, DUE): (CHALLENGED, CHALLENGE_AGAIN),
+    # Until the owner closes the connection its guest may go on speaking.
     (CLOSED, INIT): (CLOSED, None),
     (CLOSED, RIGHT): (CLOSED, None),
     (CLOSED, WRONG): (CLOSED, None),

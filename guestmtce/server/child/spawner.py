@@ -76,6 +76,7 @@ def main(arguments: List[str]) -> None:
     page_layout.fill_holes()
     newborn = Child(settings)
     confinement = prepare_confinement(control, int(master), means)
+    # A collection writes to the header of each object it visits, and so would unshare the pages of all.
     gc.freeze()
     gc.disable()
     serve_requests(control, confinement, newborn)
@@ -123,9 +124,11 @@ def serve_requests(control: socket.socket, confinement: confine.Confinement, new
         try:
             pid = fork_sibling()
         except OSError as error:
+            # The errno, negated, is the answer: the master says why, and tries again (FORK_FAILED).
             pid = -(error.errno or errno.EAGAIN)
         if pid == 0:
             be_child(received, uuid, uid, resume, confinement, newborn)
+        # The spawner keeps no copy: QEMU would not see the end of a connection that is open here.
         close(received[0])
         close(received[1])
         control.send(BIRTH.pack(serial, pid))
@@ -140,11 +143,13 @@ def be_child(
     newborn: Child,
 ) -> None:
     """Does not return: nothing may run on as a second spawner."""
+    # Until it is confined its end counts as a failed start, and after that as a defect of the code.
     status = END_BOOT_FAILURE
     report_pipe = received[1]
     try:
         set_title("guestServer: " + uuid)
         confinement.keep_only(received)
+        # `keep_only` has moved the pipe there: last words go where it is now.
         report_pipe = 1
         confinement.apply(uid)
         status = END_DEFECT
@@ -190,6 +195,7 @@ def list_codes_of_a_life() -> List[Any]:
 
 
 def _live_lives(lives: List[_Life]) -> None:
+    # Both ends live here, in two processes: a life that blocks on its own answer would never end.
     guest = os.fork()
     if guest == 0:
         try:

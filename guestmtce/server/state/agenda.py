@@ -33,6 +33,7 @@ class Agenda:
             for uuid, guest in self._changed.items()
         ]
         effects, self._effects, self._changed = self._effects, [], {}
+        # What is told is written first: a daemon that dies in between tells it again under the same number.
         return remember + effects
 
     def add_effect(self, effect: Effect) -> None:
@@ -69,6 +70,7 @@ class Agenda:
 
     def wake_guest(self, guest: Guest, when: float) -> None:
         """The guest is to be looked at then, beside all other times."""
+        # A wake-up is never taken back: a guest that is looked at too early, or is gone, costs one look.
         heapq.heappush(self._wake_ups, (when, guest.uuid))
 
     def pop_due(self, now: float) -> Optional[str]:

@@ -62,6 +62,7 @@ class ChildReports:
         guest.liveness.patience_until = -NEVER
         guest.crashes.crash_looping = False
         guest.pending.stopped_due = NEVER
+        # A loss that still waits goes before RUNNING is told: nobody is to hear it of a guest that lives.
         self._failures.end_loss(guest, "the guest heartbeats again")
         self._state_reports.report_if_changed(guest, now)
         self._questions.put_all(guest, now)
@@ -69,6 +70,8 @@ class ChildReports:
 
     def _handle_stopped(self, guest: Guest, report: session_types.Stopped, now: float) -> None:
         guest.liveness.ill = False
+        # A stop without `gone` leaves the debt: whoever has answered since the notice may still be lost at
+        # the end of its silence.
         if report.gone or not guest.liveness.answered_since_notice:
             guest.liveness.note(liveness.EXCUSED)
         if report.gone:
@@ -125,6 +128,7 @@ class ChildReports:
     def _handle_reporting_enabled(
         self, guest: Guest, report: session_types.ReportingEnabled, now: float
     ) -> None:
+        # Not below 0: a child is not trusted, and may say this more often than it was told.
         guest.liveness.enablings = max(0, guest.liveness.enablings - 1)
 
     def _handle_answered(self, guest: Guest, report: session_types.Answered, now: float) -> None:

@@ -68,6 +68,7 @@ class Connections:
         if fresh or connection.socket_identity not in (None, identity):  # perhaps while we did not run
             self._note_made_anew(guest)
         connection.path, connection.socket_identity = path, identity
+        # Before the connection, which resumes with the init.
         self._restore_init(guest, identity)
         connection.back_off.reset()
         self.retry_at(guest, now, now)
@@ -93,6 +94,7 @@ class Connections:
         """DEL_INST: a guest that is found again behind the same socket does not tell us its init again."""
         identity = guest.connection.socket_identity
         if guest.init is not None and identity is not None:
+            # The oldest goes first: a dictionary keeps the order in which it was filled.
             while len(self._departed) >= DEPARTED_MAX:
                 del self._departed[next(iter(self._departed))]
             self._departed[guest.uuid] = (identity, guest.init)
@@ -136,6 +138,7 @@ class Connections:
         if connection.state == RETRYING and connection.retry_at <= now:
             connection.state = CONNECTING
             assert connection.path is not None
+            # The next child is told all of it by `Resume`; what is enabled from here on counts for it.
             guest.liveness.enablings = 0
             self._agenda.add_effect(Connect(guest.uuid, connection.path, self._make_resume(guest, now)))
 
@@ -155,8 +158,11 @@ class Connections:
         level = WARNING if why in (DIED, FORK_FAILED) else INFO
         self._agenda.log_report(guest, now, level, "%s%s", why, detail)
         self._lose_child(guest, now)
+        # QEMU's closing excuses the guest: its machine may be gone. A dead child is this host's trouble, and
+        # its guest goes on owing its answer.
         if why == PEER_CLOSED:
             self._note_guest_gone(guest, now)
+        # A long rest is for deaths alone: an end by QEMU or by the session is none, however often it comes.
         if why == DIED and self._is_crash_looping(guest, now):
             self.retry_at(guest, now + self._child_rest(guest), now)
         elif why == FORK_FAILED and guest.liveness.owes_answer:  # ours, and its hang is not to be hidden
@@ -178,6 +184,8 @@ class Connections:
     def child_patience(self, guest: Optional[Guest]) -> float:
         """Within how many seconds the guest's child must have woken up and gone to sleep again."""
         sleeps = self._settings.idle_reconnect
+        # A child wakes up once an interval while its guest heartbeats, else when its session's longest wait
+        # is over.
         if guest is not None and guest.init is not None:
             interval = guest.interval
             patience = self._settings.guest_patience

@@ -57,6 +57,7 @@ class Failures:
         text = "heartbeat lost" + ("" if wanted else " (reporting is disabled)")
         self._agenda.log_report(guest, now, WARNING, text)
         if wanted:
+            # The row says it heartbeats until STOPPED is reported, after this: the loss must not.
             info = instance_info(guest, self._settings.hostname)._replace(heartbeating=False)
             self._pending.report_event(guest, PendingKey(guest.uuid, LOSS), datagram.LOSS, info)
         return stopped
@@ -78,6 +79,7 @@ class Failures:
         told = pending.events.get(PendingKey(guest.uuid, ILLNESS))
         if told is not None and told.event == self._illness_info(guest, report):
             return  # the VIM is being told, or is still to be: twice would restart its repair
+        # Of a guest that is ill and well in turn, what comes too soon is told later, if it is still ill then.
         if pending.illnesses.spend(now):
             self._report_illness(guest, report, now)
         else:

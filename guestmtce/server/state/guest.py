@@ -240,6 +240,7 @@ class Guest:
             silence_until=self.liveness.silence_until,
             socket_identity=self.connection.socket_identity,
             pending=tuple(
+                # Both are decided anew by the next guestServer, by what it knows then.
                 (key, event._replace(held=False, still_ill=False))
                 for key, event in self.pending.events.items()
             ),

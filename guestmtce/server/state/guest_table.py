@@ -144,6 +144,7 @@ class GuestTable:
     def _forget_if_over(self, guest: Guest) -> None:
         """Nobody provisioned it, it is gone, and there is nothing left to tell of it."""
         known = guest.provisioned or guest.liveness.heartbeating or guest.pending.events
+        # In its grace a guest still counts as heartbeating: its STOPPED is told before it is forgotten.
         if guest.connection.state == ABSENT and not known:
             self._forget(guest, "forgotten: it has no socket and is not provisioned")
 
@@ -165,14 +166,20 @@ class GuestTable:
         guest, absence = self._add_guest(memory.uuid), now - alive_at
         guest.provisioned, guest.reporting, guest.init = memory.provisioned, memory.reporting, memory.init
         guest.connection.socket_identity = memory.socket_identity
+        # No time from a file lies further ahead than it could now: a wrong one must not silence a guest, or
+        # hide its illness, for ever.
         guest.pending.ill_reported_at = min(memory.ill_reported_at, now)
         guest.liveness.silence_until = min(memory.silence_until, now + self._settings.expected_silence)
         guest.liveness.answered_since_notice = memory.answered_since_notice
         # To be forgotten then, if nothing is found.
         self._agenda.wake_guest(guest, now + self._settings.stopped_grace)
+        # A mark ahead of the clock is not believed, nor is any health after `memory_valid`
+        # (docs/protocol/1-guest-channel.md#resuming-a-guest).
         if 0 <= absence <= self._settings.memory_valid:
             guest.liveness.state = liveness.recalled_state(memory.heartbeating, memory.owes_answer)
             self._recall_patience(guest, memory.patience_until, absence, now)
+        # After the state above: what is still to be told of a guest depends on whether it counts as
+        # heartbeating.
         for key, event in memory.pending:
             self._recall_event(guest, key, event, absence, now)
         self._failures.withdraw_unwanted(guest)
@@ -237,11 +244,14 @@ class GuestTable:
         guest = self.guests.get(uuid)
         if guest is None or guest.connection.state != CONNECTING:
             return
+        # No socket is no refusal: the guest is gone, and inotify says when there is another.
         if error.errno == errno.ENOENT:
             self._connections.disconnect_guest(guest, now)
             return
         text = "%s: cannot connect: %s"
         self._agenda.log_line(WARNING, text, uuid, error.strerror or error, subject="connect")
+        # EAGAIN is a full backlog: QEMU has the socket and accepts nobody
+        # (docs/protocol/1-guest-channel.md#connection-upkeep). Any other error says nothing of the guest.
         if error.errno == errno.EAGAIN and guest.liveness.owes_answer:
             self._treat_refused_connect_as_loss(guest, now)
         self._connections.retry_later(guest, now)
@@ -274,6 +284,7 @@ class GuestTable:
             self._ask_guest(command, now)
 
     def _set_instance(self, command: datagram.SetInstance, now: float) -> None:
+        # A bound for commands alone: a guest whose socket is on this host is always taken.
         if command.uuid not in self.guests and len(self.guests) >= self._settings.max_guests:
             text = "%s: not taken: %d guests are known already, [supervision] max_guests"
             values = (command.uuid, self._settings.max_guests)
@@ -290,6 +301,7 @@ class GuestTable:
             self._agenda.save_guest(guest)
         if guest.connection.state == ABSENT:
             self._agenda.add_effect(LookForSocket(guest.uuid))
+        # guestAgent's word is a reason to try at once, but not to fork children that die in a row.
         elif guest.connection.state == RETRYING and not guest.crashes.crash_looping:
             self._connections.retry_at(guest, now, now)
 
@@ -303,6 +315,7 @@ class GuestTable:
         if self._failures.host_reporting == reporting:
             return
         self._agenda.log_line(INFO, "reporting of this host: %s", datagram.state_word(reporting))
+        # Before the change: whoever was wanted already is not enabled anew, which would excuse its silence.
         wanted = {uuid: self._failures.are_wanted(guest) for uuid, guest in self.guests.items()}
         self._failures.host_reporting = reporting
         self._agenda.add_effect(SaveHost(reporting))
@@ -350,9 +363,12 @@ class GuestTable:
         asked = (question.notification_type, question.event_type)
         if guest.liveness.running:
             self._questions.put_question(guest, question_id, now)
+        # A guest that comes back from a suspend is connected anew first
+        # (docs/protocol/1-guest-channel.md#votes-and-notices): it may heartbeat in time to be asked.
         elif asked == (guest_channel.NOTICE, "resume") and guest.connection.path:
             guest.crashes.crash_looping = False
             self._questions.agree_to_others(guest, question_id, now)
             self._connections.replace_child(guest, now)
+        # A guest in its grace is left: the question waits for its next child, or its deadline.
         elif not guest.liveness.heartbeating:
             self._questions.agree_silently(guest, question_id, "the guest is not heartbeating", now)

@@ -57,9 +57,13 @@ STATES = (BEATING, UNPROVEN, INTERRUPTED, LEAVING, OVERDUE, SILENT, LOST)
 TRANSITIONS: Dict[str, Dict[str, str]] = {
     ANSWERED: dict.fromkeys(STATES, BEATING),
     ANSWERED_TOO_EARLY: dict.fromkeys(STATES, UNPROVEN),
+    # A debt outlasts the child and, below, the grace: both say something of this host and nothing of the
+    # guest.
     CHILD_GONE: {BEATING: INTERRUPTED, UNPROVEN: LEAVING},
+    # All others owe nothing already.
     EXCUSED: {BEATING: UNPROVEN, INTERRUPTED: LEAVING, OVERDUE: SILENT},
     GRACE_OVER: {INTERRUPTED: OVERDUE, LEAVING: SILENT},
+    # The debt stays: a stop that ends it (`gone`) is EXCUSED first.
     SAID_STOPPED: {
         BEATING: OVERDUE, INTERRUPTED: OVERDUE, UNPROVEN: SILENT, LEAVING: SILENT, LOST: SILENT,
     },

@@ -37,6 +37,7 @@ class PendingEvents:
         A newer one of the same key takes its place. `sequence`: it was named before.
         """
         guest.pending.events[key] = PendingEvent(sequence or self.next_sequence(), cmd, event, until=until)
+        # A newer event of the key is pending: the delivered one must not come up again.
         self._delivered.pop(key, None)
         self.resend_event(guest, key)
         self._agenda.save_guest(guest)
@@ -44,6 +45,9 @@ class PendingEvents:
     def resend_event(self, guest: Guest, key: PendingKey) -> None:
         """guestAgent is to hear this of the row, under the sequence number that it has."""
         one = guest.pending.events[key]
+        # A RUNNING without flag 32 voids an ILLHEALTH that waits
+        # (docs/protocol/2-datagrams.md#late-and-out-of-order).
+        # Decided once: every repetition under the same number says the same.
         still_ill = one.cmd == datagram.RUNNING and PendingKey(guest.uuid, ILLNESS) in guest.pending.events
         guest.pending.events[key] = one._replace(still_ill=still_ill)
         self._agenda.add_effect(self._make_report(guest, key))

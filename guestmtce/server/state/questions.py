@@ -93,6 +93,7 @@ class Questions:
     def open_question(self, guest: Guest, command: datagram.Ask, now: float) -> int:
         """A new question; returns its id. Those that nobody was given are overtaken by it."""
         notification_type, event_type = command.notification_type, command.event
+        # The guest's own timeouts, of its init, which guestAgent answered to the VIM as well.
         seconds = guest_channel.timeout_secs(guest.known_init, notification_type, event_type)
         for older, question in sorted(guest.questions.items()):
             if not question.given:  # of one that it has, the child reports the end
@@ -109,10 +110,12 @@ class Questions:
     def put_question(self, guest: Guest, question_id: int, now: float) -> None:
         """Give the child a question, once, with the time that is left. It waits for a child that runs."""
         question = guest.questions[question_id]
+        # Its time began with guestAgent's command: a child that comes later has the rest of it.
         left = round((question.deadline - now) * 1000)
         if guest.liveness.running and not question.given and left > 0:
             guest.questions[question_id] = question._replace(given=True)
             if session_types.is_silencing(question.notification_type, question.event_type):
+                # The child's next RUNNING makes it true: only an answer that comes after the notice counts.
                 guest.liveness.answered_since_notice = False
             ask = pipe_protocol.AskGuest(question_id, question.notification_type, question.event_type, left)
             self._agenda.add_effect(PutCommand(guest.uuid, ask))
@@ -135,8 +138,10 @@ class Questions:
         question = guest.questions.pop(question_id, None)
         if question is None:
             return
+        # The outcome of a notice counts here as in the session: the silence outlasts the child that heard it.
         self._change_silence(guest, question, vote, now)
         self._agenda.save_guest(guest)
+        # The oldest go, so that there is room for the one below.
         for older in self._pending_outcomes(guest)[: 1 - OUTCOMES_MAX]:
             self._pending.withdraw_event(guest, older, "")
         result = self._make_outcome(guest.uuid, question, vote, reason)

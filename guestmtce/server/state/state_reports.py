@@ -32,6 +32,7 @@ class StateReports:
         """What guestAgent is to believe of a guest that heartbeats; None: that it does not."""
         if not guest.liveness.heartbeating:
             return None
+        # Without `reporting`: guestAgent commanded it itself, so a change of it alone is no news.
         return instance_info(guest, self._settings.hostname)._replace(reporting=False)
 
     def report_if_changed(self, guest: Guest, now: float) -> None:
@@ -43,6 +44,7 @@ class StateReports:
     def recall_state(self, guest: Guest, key: PendingKey, event: PendingEvent) -> None:
         """It was not confirmed when a former guestServer ended."""
         if event.cmd == datagram.STOPPED:
+            # A STOPPED was told, so it does not count as heartbeating; what it owes it still owes.
             guest.liveness.note(liveness.GRACE_OVER)
         elif isinstance(event.event, datagram.InstanceInfo):
             guest.pending.last_reported = event.event._replace(reporting=False)
@@ -51,6 +53,7 @@ class StateReports:
 
     def schedule_stopped(self, guest: Guest, now: float) -> None:
         """Nothing shows that it heartbeats: it has its grace to come back."""
+        # Once: a connection that breaks again and again must not put STOPPED off for ever.
         if guest.liveness.heartbeating and guest.pending.stopped_due == NEVER:
             guest.pending.stopped_due = now + self._settings.stopped_grace
             self._agenda.wake_guest(guest, guest.pending.stopped_due)
@@ -65,6 +68,7 @@ class StateReports:
         shown = guest.liveness.heartbeating
         guest.liveness.note(happening)
         guest.pending.stopped_due = NEVER
+        # A state that waits for its turn (`state_due`) gives way: the STOPPED of a loss is told at once.
         if shown or (sequence is not None and guest.pending.state_due != NEVER):
             self._report_state(guest, now, sequence)
         self._agenda.save_guest(guest)

@@ -122,6 +122,7 @@ class Children:
 
     def open(self) -> None:
         """Start the spawner. Raises OSError."""
+        # Before there is a spawner: an orphan goes to the subreaper that exists when its parent ends.
         fork_sibling.adopt_orphans()
         self._loop.on_signal(signal.SIGCHLD, self._reap_children)
         self.spawner.open()
@@ -134,6 +135,7 @@ class Children:
         self.spawner.await_greeting()
         if self._uids is not None:
             try:
+                # Both ends: a user namespace may map a part of the range.
                 for uid in {self._uids.first, self._uids.last}:
                     confinement_trial.try_child(self.spawner, uid)
                 return
@@ -175,6 +177,7 @@ class Children:
             ours.close()
             self._free_uid(uid)
             raise
+        # Counted only now: a request that was never sent gets no answer.
         self._serial += 1
         newborn = ChildHandle(uuid, self._serial, guest_socket, ours, uid)
         self._by_uuid[uuid] = self._awaited[self._serial] = newborn
@@ -199,6 +202,7 @@ class Children:
         self._close_descriptors(dropped)
         if dropped.pid is None:
             self._awaited.pop(dropped.serial)
+            # The spawner may have forked it, or will: it is killed when its pid is reported.
             self._abandoned[dropped.serial] = dropped.uid
         else:
             self._by_pid.pop(dropped.pid)
@@ -238,6 +242,8 @@ class Children:
             self._adopt_child(born, pid)
         else:
             self._kill_unwanted_child(pid, self._abandoned.pop(serial, None))
+        # No report is outstanding: what is left here is no child of a guest's, and its pid may be given
+        # again.
         if not self._awaited and not self._abandoned:
             self._reaped_early.clear()
 
@@ -267,6 +273,7 @@ class Children:
         born.pid = pid
         self._by_pid[pid] = born
         status = self._reaped_early.pop(pid, None)
+        # A child may have ended before the spawner's word of it was read.
         born.reaped = status is not None
         if born.reaped:
             self._free_uid(born.uid)
@@ -278,6 +285,7 @@ class Children:
             born.guest_socket = None
         if born.doomed:
             born.kill()
+        # Of a child that has ended already, too: the table hears of each start before its end.
         self._handlers.started(born.uuid)
         if status is not None:
             self._handle_end(born, status)
@@ -289,6 +297,7 @@ class Children:
         # All that an honest child may have said while this process stood still: what is unread is not judged.
         for _ in range(REPORTS_BURST):
             try:
+                # One byte more than a report may have: SOCK_SEQPACKET would cut a longer one, unseen.
                 packet = speaker.report_pipe.recv(pipe_protocol.PACKET_MAX + 1)
             except BlockingIOError:
                 return
@@ -328,6 +337,8 @@ class Children:
                 return
             if pid == 0:
                 return
+            # Not before: until it is reaped a process of that uid exists, and could be signalled by the next
+            # one.
             self._free_uid(self._uid_of.pop(pid, None))
             if pid == self.spawner.pid:
                 self.spawner.handle_end(status)
@@ -349,6 +360,7 @@ class Children:
         try:
             # Its last words come before its end, unless it lost the right to speak.
             while self._by_uuid.get(dead.uuid) is dead and not dead.doomed:
+                # Looked at and not read: `_read_reports` is to find each packet whole.
                 if not dead.report_pipe.recv(1, socket.MSG_PEEK):
                     break
                 self._read_reports(dead)
@@ -356,12 +368,15 @@ class Children:
             pass
         if self._by_uuid.get(dead.uuid) is dead:
             code = os.waitstatus_to_exitcode(status)
+            # The filter kills with SIGSYS: an honest child makes no such call, so its guest has taken it
+            # over.
             if code == -signal.SIGSYS:
                 self.rule_breakers += 1
             why = _NO_CRASHES.get(code, session_types.DIED)
             self._report_end(dead, why, "" if code in _NO_CRASHES else _exit_reason(code))
 
     def _report_end(self, dead: ChildHandle, why: str, detail: str) -> None:
+        # Taken out before its end is told: the table may ask for the next child from within.
         del self._by_uuid[dead.uuid]
         self._awaited.pop(dead.serial, None)
         if dead.pid is not None:

@@ -58,7 +58,9 @@ def try_child(client: SpawnerClient, uid: Optional[int]) -> None:
         request = spawner.encode_request(0, NAME, uid, None)
         pid = client.fork_now(request, [guest.fileno(), theirs.fileno()])
         theirs.close()
+        # The pipe's end comes when nobody holds the child's side: our copy is closed before.
         said = _read_last_words(report_pipe)
+        # Without effect on one that has ended; one that hangs must not hang the daemon's start.
         kill_process(pid)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code != pipe_protocol.END_PEER_CLOSED:

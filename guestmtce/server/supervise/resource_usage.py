@@ -53,6 +53,8 @@ def _read_figures(pid: int) -> List[_Figures]:
 def _read_age(pid: int) -> float:
     """By the clock of the boot: psutil's is the wall's, which may be set."""
     with open("/proc/%d/stat" % pid, "rb") as file:
+        # The name before them may have blanks and brackets in it: the fields are counted from its last
+        # bracket.
         started = int(file.read().rpartition(b")")[2].split()[STARTED_AT])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 

@@ -111,6 +111,7 @@ class GuestsScope:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.connect(SOCKET)
+        # The socket is fresh and the request small: a part of it means that systemd does not read.
         if self._socket.send(request) != len(request):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self._answer = b""

@@ -200,6 +200,7 @@ def _check(result: int, what: str) -> None:
 def _export(library: Any, context: int) -> bytes:
     reader, writer = os.pipe()
     try:
+        # About 1 kB, which a pipe holds: nobody has to read while it is written.
         result = library.seccomp_export_bpf(context, writer)
         os.close(writer)
         _check(result, "the filter")

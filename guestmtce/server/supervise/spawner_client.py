@@ -97,6 +97,7 @@ class SpawnerClient:
         except OSError:
             ours.close()
             raise
+        # Before its first child: children are born in the control group of their spawner.
         self._scope.move(self.pid)
         self._greeted = False
         self._started_at = time.monotonic()
@@ -106,7 +107,10 @@ class SpawnerClient:
         self._loop.watch(ours, self.read_answer)
 
     def _start(self, theirs: socket.socket) -> int:
+        # Python closes every descriptor at an exec(2) that is not named like this (PEP 446).
         os.set_inheritable(theirs.fileno(), True)
+        # -I: no PYTHON* variable and no folder of a user's is obeyed by what root starts. -OO: docstrings
+        # would be pages of every spawner.
         arguments = [sys.executable, "-I", "-S", "-OO", "-c", spawner.BOOT, self._code.prepare_path()]
         arguments += [str(theirs.fileno()), str(os.getpid())]
         arguments += [json.dumps(vars(self._settings.session)), spawner.encode_means(self._settings.means)]
@@ -115,6 +119,7 @@ class SpawnerClient:
         self._stderr, writer = _pipe_for_last_words()
         try:
             redirect = [(os.POSIX_SPAWN_DUP2, writer, 2)]
+            # The master has threads (log, names): a fork of it would inherit their locks.
             return os.posix_spawn(sys.executable, arguments, ENVIRONMENT, file_actions=redirect)
         finally:
             os.close(writer)
@@ -167,6 +172,7 @@ class SpawnerClient:
     def handle_end(self, status: int = 0) -> None:
         """It was reaped; `status` as waitpid(2) has it."""
         self.pid = 0
+        # The daemon starts or ends: `await_greeting` and `close` see to it themselves.
         if not self._loop.running:
             return
         self._throttle.warning("end", "the spawner ended (%s): replacing it", self._read_last_words(status))
@@ -197,6 +203,7 @@ class SpawnerClient:
         if self._control is None:
             raise OSError("there is no spawner at the moment")
         socket.send_fds(self._control, [packet], descriptors)
+        # The first that waits: silence before it was no silence of the spawner's.
         if not self._asked:
             self._silent_looks = 0
         self._asked.add(serial)
@@ -227,6 +234,8 @@ class SpawnerClient:
         self._handlers.room()
 
     def _read_greeting(self, packet: bytes) -> None:
+        # Looked at after it has imported: an upgrade while it did so is seen, and half of it would be worse
+        # than all.
         if not self._code.is_copied and not self._code.is_on_disk():
             log.warning(
                 "guestServer was upgraded on disk: the new spawner gets the code of this guestServer instead"
@@ -248,6 +257,7 @@ class SpawnerClient:
         if not self._asked or self._control is None or timer is None:
             return
         on_time = time.monotonic() < timer.when + self._settings.timeout / SILENT_LOOKS_MAX
+        # There is an answer that we have not read: it is we who are late.
         if _has_data(self._control, 0):
             self._silent_looks = 0
         elif on_time:

@@ -61,6 +61,7 @@ class SpawnerCode:
             os.makedirs(os.path.dirname(place), exist_ok=True)
             with open(place, "wb") as file:
                 file.write(source)
+        # The copy first. The rest is for setproctitle, of which there is no copy.
         return self._copy + ":" + import_path()
 
     def remove_copy(self) -> None:

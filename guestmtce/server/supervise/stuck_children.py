@@ -89,6 +89,7 @@ class StuckChildren:
             self._seen = {}
         pids = self._pids()
         if not self._not_looked_at:
+            # Once in ROUNDS, so that what is kept of guests that are gone does not grow.
             self._not_looked_at = list(pids)
             self._seen = {uuid: seen for uuid, seen in self._seen.items() if uuid in pids}
         share = math.ceil(len(pids) / ROUNDS)
@@ -102,6 +103,7 @@ class StuckChildren:
     def _look(self, uuid: str, pid: int, now: float) -> None:
         used, runs = read_processor_use(pid)
         seen = self._seen.get(uuid)
+        # A first look judges nothing: it is what the next one is compared with.
         if seen is None or seen.pid != pid:
             sleeps = count_sleeps(pid)
             if sleeps is not None:
@@ -111,6 +113,7 @@ class StuckChildren:
         debt = max(0.0, seen.debt + used - seen.used - CPU_SHARE * (now - seen.looked_at))
         self._seen[uuid] = _Seen(pid, sleeps, since, used, runs, now, debt)
         if now - since > self._patience(uuid):
+            # Its successor begins without its past.
             del self._seen[uuid]
             self.stuck += 1
             self._on_stuck(uuid)
@@ -122,6 +125,7 @@ class StuckChildren:
         self, seen: _Seen, pid: int, used: float, runs: int, now: float
     ) -> Tuple[int, float]:
         """Its count of sleeps, and when it was seen to have grown."""
+        # `used` 0: this kernel keeps no schedstat, and the sleeps themselves are to be read.
         if used and runs == seen.runs:
             return seen.sleeps, seen.since  # it has not even run
         if used and used - seen.used < RAN_LITTLE:
