@@ -1,4 +1,7 @@
-"""What guestAgent can be told, where, and within which limits (spec 2, 3 and 4)."""
+"""What guestAgent can be told, where, and within which limits.
+
+docs/protocol/4-host.md#configuration-files
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import ipaddress
 from typing import List
 from urllib.parse import urlsplit
 
-from guestmtce.agent.users import look_up_users
+from guestmtce.agent.http.users import look_up_users
 from guestmtce.daemon.config import MAIN, Finding, setting
-from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+from guestmtce.peer.authentication import Keys, check_keys, read_keys
 from guestmtce.wire.datagram import HostRecord
 
 NAME = "guestAgent"
@@ -67,7 +70,7 @@ class AgentSettings(DaemonSettings):
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
-    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)
+    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)  # the VIM waits for 20
     mtc_refresh: float = setting(60.0, "timers.mtc_refresh", SHORTEST, DAY)
     resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
     resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
@@ -103,10 +106,10 @@ class AgentSettings(DaemonSettings):
 
     def known_hosts(self) -> List[HostRecord]:
         """The hosts that are known without mtcAgent. Raises OSError for words that name none."""
-        return [_host(words) for words in self.hosts.split(",") if words.strip()]
+        return [_parse_host(words) for words in self.hosts.split(",") if words.strip()]
 
 
-def _host(words: str) -> HostRecord:
+def _parse_host(words: str) -> HostRecord:
     try:
         name, uuid, address = words.split()
         return HostRecord(name, uuid, str(ipaddress.ip_address(address)))

@@ -1,0 +1,161 @@
+"""What became of events over a restart of guestAgent: a guestServer that was not confirmed repeats them.
+
+docs/protocol/2-datagrams.md#an-agent-that-has-just-started
+docs/protocol/2-datagrams.md#marks
+
+One file in the run folder. `SENDER SEQUENCE` is written when the VIM has an event, before the confirmation is
+sent: it lets no alarm reach the VIM twice when this process is killed between the two. `SENDER SEQUENCE
+sending VIM` is written before the body of an alarm goes out, and `SENDER SEQUENCE unsent` when the VIM
+has turned it down: the next guestAgent asks about an alarm that was under way, and does not repeat it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Dict, Optional, Tuple
+
+from guestmtce.agent.model import Origin
+from guestmtce.daemon import atomic_file
+from guestmtce.daemon.log import Throttle
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".told"
+KEPT = 4096  # events; no more than that wait for their confirmation at any moment
+LINE_MAX = 40  # bytes: three numbers of 32 bits, a word, three spaces, a newline
+SENDING, UNSENT = "sending", "unsent"
+
+EventId = Tuple[int, int]  # sender and sequence
+
+
+class DeliveredLog:
+    """The file, for any thread. Trouble with it is logged, never fatal."""
+
+    def __init__(self, run_dir: str, name: str) -> None:
+        self._path = os.path.join(run_dir, name + SUFFIX)
+        self._throttle = Throttle(log)
+        self._lock = threading.Lock()
+        self._lines = 0  # in the file
+        # A descriptor, open from the first note on: nothing may come between a note and what it notes.
+        self._file = -1
+        self._fates: Dict[EventId, str] = {}  # the rest of the last line of an event
+        self._read_file()
+        self._before = {event: fate for event, fate in self._fates.items() if fate != UNSENT}
+
+    def __contains__(self, origin: Origin) -> bool:
+        """Whether a guestAgent before this one told the VIM of it."""
+        return self._before.get((origin.sender, origin.sequence)) == ""
+
+    def sent_to(self, origin: Optional[Origin]) -> Optional[int]:
+        """The VIM to which an agent before this one was sending the alarm, if any.
+
+        A VIM is a number of `vim_listener.identify_listener`.
+        """
+        if origin is None:
+            return None
+        word, _, vim = self._before.get((origin.sender, origin.sequence), "").partition(" ")
+        return int(vim) if word == SENDING else None
+
+    def under_way(self, origin: Origin) -> int:
+        """The VIM to which the alarm is being sent now; 0: to none, or to one that cannot be told."""
+        word, _, vim = self._fates.get((origin.sender, origin.sequence), "").partition(" ")
+        return int(vim) if word == SENDING else 0
+
+    def note_sending_elsewhere(self, origin: Origin, vim: int) -> None:
+        """Another agent was sending it to this VIM."""
+        event = (origin.sender, origin.sequence)
+        if event not in self._before and len(self._before) < 3 * KEPT:
+            self.note_sending(origin, vim)
+            self._before[event] = "%s %d" % (SENDING, vim)
+
+    def note_delivered(self, origin: Origin) -> None:
+        """The VIM has it."""
+        self._note_fate(origin, "")
+
+    def note_sending(self, origin: Origin, vim: int) -> None:
+        """It is about to be sent to this VIM."""
+        self._note_fate(origin, "%s %d" % (SENDING, vim))
+
+    def note_unsent(self, origin: Origin) -> None:
+        """The VIM does not have it after all."""
+        if (origin.sender, origin.sequence) in self._fates:
+            self._note_fate(origin, UNSENT)
+
+    def _note_fate(self, origin: Origin, fate: str) -> None:
+        event = (origin.sender, origin.sequence)
+        with self._lock:
+            self._fates.pop(event, None)
+            self._fates[event] = fate  # the last one goes last
+            self._lines += 1
+            try:
+                if self._lines > 2 * KEPT or not self._append_line(_format_line(event, fate)):
+                    self._write_anew()
+            except OSError as error:
+                text = (
+                    "cannot write %s: %s: after a restart the VIM may hear an alarm twice; see the folder's"
+                    " owner and its free space"
+                )
+                self._throttle.warning("delivered log", text, self._path, error)
+
+    def _write_anew(self) -> None:
+        kept = [(event, fate) for event, fate in self._fates.items() if fate != UNSENT][-KEPT:]
+        self._fates = dict(kept)
+        self._lines = len(kept)
+        self._close_file()
+        atomic_file.write_or_overwrite(self._path, "".join(_format_line(*one) for one in kept), 0o600)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+
+    def _append_line(self, line: str) -> bool:
+        """Whether the line is in the file; not if somebody has removed that, or the disk is full."""
+        if self._file < 0 or not os.fstat(self._file).st_nlink:
+            return False
+        try:
+            written = os.write(self._file, line.encode("ascii"))
+        except OSError:
+            written = 0
+        if written != len(line):
+            self._close_file()  # half a line may stand there
+        return written == len(line)
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _read_file(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, encoding="ascii", errors="replace") as file:
+                text = file.read(3 * KEPT * LINE_MAX)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            text = "cannot read %s: %s: the VIM may hear an alarm twice that it had before this start"
+            log.warning(text, self._path, error)
+            return
+        for line in text.splitlines(keepends=True):
+            self._lines += 1
+            entry = _parse_line(line)
+            if entry is not None:
+                self._fates.pop(entry[0], None)
+                self._fates[entry[0]] = entry[1]
+
+
+def _format_line(event: EventId, fate: str) -> str:
+    return " ".join(["%d %d" % event, *([fate] if fate else [])]) + "\n"
+
+
+def _parse_line(line: str) -> Optional[Tuple[EventId, str]]:
+    """The event and the rest of a whole line. What is not understood is left out."""
+    try:
+        sender, sequence, *rest = line.split(" ")
+        event, fate = (int(sender), int(sequence)), " ".join(rest).rstrip("\n")
+        if not line.endswith("\n") or (rest and fate != UNSENT and rest[0] != SENDING):
+            return None
+        if rest and rest[0] == SENDING:
+            fate = "%s %d" % (SENDING, int(rest[1]))
+        return event, fate
+    except (ValueError, IndexError):
+        return None
