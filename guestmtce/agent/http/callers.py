@@ -22,7 +22,7 @@ ROOT = 0
 
 
 class Callers:
-    """Tells them from each other; for one thread."""
+    """Whose commands are served; `identify` is called by the HTTP server's one thread alone."""
 
     def __init__(self, vim_users: str) -> None:
         uids, self._unknown = look_up_users(vim_users)
@@ -35,8 +35,12 @@ class Callers:
     def identify(self, connection: socket.socket) -> Caller:
         """Who is at the other end of an accepted connection."""
         uid = self._peers.look_up(connection)
+        # The kernel shows uid 0 for a socket that nobody holds any more: who sends and closes must not pass
+        # for root.
         if uid is NoUid.GONE:
             return Caller("a caller that is gone", Failure(403, vim_http.PARSE_ERROR, uid.value))
+        # A kernel that tells nothing must not lock the VIM out
+        # (docs/protocol/3-vim-http.md#requests-and-their-limits).
         if isinstance(uid, NoUid):
             self._say_once(uid)
             return Caller("a caller without uid: %s" % uid.value)

@@ -43,6 +43,7 @@ def make_application(apply: Apply) -> cherrypy.Application:
     `apply(f)` calls f(inventory) under the lock and carries out what follows from it.
     """
     config = {
+        # The `cherrypy.serving` below is each thread's own: workers share nothing but the application.
         "request.dispatch": Dispatcher(apply),
         "request.error_response": answer_defect,
         "tools.check_user_agent.on": True,
@@ -58,6 +59,7 @@ class Refusal(cherrypy.HTTPError):  # type: ignore[misc]
     """A refused command, as CherryPy raises and answers it."""
 
     def __init__(self, failure: Failure) -> None:
+        # A subclass of HTTPError: CherryPy calls its set_response(), whichever gate has raised it.
         super().__init__(failure.status, failure.reason)
         self._failure = failure
 
@@ -78,6 +80,7 @@ class Dispatcher:
     def __call__(self, path_info: str) -> None:
         """A handler that cannot be found is one that raises, so that the gates before it come first."""
         request = cherrypy.serving.request
+        # CherryPy's own dispatchers set it, too: the tool is switched on by it.
         request.config = request.app.config["/"]
         try:
             request.handler = functools.partial(self._handle, *find_route(request.method, path_info))
@@ -93,6 +96,8 @@ class Dispatcher:
         except Failure as failure:
             raise Refusal(failure) from None
         if reply is None:
+            # The answer to a DELETE (docs/protocol/3-vim-http.md#commands). CherryPy would name the type of a
+            # body that is not there.
             response.status = 204
             response.headers.pop("Content-Type", None)
             return b""
@@ -102,6 +107,7 @@ class Dispatcher:
 
 def _read_body(request: Any, handler: Handler) -> bytes:
     """The request's body. Raises Failure 411 where one is needed and there is none."""
+    # All of it is in memory: our server hands over whole requests only.
     body: bytes = request.rfile.read()
     if not body and request.method in WITH_BODY and handler is not create_host:
         raise Failure(411, vim_http.NO_BUFFER, "no body")
@@ -111,6 +117,7 @@ def _read_body(request: Any, handler: Handler) -> bytes:
 def _check_user_agent() -> None:
     """The gate before all others. Raises Refusal."""
     user_agent = cherrypy.serving.request.headers.get("User-Agent")
+    # Who names itself nothing is let in (docs/protocol/3-vim-http.md#requests-and-their-limits).
     if user_agent is not None and user_agent != vim_http.VIM_USER_AGENT:
         raise Refusal(Failure(403, vim_http.PARSE_ERROR, "User-Agent %s" % user_agent))
 

@@ -22,6 +22,7 @@ Handler = Callable[[Inventory, str, bytes], Optional[Reply]]
 
 
 def create_host(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    # No change: mtcAgent says which hosts there are. The body is not looked at, for there may be none.
     inventory.find_host(uuid)
     return vim_http.PASS
 
@@ -53,6 +54,7 @@ def create_instance(inventory: Inventory, uuid: str, body: bytes) -> Reply:
 
 
 def set_instance(inventory: Inventory, uuid: str, body: bytes) -> Reply:
+    # The clock is read here: the inventory is pure.
     return inventory.set_instance(*vim_http.parse_set(uuid, body), time.monotonic())
 
 

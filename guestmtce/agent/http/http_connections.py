@@ -42,6 +42,7 @@ class Connection:
     def receive(self) -> Optional[bytes]:
         """What has come; None: nothing yet; no bytes: the client has ended, or is gone."""
         try:
+            # One call a turn: a client that sends without end must not keep the thread from the others.
             return self.sock.recv(READ_SIZE)
         except BlockingIOError:
             return None
@@ -73,6 +74,8 @@ class DeadlineQueue:
     def __init__(self, seconds: float, most: int) -> None:
         self.most = most
         self._seconds = seconds
+        # All have the same time, so that the order of arrival is that of the deadlines: no heap, and each is
+        # taken out at once from wherever it stands.
         self._connections: collections.OrderedDict[Connection, None] = collections.OrderedDict()
 
     def __len__(self) -> int:

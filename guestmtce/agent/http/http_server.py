@@ -67,6 +67,8 @@ class HttpServer:
         self._identify = identify
         self._timeout = timeout
         self._throttle = Throttle(log)
+        # A quarter of the descriptors for each queue: the last one is for files, UDP and the calls to the
+        # VIM.
         share = _count_descriptors() // 4
         self._waiting = DeadlineQueue(timeout, min(CONNECTIONS_MAX, share))
         self._strangers = DeadlineQueue(timeout, min(STRANGERS_MAX, share))
@@ -91,6 +93,7 @@ class HttpServer:
         family, _, _, _, name = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM,
                                                    flags=socket.AI_PASSIVE)[0]  # fmt: skip
         self._listener = socket.socket(family, socket.SOCK_STREAM)
+        # Connections of the agent before this one may still be in TIME_WAIT on this port.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setblocking(False)
         self._listener.bind(name)
@@ -249,6 +252,7 @@ class HttpServer:
         """Who waits to be accepted keeps the listener readable: spinning on it would help nobody."""
         text = "a connection cannot be accepted (%s): the oldest one is closed; see ulimit -n"
         self._throttle.warning("resources", text, error)
+        # First who is refused anyway, then who has its answer, and last who may command.
         for waiting in (self._strangers, self._departing, self._waiting):
             if waiting.oldest is not None:
                 return self._drop_connection(waiting.oldest)
@@ -265,6 +269,7 @@ class HttpServer:
             self._push_out(waiting.oldest)
         waiting.add(connection)
         self._call_guarded(connection)  # most have sent their request by now
+        # Else it was answered, handed over or closed by that call.
         if connection.waits_in is waiting:
             self._watch_connection(connection, selectors.EVENT_READ)
 
@@ -286,6 +291,7 @@ class HttpServer:
         if not data:
             self.unfinished += connection.reader.has_begun
             return self._drop_connection(connection)
+        # A stranger is answered without being understood: its bytes reach no parser, and are not kept.
         if connection.caller.refusal is not None:
             return self._refuse_request(connection, connection.caller.refusal)
         try:
@@ -310,6 +316,8 @@ class HttpServer:
             return self._refuse_request(
                 connection, Failure(503, vim_http.BAD_STATE, "%d requests wait" % BACKLOG_MAX)
             )
+        # Before the worker has it: that one may close the socket, and the next connection may get its
+        # descriptor's number.
         self._release_connection(connection)
         self._workers.hand_over((connection, request))
 
@@ -328,6 +336,7 @@ class HttpServer:
     def _see_off(self, connection: Connection) -> None:
         """It has its answer: from now on all that counts is that the client gets it."""
         self._release_connection(connection)
+        # It has its answer, and has had more time than all others to read it.
         if self._departing.is_full() and self._departing.oldest is not None:
             self._drop_connection(self._departing.oldest)
         self._departing.add(connection)
@@ -340,6 +349,7 @@ class HttpServer:
         if connection.response:
             return self._watch_connection(connection, selectors.EVENT_WRITE)
         if connection.watched != selectors.EVENT_READ:
+            # The client sees the end of the response at once, and is read on until it ends, too.
             connection.end_sending()
             self._watch_connection(connection, selectors.EVENT_READ)
         data = connection.receive()

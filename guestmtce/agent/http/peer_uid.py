@@ -28,7 +28,9 @@ HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 IDENTITY = struct.Struct("!HH16s16s")  # ports and addresses of the socket that is looked for
 INTERFACE_AND_COOKIE = struct.Struct("=III")
+# struct inet_diag_msg: what is skipped is timer, retransmissions, identity, expiry and two lengths of queues.
 OWNER = struct.Struct("=BBxx48x12xII")  # family, state, …, uid, inode
+# INET_DIAG_NOCOOKIE: any socket with these addresses and ports.
 NO_COOKIE = 0xFFFFFFFF
 ALL_STATES = 0xFFFFFFFF
 ANSWER_MAX = 8192  # bytes
@@ -97,6 +99,7 @@ def parse_answer(data: bytes) -> Tuple[int, Optional[Owner]]:
         _, kind, _, sequence, _ = HEADER.unpack_from(data)
         if kind == NLMSG_ERROR:
             (error,) = struct.unpack_from("=i", data, HEADER.size)
+            # The one error that may mean two things: no such socket, or no sock_diag (see _find_owner).
             if -error != errno.ENOENT:
                 raise OSError(-error, os.strerror(-error))
             return sequence, None
@@ -106,7 +109,8 @@ def parse_answer(data: bytes) -> Tuple[int, Optional[Owner]]:
 
 
 def find_in_table(table: str, near: End, far: End) -> Optional[Owner]:
-    """The same from the text of /proc/net/tcp or tcp6."""
+    """The socket at `near` that is connected to `far`, from the text of /proc/net/tcp or tcp6."""
+    # An IPv4 connection of a socket for both families stands in tcp6, with mapped addresses.
     wanted = {
         " %s %s " % (_show_end(near, mapped), _show_end(far, mapped))
         for mapped in (False, True)
@@ -152,6 +156,7 @@ class PeerUids:
         """The uid at the other end of `connection`, which was accepted, or why there is none."""
         try:
             near, far = parse_end(connection.getsockname()), parse_end(connection.getpeername())
+            # The socket that is looked for is the other one: what is near to it is far from us.
             found = self._find_owner(far, near)
             if _tcp_state(connection) not in ALIVE:  # asked last: what was found before was its peer
                 return NoUid.GONE
@@ -159,6 +164,7 @@ class PeerUids:
             return NoUid.GONE  # reset before it was accepted
         if isinstance(found, Owner):
             return found.uid if found.inode != 0 and found.state in HELD else NoUid.GONE
+        # Not found, though our end is: a caller from an address of this host has closed its socket.
         return NoUid.GONE if found is NoUid.ELSEWHERE and _is_own_address(far.address) else found
 
     def _find_owner(self, near: End, far: End) -> Union[Owner, NoUid]:
@@ -182,6 +188,7 @@ class PeerUids:
             self._netlink.send(build_query(near, far, self._sequence))
             while True:
                 sequence, owner = parse_answer(self._netlink.recv(ANSWER_MAX))
+                # An answer to an earlier query is skipped.
                 if sequence == self._sequence:
                     return owner
         except OSError:

@@ -22,6 +22,7 @@ class Workers(Generic[Work]):
         self._idle: List[queue.SimpleQueue[Optional[Work]]] = []
         self._waiting: Deque[Work] = collections.deque()
         self._ended = False
+        # Daemon threads: one that hangs in a handler must not keep the process from its end.
         self._threads = [
             threading.Thread(target=self._run, name="%s-%d" % (name, number), daemon=True)
             for number in range(count)
@@ -67,5 +68,6 @@ class Workers(Generic[Work]):
                 return None
             if self._waiting:
                 return self._waiting.popleft()
+            # Under the lock: between the look at what waits and this, work could come that nobody takes.
             self._idle.append(inbox)
         return inbox.get()

@@ -20,6 +20,7 @@ def call_application(
     parts: List[bytes] = []
 
     def start_response(status: str, headers: Headers, exc_info: object = None) -> Callable[[bytes], None]:
+        # PEP 3333 has an application call this again, with exc_info, to replace what it said before.
         started.append((status, headers))
         return parts.append
 
@@ -27,6 +28,7 @@ def call_application(
     try:
         parts.extend(result)
     finally:
+        # PEP 3333 demands it, after an error too: CherryPy clears the thread's request there.
         close = getattr(result, "close", None)
         if close is not None:
             close()
