@@ -42,6 +42,7 @@ class DeliveredLog:
         self._file = -1
         self._fates: Dict[EventId, str] = {}  # the rest of the last line of an event
         self._read_file()
+        # What was turned down is as if it had never been sent: nobody is asked about it.
         self._before = {event: fate for event, fate in self._fates.items() if fate != UNSENT}
 
     def __contains__(self, origin: Origin) -> bool:
@@ -66,6 +67,7 @@ class DeliveredLog:
     def note_sending_elsewhere(self, origin: Origin, vim: int) -> None:
         """Another agent was sending it to this VIM."""
         event = (origin.sender, origin.sequence)
+        # The bound is for a guestServer that marks without end.
         if event not in self._before and len(self._before) < 3 * KEPT:
             self.note_sending(origin, vim)
             self._before[event] = "%s %d" % (SENDING, vim)
@@ -90,6 +92,7 @@ class DeliveredLog:
             self._fates[event] = fate  # the last one goes last
             self._lines += 1
             try:
+                # At twice the size, so that writing anew costs each note a constant share.
                 if self._lines > 2 * KEPT or not self._append_line(_format_line(event, fate)):
                     self._write_anew()
             except OSError as error:
@@ -104,11 +107,14 @@ class DeliveredLog:
         self._fates = dict(kept)
         self._lines = len(kept)
         self._close_file()
+        # On a full file system over the old file's own blocks. A note "sending" that outlived its "unsent"
+        # would have the next agent take the VIM's answer for a proof, and the alarm would be lost.
         atomic_file.write_or_overwrite(self._path, "".join(_format_line(*one) for one in kept), 0o600)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def _append_line(self, line: str) -> bool:
         """Whether the line is in the file; not if somebody has removed that, or the disk is full."""
+        # No link: a line would go into a file that the next agent does not find.
         if self._file < 0 or not os.fstat(self._file).st_nlink:
             return False
         try:
@@ -126,6 +132,7 @@ class DeliveredLog:
 
     def _read_file(self) -> None:
         try:
+            # O_NONBLOCK: to open a pipe of that name must not wait for its writer.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, encoding="ascii", errors="replace") as file:
                 text = file.read(3 * KEPT * LINE_MAX)
@@ -152,6 +159,7 @@ def _parse_line(line: str) -> Optional[Tuple[EventId, str]]:
     try:
         sender, sequence, *rest = line.split(" ")
         event, fate = (int(sender), int(sequence)), " ".join(rest).rstrip("\n")
+        # A line without its newline was cut: its last number may be the beginning of another.
         if not line.endswith("\n") or (rest and fate != UNSENT and rest[0] != SENDING):
             return None
         if rest and rest[0] == SENDING:

@@ -106,5 +106,6 @@ class AskVim(NamedTuple):
     serial: int = 0
 
 
+# What `vim_queue` takes; `main` carries out the others itself.
 VimEffect = Union[ReportService, ReportAlarm, ReportAction, Withdraw, ForgetVimEvents, AskVim]
 Effect = Union[Send, DropHost, AskMtc, LogLine, VimEffect]

@@ -48,4 +48,5 @@ class HeldOrigins:
 
 def is_same_datagram(one: Optional[Origin], other: Optional[Origin]) -> bool:
     """Whether both are the same datagram, whatever the address. None is the same as nothing."""
+    # Without `ip`: with a key a repetition may come from another address.
     return one is not None and other is not None and one[1:] == other[1:]

@@ -51,6 +51,7 @@ class Hosts:
         self._by_label[label].remove(host)
         if not self._by_label[label]:
             del self._by_label[label]
+        # Another host may have been added under the same uuid since: its entry stays.
         if self._by_uuid.get(host.uuid.lower()) is host:
             del self._by_uuid[host.uuid.lower()]
 
@@ -64,6 +65,7 @@ class Hosts:
         if host is not None:
             return host
         namesakes = self._by_label.get(_first_label(name), [])
+        # One of both names has no domain. Of several hosts with this first label any could be meant.
         if len(namesakes) == 1 and _has_domain(name) != _has_domain(namesakes[0].name):
             return namesakes[0]
         return None
@@ -73,6 +75,8 @@ class Hosts:
         host = self._by_name.get(_fold_name(record.hostname))
         if host is None:
             host = self.find_host(record.hostname)
+            # Another host of a like name: taken for this one it would take over its address and its
+            # instances.
             if host is not None and host.uuid.lower() != record.uuid.lower():
                 return None
         return host

@@ -66,6 +66,8 @@ class Inventory:
             return
         if (host.uuid, host.ip) != (record.uuid, record.ip):
             self._ledger.change_host(host, record)
+        # A host that was locked or booted when the VIM was asked before has said "disabled", and the VIM
+        # sends no enable later (docs/protocol/3-vim-http.md#hosts).
         self._ledger.query_state(host)
 
     def delete_host(self, record: datagram.HostRecord) -> None:
@@ -94,11 +96,14 @@ class Inventory:
 
     def create_instance(self, named: Named) -> None:
         """Instance create: a new one starts with reporting disabled; a known one keeps what it has."""
+        # 400, where a set answers 404: docs/protocol/3-vim-http.md#failures.
         host = self._find_named_host(named, 400)
         instance = self.instances.get(named.uuid.lower())
         if instance is None:
             self._ledger.add_instance(named.uuid.lower(), host, named.hostname, reporting=False)
         else:
+            # Its reporting stays; the original resets it here
+            # (docs/protocol/3-vim-http.md#where-instances-are).
             self._ledger.claim_instance(instance, host, named.hostname)
 
     def set_instance(self, named: Named, reporting: bool, now: float) -> Reply:
@@ -114,7 +119,10 @@ class Inventory:
             self._ledger.add_instance(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
             anew = instance.adopted or now - instance.listed_at < SAME_WORD
+            # From now on a command of the VIM is the last word: what enables later hides no disabling.
             instance.listed_at = LONG_AGO
+            # Before the claim: a move tells the new server this reporting with its ADD_INST, and no MOD_INST
+            # follows.
             self._ledger.set_reporting(instance, reporting)
             if not self._ledger.claim_instance(instance, host, named.hostname):
                 self._ledger.send_state(datagram.MOD_INST, instance, anew)
@@ -137,11 +145,14 @@ class Inventory:
         """Vote or notify. Returns the reply; its timeout is 0 when the guest will not answer."""
         instance = self._find_instance(named.uuid)
         seconds = 0
+        # A guest that does not heartbeat will not answer. 0 has the VIM go on at once
+        # (docs/protocol/3-vim-http.md#timeouts-of-votes-and-notices).
         if instance.heartbeating:
             seconds = guest_channel.timeout_secs(instance, notification_type, event)
             cmd = datagram.VOTE_INST if notification_type == guest_channel.VOTE else datagram.NOTIFY_INST
             question = datagram.Ask(instance.uuid, notification_type, event)
             self._ledger.send_command(instance.host, cmd, question, seconds)
+            # The latest question of its kind counts: an outcome bears no number of its question.
             instance.outcome_until[notification_type, event] = now + seconds + OUTCOME_GRACE
         return vim_http.action_reply(named.uuid, named.hostname, event, seconds)
 
@@ -151,6 +162,8 @@ class Inventory:
     def note_host_state(self, hostname: str, reporting: Optional[bool], serial: int) -> None:
         """The VIM's answer about a host; None: it gave none."""
         host = self.hosts.find_host(hostname)
+        # Queries overlap when the VIM is slow: the answer to the one that was put last counts, in whichever
+        # order they come.
         if host is None or reporting is None or host.commanded or serial < host.state_serial:
             return
         host.state_serial = serial
@@ -164,6 +177,7 @@ class Inventory:
     ) -> None:
         """The VIM's list of a host's instances; None: it gave none."""
         host = self.hosts.find_host(hostname)
+        # No list is no word about anything: a VIM that is silent makes no server forget a guest.
         if host is None or listed is None:
             return
         if not host.listed:
@@ -172,9 +186,12 @@ class Inventory:
         for entry in listed:
             self._note_listed(host, entry, serial, now)
         known = {entry.uuid for entry in listed}
+        # A copy, for forget_instance takes out of it.
         for instance in list(host.instances.values()):
             if not instance.adopted or instance.uuid in known:
                 continue
+            # Only a list that was asked for after the first one that lacked it: a guest is often up before
+            # the VIM has it.
             if instance.missing_since is not None and serial > instance.missing_since:
                 self._ledger.forget_instance(instance, "unknown to the VIM")
             else:
@@ -185,6 +202,8 @@ class Inventory:
         host, hostname = (asked, asked.name) if named is None else (named, entry.hostname)
         instance = self.instances.get(entry.uuid)
         if instance is None and self._ledger.deleted_since(entry.uuid, serial):
+            # The list may be older than the delete. A newer one shows whether the instance was made anew
+            # since.
             self._ledger.request_list(asked)
         elif instance is None:
             self._ledger.add_instance(entry.uuid, host, hostname, entry.reporting).listed_at = now
@@ -194,6 +213,8 @@ class Inventory:
             instance.listed_at = now
             if not self._ledger.claim_instance(instance, host, hostname):
                 self._ledger.send_state(datagram.ADD_INST, instance)
+                # The list says that it is this host's: that is what its loss has waited for. After a move
+                # there is none: the loss was of the host before.
                 self._ledger.report_waiting_loss(instance)
 
     # --- helpers -----------------------------------------------------------------------------------

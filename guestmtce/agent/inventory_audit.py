@@ -44,11 +44,14 @@ def _count_silence(ledger: Ledger, host: Host) -> None:
 
 
 def _query_vim(ledger: Ledger, host: Host) -> None:
+    # "Disabled" is of a moment, and no enable comes later (docs/protocol/3-vim-http.md#hosts).
     if not host.reporting:
         ledger.query_state(host)
     host.list_wait = max(0, host.list_wait - 1)
+    # Until the first list has come every audit asks; a newer one is worth one query per period.
     if host.list_wanted and not (host.listed and host.list_wait):
         host.unlisted_audits += 1
         ledger.query_list(host, 1)
+        # A VIM that gives no list must not swallow a loss: after UNLISTED_MAX audits it is told all the same.
         for instance in host.instances.values():
             ledger.report_waiting_loss(instance)

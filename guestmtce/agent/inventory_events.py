@@ -42,10 +42,13 @@ class ServerEvents:
         host, instance = self._find_subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
         if host is None or instance is None:
             return host is not None
+        # Even an old RUNNING ends what is older still: its state alone may no longer count.
         verdict = judge_datagram(instance.newest, _name_state(info, origin, still_ill), origin)
         self._withdraw_ended(instance, verdict)
         if verdict.state_counts:
             instance.believe_server(info)
+            # Behind the withdrawal: a loss that is void by this datagram waits no more. Any other may be told
+            # now, for the datagram bears the repair action.
             self._ledger.report_waiting_loss(instance)
             self._ledger.report_service(instance, origin)
         return True
@@ -65,6 +68,8 @@ class ServerEvents:
         is_news = not instance.reported or instance.heartbeating != info.heartbeating
         instance.believe_server(info)
         if instance.reporting != info.reporting:
+            # The agent's word counts, which is the VIM's: the server is corrected, not believed
+            # (docs/protocol/2-datagrams.md#what-guestagent-does-with-events).
             self._ledger.send_state(datagram.MOD_INST, instance)
         self._withdraw_ended(instance, verdict)
         self._ledger.report_waiting_loss(instance)
@@ -77,6 +82,8 @@ class ServerEvents:
         host, instance = self._find_subject(info.hostname, info.uuid, info.reporting, info.heartbeating)
         if host is None or instance is None:
             return host is not None
+        # It will come again, until the list has shown whose the instance is. An old server says it once: it
+        # counts now.
         if origin is not None and self._ledger.awaits_list(instance):
             return False
         said = Said.ILL_BEATING if info.heartbeating else Said.ILL_SILENT
@@ -105,16 +112,20 @@ class ServerEvents:
         host, instance = self._find_subject(event.hostname, event.uuid, True, True)
         if host is None or instance is None:
             return host is not None
+        # The LOSS that waits here has shown FAILED itself. Judged as any other its repetition would be void,
+        # would be confirmed, and the alarm would be lost if this process ended before the list came.
         waits = instance.loss_waits and origin is not None and origin == instance.loss_origin
         said = Said.LOSS_THAT_WAITS if waits else Said.LOSS
         if not judge_datagram(instance.newest, said, origin).counts:
             return True
         if isinstance(event, datagram.InstanceInfo):
+            # All but the state: the STOPPED that comes with it brings that, under a number of its own.
             instance.believe_server(event._replace(heartbeating=instance.heartbeating))
         instance.loss_waits, instance.loss_origin = True, origin
         if not instance.info_known:
             self._ledger.send_command(host, datagram.QRY_INST, datagram.Query())
         self._ledger.report_waiting_loss(instance)
+        # While it waits it is not understood, and so not noted as seen: its server goes on repeating it.
         return not instance.loss_waits or origin is None
 
     def note_outcome(self, event: datagram.VoteResult, now: float, origin: Optional[Origin] = None) -> bool:
@@ -153,6 +164,8 @@ class ServerEvents:
     ) -> Optional[Instance]:
         """The instance that a server speaks of, if it is that server's. An unknown one is adopted."""
         instance = self._ledger.instances.get(uuid)
+        # A server that has not heard of the delete must not bring the instance back: it is told once more,
+        # below.
         if instance is None and not self._ledger.was_deleted(uuid):
             return self._ledger.adopt_instance(uuid, host, reporting)
         if instance is not None and instance.host is host:

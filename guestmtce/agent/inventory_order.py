@@ -69,6 +69,10 @@ class Rule(NamedTuple):
 
 
 _NEWS_OF_ILLNESS: Tuple[Aspect, ...] = (START, UNHEALTHY)
+# RUNNING and STOPPED are overtaken by nothing: an old one still ends a failure that is older than it. LOSS
+# and ILLHEALTH are overtaken by a newer one of themselves: an older alarm behind a newer one would be a
+# second repair. Of an old server's STOPPED the state counts and no more: it may be the one that comes with a
+# LOSS.
 _STATE: Tuple[Aspect, ...] = (STATE, ANYTHING)
 
 RULES: Dict[Said, Rule] = {
@@ -101,6 +105,7 @@ class Verdict(NamedTuple):
 def judge_datagram(newest: Newest, said: Said, origin: Optional[Origin]) -> Verdict:
     """Judge a datagram by the rule of its kind, and note in `newest` what it shows. No origin: no number."""
     rule = RULES[said]
+    # All is judged before anything is noted: a datagram would be overtaken by what it shows itself.
     if any(is_overtaken(newest, aspect, origin) for aspect in rule.overtaken_by):
         return Verdict(False)
     verdict = Verdict(
@@ -117,6 +122,8 @@ def judge_datagram(newest: Newest, said: Said, origin: Optional[Origin]) -> Verd
 def is_overtaken(newest: Newest, aspect: Aspect, origin: Optional[Origin]) -> bool:
     """Whether this datagram, or a newer one of the same sender, has shown this already."""
     known = newest.get(aspect)
+    # Another sender is another guestServer: an exchanged one, or one that lost its run folder and its numbers
+    # with it. Old servers (no origin) are judged by the order of arrival.
     return (
         origin is not None
         and known is not None

@@ -63,6 +63,7 @@ class Ledger:
 
     def note_unknown_host(self, speaker: str, name: str) -> None:
         """Somebody speaks of a host that mtcAgent has not named: ask for the hosts."""
+        # `mtc_link` asks at most once per mtc_ask_period, however many speak of unknown hosts.
         self.effects.append(AskMtc())
         others = ", ".join(self.hosts.list_namesakes(name)[:NAMESAKES_SHOWN])
         text = (
@@ -80,12 +81,14 @@ class Ledger:
         """Send ADD_INST or MOD_INST: the server is to know the instance, with this reporting."""
         command = datagram.SetInstance(instance.uuid, instance.reporting)
         host = instance.host
+        # A command that disables hides no disabling.
         self.effects.append(Send(host.spelled, host.ip, cmd, command, anew=anew and instance.reporting))
 
     # --- queries to the VIM ------------------------------------------------------------------------
 
     def query_state(self, host: Host) -> None:
         """Ask whether the host reports, unless the VIM has commanded it."""
+        # After a command no answer counts: see the inventory's text.
         if not host.commanded:
             self.effects.append(AskVim(host.uuid, host.name, False, self.next_serial()))
 
@@ -119,6 +122,7 @@ class Ledger:
         self.hosts.remove(host)  # it is found by its uuid: out before that changes, and in again after
         host.uuid = record.uuid
         self.hosts.add(host)
+        # Addresses may change places: what another host was sent there is still repeated.
         if all(other.ip != left for other in self.hosts):
             self.effects.append(DropHost(left))
         self.brief_server(host)
@@ -169,6 +173,8 @@ class Ledger:
         if instance.heartbeating or not heartbeating:
             return None
         self.log(INFO, "%s: adopted from %s, not %s", instance.uuid, host.name, instance.host.name)
+        # Nothing is sent to the other server: DEL_INST would close the channel that the guest may come back
+        # to.
         self._place_instance(instance, host, host.name)
         instance.reporting, instance.missing_since = reporting, None
         self._doubt_instance(instance)
@@ -181,6 +187,8 @@ class Ledger:
 
     def note_missing(self, instance: Instance) -> None:
         """A list lacks this adopted instance: it may have been made before the VIM had it. Ask again."""
+        # The first miss keeps its serial, and gets it before the query: the query's serial is higher, so that
+        # the list which answers it decides.
         instance.missing_since = instance.missing_since or self.next_serial()
         self.request_list(instance.host)
 
@@ -191,13 +199,16 @@ class Ledger:
             self._move_instance(instance, host, hostname)
             return True
         instance.hostname = hostname
+        # Its state was held back while the VIM's list lacked it.
         if instance.info_known and not instance.reported:
             self.report_service(instance, None)
         return False
 
     def _move_instance(self, instance: Instance, host: Host, hostname: str) -> None:
         self.log(INFO, "%s: moved from %s to %s", instance.uuid, instance.host.name, host.name)
+        # Before the ADD_INST (docs/protocol/3-vim-http.md#where-instances-are).
         self.send_command(instance.host, datagram.DEL_INST, datagram.DeleteInstance(instance.uuid))
+        # What waits for the VIM was said by the server that the instance has left.
         self.effects.append(ForgetVimEvents(instance.uuid))
         self._place_instance(instance, host, hostname)
         # The new host's server has said nothing yet, and is another sender of datagrams.
@@ -219,6 +230,7 @@ class Ledger:
 
     def note_deleted(self, uuid: str) -> None:
         """The VIM has deleted it, whether it was known or not: no older list brings it back."""
+        # Out and in again: the order of the dict is that of the deletes.
         self._deleted.pop(uuid, None)
         self._deleted[uuid] = self.next_serial()
         if len(self._deleted) > DELETED_MAX:
@@ -267,6 +279,7 @@ class Ledger:
     ) -> None:
         """Failures of the instance are over, or the VIM does not want to hear of them."""
         if FAILED in states:
+            # A loss that waits for its repair action is in no queue yet: the effect alone would not stop it.
             instance.loss_waits = False
         self.effects.append(Withdraw(instance.uuid, why, states, unwanted))
 
@@ -292,6 +305,7 @@ class Ledger:
         self, instance: Instance, state: FailureState, action: str, origin: Optional[Origin]
     ) -> None:
         """Report a failure to the VIM, if it wants to hear of failures of this instance."""
+        # Nothing of the datagram waits then, and it is confirmed at once: nobody is to hear it.
         if not instance.wants_failures:
             self.log(INFO, "%s: %s, but the VIM has disabled reporting: no alarm", instance.uuid, state)
             return
@@ -317,6 +331,7 @@ class Ledger:
     def report_waiting_loss(self, instance: Instance) -> None:
         """Report a loss that has waited, if nothing is left to wait for."""
         if instance.loss_waits and instance.info_known and not self.awaits_list(instance):
+            # Before the report: whether it is told or not, it waits no more.
             instance.loss_waits = False
             self.report_alarm(instance, FAILED, instance.repair_action, instance.loss_origin)
 

@@ -57,6 +57,7 @@ class Agent(lifecycle.Service[AgentSettings]):
         self._inventory = Inventory()
         self._vim_queue = VimQueue(settings.vim_retry_first, settings.vim_retry_max)
         self._delivered_log = DeliveredLog(settings.run_dir, NAME)
+        # By host and not by address: with a key a repetition may come from another address.
         self._seen = SeenByPeer()  # by host
         self._vim = VimClient(
             settings.vim_base,
@@ -114,10 +115,12 @@ class Agent(lifecycle.Service[AgentSettings]):
     def reload(self, _settings: AgentSettings, keys: Keys) -> None:
         """HUP: take the keys."""
         if self._servers is not None:
+            # Threads that serve the VIM's commands seal with them.
             with self._lock:
                 self._servers.reload_keys(keys)
 
     def _run_audit(self) -> None:
+        # Set first: a defect in the round is logged by the loop, and must not be the last round.
         self._loop.after(self._settings.audit_period, self._run_audit)
         self.audits += 1
         self._apply(Inventory.run_audit)
@@ -134,6 +137,7 @@ class Agent(lifecycle.Service[AgentSettings]):
             try:
                 return act(self._inventory)
             finally:
+                # A command that is refused has effects, too: one about an unknown host asks mtcAgent.
                 self._carry_out_effects()
 
     def _carry_out_effects(self) -> None:
@@ -169,6 +173,7 @@ class Agent(lifecycle.Service[AgentSettings]):
 
     def _mark_event(self, origin: Origin, vim: int) -> None:
         """Have its guestServer know that an alarm is under way to this VIM, 0: is not."""
+        # From a thread that speaks to the VIM and holds no lock.
         with self._lock:
             if self._servers is not None:
                 self._servers.mark_event(origin, vim)
@@ -188,6 +193,8 @@ class Agent(lifecycle.Service[AgentSettings]):
         """A guestServer has sent an event. Without a key only the host's own address is believed."""
         with self._lock:
             host = self._inventory.hosts.find_host(received.event.hostname)
+            # The event of an unknown host passes: it asks mtcAgent, and nothing is believed or confirmed of
+            # it.
             if host is not None and host.ip != received.address and not received.sealed:
                 self.wrong_address_events += 1
                 text = (
@@ -195,6 +202,8 @@ class Agent(lifecycle.Service[AgentSettings]):
                     " [security] key_file on both sides if it sends from another address"
                 )
                 self._throttle.warning("address", text, host.name, received.address, host.ip)
+            # An old server's event, a MONITOR_READY or an answer: nobody waits for a confirmation of these,
+            # and the audit repairs what is lost (docs/protocol/2-datagrams.md#audit).
             elif not received.wants_ack:
                 _note_event(self._inventory.events, received, received.origin)
             elif received.origin is not None:
@@ -216,6 +225,7 @@ class Agent(lifecycle.Service[AgentSettings]):
                 self._delivered_log.note_sending_elsewhere(origin, received.vim)
             if not _note_event(self._inventory.events, received, origin):
                 return  # we do not know enough of its host or instance yet: it will come again
+            # Not before: what was not understood must be news when it comes again.
             self._seen.add(hostname, origin.sender, origin.sequence, now)
             self._carry_out_effects()  # only the queue can say whether anything of it waits
         self._answer_repetition(received, origin)

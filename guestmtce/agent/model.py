@@ -64,6 +64,8 @@ class Host:
         """Whether faults of this host are reported: as the VIM said, else as its instances suggest."""
         if self.reporting is not None:
             return self.reporting
+        # Today's VIM commands no host. Without its answer, an enabled instance shows that it wants to hear
+        # (docs/protocol/3-vim-http.md#hosts).
         return any(instance.reporting for instance in self.instances.values())
 
 
@@ -94,6 +96,8 @@ class Instance:
         # Type and event of a vote or notice → when the VIM waits for its outcome no more, s, monotonic.
         self.outcome_until: Dict[Tuple[str, str], float] = {}
         self.newest: Dict[Aspect, Origin] = {}  # the newest datagram that showed this (`inventory_order`)
+        # As a guest's that has sent no init (docs/protocol/1-guest-channel.md#init-and-acknowledgement): the
+        # outcome of another agent's question may come before any word of the guest.
         defaults = guest_channel.DEFAULT_INIT
         self.repair_action = defaults.corrective_action
         self.restart_secs = defaults.restart_secs

@@ -55,10 +55,12 @@ class MtcLink:
         self._settings = settings
         self._listener = listener
         self._asked_at = LONG_AGO
+        # True at first: only a question without an answer makes it the next address's turn.
         self._answered = True  # mtcAgent has spoken since it was last asked
         self._throttle = Throttle(log)
         names = [settings.mtc_address, *(name for name in CONTROLLERS if name != settings.mtc_address)]
         for name in names:
+            # The controllers' names may not exist here: only the setting's own is worth a line in the log.
             resolver.watch(name, self._address_known, quiet=name != settings.mtc_address)
         self._allowed = Allowed(resolver, names)
         self.port = UdpPort(loop, settings.bind, settings.mtc_cmd_port, self._serve_datagram, resolver)
@@ -80,6 +82,8 @@ class MtcLink:
             return
         self._asked_at = now
         if not self._answered:
+            # Where the name has several addresses one after the other is asked
+            # (docs/protocol/2-datagrams.md#addresses-and-names).
             self._candidates.advance()
         self._answered = False
         self.port.send(
@@ -91,10 +95,12 @@ class MtcLink:
         self.port.close()
 
     def _address_known(self) -> None:
+        # What start() could not send without an address goes out now, and not a period later.
         if not self.heard:
             self.ask_hosts()
 
     def _serve_datagram(self, data: bytes, address: str) -> None:
+        # Before a byte is read: a stranger's DEL_HOST would make every guest of the host forgotten.
         if address not in self._allowed:
             self.refused += 1
             text = (

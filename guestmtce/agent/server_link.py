@@ -28,6 +28,8 @@ from guestmtce.wire.datagram_ext import GOODBYE, Seal, SealRefused, Tag
 
 log = logging.getLogger(__name__)
 
+# For so long an unconfirmed command with ANEW keeps failures of its instance out
+# (docs/protocol/2-datagrams.md#confirmed-and-repeated). A server that never confirms is heard after that.
 ENABLING_MAX = 10.0  # s
 PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
@@ -109,6 +111,8 @@ class ServerLink:
         self._lock = lock
         self._listener = listener
         self._seal = Seal(*keys)
+        # One number is sender and nonce: unlike a guestServer's, an agent's sender need not outlive its
+        # process.
         self._sender = new_nonce()
         self._speaker = Speaker(self._seal, self._sender, self._sender)
         self._sequences = itertools.count(1)
@@ -129,6 +133,7 @@ class ServerLink:
         peer = self._peer_at(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
         # An old server confirms nothing and acts on every repetition: it is told once, and audited.
+        # This number keeps questions apart and is never sent; the one that goes out is drawn below.
         key = _key_command(send.command, next(self._sequences))
         if key is None or peer.speaker.speaks_extension is False:
             self._send_tagged(send, peer, Tag())
@@ -140,12 +145,13 @@ class ServerLink:
         if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
         if self._send_tagged(send, peer, Tag(flags, number=sequence)):
+            # A question expires with its timeout: nobody waits for its answer then.
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
             peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
             self._schedule_soon()
 
     def enables_anew(self, ip: str, uuid: str) -> bool:
-        """Whether this server may not know yet that reporting was disabled, and is enabled again; locked.
+        """Whether this server may not know yet that reporting was disabled, and is enabled again.
 
         What it tells of the instance's failures is from before, and it withdraws that when it hears. One that
         does not confirm for ENABLING_MAX s is heard all the same.
@@ -160,6 +166,7 @@ class ServerLink:
 
     def confirm_event(self, origin: Origin) -> None:
         """The server need not tell us that again; under the lock."""
+        # Not _peer_at: whoever is only confirmed takes no place among the peers.
         peer = self._speaker_at(origin.ip)
         tag = datagram_ext.ack_tag(Tag(sender=origin.sender, number=origin.sequence))
         self._seal_and_send(datagram_ext.build_ack(datagram.AGENT_SIGNATURE), tag, origin.ip, peer)
@@ -187,6 +194,7 @@ class ServerLink:
         """Say goodbye to every server, so that it follows the next agent at once, and close the socket."""
         with self._lock:
             for ip, peer in self._peers.items():
+                # An old server ignores a LOOPBACK.
                 goodbye = Send(peer.hostname, ip, datagram.LOOPBACK, datagram.Loopback())
                 self._send_tagged(goodbye, peer, Tag(GOODBYE))
         self.port.close()
@@ -237,6 +245,7 @@ class ServerLink:
     def _schedule_soon(self) -> None:
         if not self._scheduling:  # once for all that is sent in a burst: it looks at every host
             self._scheduling = True
+            # A timer is set in the loop's thread alone; commands come from those of the VIM.
             self._loop.call_from_thread(self._schedule_resend)
 
     def _schedule_resend(self) -> None:
@@ -275,6 +284,7 @@ class ServerLink:
             )
             with self._lock:
                 peer = self._speaker_at(address)
+                # A confirmation names no host: it was sealed for the host that last spoke from there.
                 hostname = event.hostname if event is not None else peer.hostname
                 peer.speaker.check(data, frame, b"server>" + hostname.encode())
                 self._remember_peer(address, peer, hostname)
@@ -297,16 +307,23 @@ class ServerLink:
         if not peer.speaker.knows_this_process(tag):
             if cmd == datagram.MONITOR_READY:
                 return True  # it cannot know us yet, and asks for no more than our state
+            # The query echoes the sender's nonce and bears ours: what it repeats then, it repeats to us
+            # (docs/protocol/2-datagrams.md#the-seal).
             self._send_tagged(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
+        # Only what is repeated bears the flag (docs/protocol/2-datagrams.md#marks): a confirmation or an
+        # answer without it takes nothing back.
         if tag is None or tag.wants_ack:
             peer.takes_marks = tag is not None and bool(tag.flags & datagram_ext.TAKES_MARKS)
         if peer.speaker.note_peer(tag):
             if tag is None:
+                # An old server confirms nothing and acts on every repetition.
                 peer.outgoing.drain()
             else:
+                # Its first word, or another process: that one has heard nothing yet.
                 peer.outgoing.again(time.monotonic())
                 self._schedule_soon()
+        # An ACK of what the agent before this one sent bears that one's sender, and perhaps a number of ours.
         if cmd == datagram_ext.ACK and tag is not None and tag.acked_sender == self._sender:
             peer.outgoing.confirm(tag.number)
         return True

@@ -33,6 +33,7 @@ class AgentSettings(DaemonSettings):
     """Times in s."""
 
     bind: str = setting("", flag="--bind", help="address to listen on for guestServers; default: all")
+    # The ports are those of docs/protocol/2-datagrams.md#ports and docs/protocol/3-vim-http.md#commands.
     rx_port: int = setting(
         2401, "agent.rx_port", 1, PORT_MAX, "--rx-port", "UDP port for guestServers' events"
     )
@@ -74,6 +75,8 @@ class AgentSettings(DaemonSettings):
     mtc_refresh: float = setting(60.0, "timers.mtc_refresh", SHORTEST, DAY)
     resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
     resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
+    # A VIM that stands still answers late; a dead one resets at once
+    # (docs/protocol/3-vim-http.md#how-events-are-delivered).
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
     vim_alarm_timeout: float = setting(100.0, "timers.vim_alarm_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
@@ -95,6 +98,7 @@ class AgentSettings(DaemonSettings):
             findings.append(Finding("vim_url", "write http://HOST:PORT"))
         for name in look_up_users(self.vim_users)[1]:
             text = "there is no user %s: it may not command: make it, or write another name or uid" % name
+            # Ignored: the daemon starts without that user, because root and its own may command.
             findings.append(Finding("vim_users", text, ignored=True))
         return findings
 

@@ -123,6 +123,7 @@ class _Exchange:
         return int(match.group(1)) if match else 0
 
 
+# urllib3 makes the sockets and passes nothing of ours on: the thread's exchange is the way to them.
 _current = threading.local()
 
 
@@ -132,6 +133,8 @@ class _Socket(socket.socket):
     exchange: _Exchange
 
     def sendall(self, data: Any, flags: int = 0) -> None:
+        # http.client and urllib3 send the head in one call and the body in the next. Without the body the VIM
+        # begins nothing: the note that the alarm is under way is made between the two.
         steps = self.exchange.steps
         steps.before_head() if data.endswith(END_OF_HEAD) else steps.before_body()
         super().sendall(data, flags)
@@ -152,9 +155,11 @@ class _Socket(socket.socket):
 
     def _give_up(self) -> None:
         """Is all of the request there? If not it must not arrive later: the connection is reset."""
+        # SIOCOUTQ, the same number: bytes that were not sent, or not acknowledged by the other kernel.
         unsent = struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
         self.exchange.has_all = self.exchange.handed_over and unsent == 0
         if unsent:
+            # A linger of 0 s: close() throws away what is unsent, and resets.
             self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -162,6 +167,7 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         super().connect()
         plain = self.sock
+        # Detached, or the plain socket would close the descriptor when it is collected.
         wrapped = _Socket(plain.family, plain.type, plain.proto, plain.detach())
         wrapped.settimeout(CONNECT_MAX)  # for sending, too: a request is less than what a socket takes
         wrapped.exchange = _current.exchange
@@ -203,9 +209,12 @@ class Caller:
         """
         exchange = _current.exchange = _Exchange(wait, steps)
         try:
+            # The session takes a new connection for each: on one that stands, an answer would prove nothing
+            # of an alarm sent on a later one, and its silent end would mean a delivery.
             with self._request(method, path, body, wait.first) as response:
                 return Reply(response.status_code, _read_json(response))
         except requests.RequestException as error:
+            # A status has come, whatever broke behind it: the VIM has processed the request.
             if exchange.status:
                 return Reply(exchange.status, None)
             raise _name_fate(error, exchange) from None
@@ -222,6 +231,7 @@ class Caller:
             headers=HEADERS,
             timeout=(min(CONNECT_MAX, seconds), seconds),
             allow_redirects=False,
+            # The head alone: the body is read in pieces, up to ANSWER_MAX.
             stream=True,
         )
 
@@ -244,8 +254,10 @@ def _name_fate(error: requests.RequestException, exchange: _Exchange) -> Excepti
     text = " ".join(str(error).split())[:TEXT_MAX]
     if exchange.ended and not exchange.head:
         return Silent("closed without an answer")
+    # Before Timeout, which it is as well.
     if isinstance(error, requests.ConnectTimeout):
         return NoRoom(text)
     if isinstance(error, requests.Timeout):
         return Unanswered(text, exchange.has_all)
+    # requests wraps the OSError of a refused connection: its errno shows in the text.
     return (Down if "[Errno %d]" % errno.ECONNREFUSED in text else Unreached)(text)

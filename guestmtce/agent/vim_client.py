@@ -146,6 +146,7 @@ class VimClient:
                 self._deliver_request(request, caller)
             except Exception:
                 log.exception("a defect in guestmtce: delivering %s failed", request.path)
+                # It must end: nothing else of its instance is begun while it is under way.
                 self._note_end(self._queue.note_unreached, request, time.monotonic())
 
     def _await_request(self) -> Optional[VimRequest]:
@@ -162,6 +163,7 @@ class VimClient:
             # All idle threads wait here, one of them until the next time at which something is due.
             self._wakes_at = min(self._wakes_at, next_due)
             self._more.wait(None if next_due == NEVER else max(WAIT_MIN, next_due - now))
+            # Whoever has waited looks for what is due itself, and says anew until when it waits.
             self._wakes_at = NEVER
         return None
 
@@ -174,6 +176,8 @@ class VimClient:
 
     def _deliver_request(self, request: VimRequest, caller: vim_call.Caller) -> None:
         """Send it, and note how that went."""
+        # Before it is asked, and again after the answer: a VIM that never had the alarm answers, too, and its
+        # answer would pass for a proof.
         if self._is_for_another(request):
             self._note_gone(request)
             return
@@ -222,6 +226,7 @@ class VimClient:
         first = self._patience.alarm if request.kind == ALARM and not request.asks else self._patience.other
         wait = vim_call.Wait(first, self._patience.other)
         steps = vim_call.Steps(functools.partial(self._check_wanted, request))
+        # An old server's alarm has no number by which the next agent could know it again.
         if request.kind == ALARM and request.origin is not None:
             steps = steps._replace(before_body=functools.partial(self._note_sending, request.origin))
         return caller.call(request.method, request.path, request.body, wait, steps)
@@ -269,6 +274,7 @@ class VimClient:
         self._note_end(self._queue.note_unsent, request)
 
     def _note_delivery(self, request: VimRequest) -> None:
+        # First the file, then the confirmation: who is killed in between tells no alarm twice.
         if request.origin is not None:
             self._journal.note_delivered(request.origin)
         self._note_end(self._queue.note_delivered, request)
@@ -289,7 +295,10 @@ class VimClient:
         # Sent in part and reset: the VIM cannot have all of it, but somebody listens there.
         if isinstance(error, vim_call.Unanswered) and not error.has_all and not request.asks:
             self._put_off(request)
+        # No room while it is asked: the VIM that has the alarm still listens, and stands still. It is asked
+        # again.
         elif isinstance(error, vim_call.Unanswered) or (request.asks and isinstance(error, vim_call.NoRoom)):
+            # A second outcome would meet another action of the VIM's: the next agent must not send it either.
             if request.kind == ACTION and request.origin is not None:
                 self._journal.note_delivered(request.origin)
             # The connection lived until now: whoever listens has it.
@@ -301,6 +310,7 @@ class VimClient:
             self._note_end(self._queue.note_unreached, request, now, isinstance(error, vim_call.Down))
 
     def _put_off(self, request: VimRequest) -> None:
+        # A query that brought nothing leaves the note: the VIM may have the alarm.
         if not request.asks:
             self._note_unsent(request)
         self._note_end(self._queue.note_put_off, request, time.monotonic())

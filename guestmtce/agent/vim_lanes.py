@@ -119,6 +119,7 @@ class Lanes:
     def delay_event(self, event: PendingEvent, until: float) -> None:
         """It may go again at `until`."""
         event.not_before = until
+        # Never taken out early: an entry whose lane is gone is thrown away at its time.
         heapq.heappush(self._timed, (until, event.request.uuid))
         self.update_place(event.request.uuid)
 
@@ -132,6 +133,7 @@ class Lanes:
             if lane is None or lane.place != (kind, order):
                 heapq.heappop(self._ready)  # void: each entry is pushed once and popped once
                 continue
+            # Behind it stand only kinds as grave or less grave: where it has no room they have none.
             return (uuid, kind) if has_room(kind) else None
         return None
 
@@ -154,6 +156,7 @@ class Lanes:
     def end_event(self, uuid: str, order: int) -> Optional[UnderWay]:
         """The request with this order has ended; None: it had ended before."""
         lane = self._lanes.get(uuid)
+        # It may have ended before, and a newer one be under way by now.
         if lane is None or lane.out is None or lane.out.order != order:
             return None
         out, lane.out = lane.out, None
@@ -175,6 +178,7 @@ class Lanes:
                 continue
             for event in lane.pending.values():
                 if event.not_before <= now:
+                    # 0.0 says that it may go, so that nobody who looks for a place needs a clock.
                     event.not_before = 0.0
                 if event.until <= now:
                     over.append(event)
@@ -197,6 +201,7 @@ class Lanes:
         ]
         # The gravest kind decides when the lane's turn comes, even where an older outcome then goes first.
         place = min(ready) if ready and lane.out is None else None
+        # The entry of the place before stays in the heap and is void by this change (see find_first).
         if place is not None and place != lane.place:
             heapq.heappush(self._ready, (*place, uuid))
         lane.place = place

@@ -22,6 +22,8 @@ def identify_listener(base: str) -> int:
     try:
         inode = _find_listening_inode(socket.inet_aton(place.hostname or ""), place.port or 80)
         with open(BOOT_ID, "rb") as file:
+            # With the boot's id: an inode's number is unique within one boot of one host only, and the other
+            # controller compares it, too.
             return (zlib.crc32(file.read() + b"%d" % inode) or 1) if inode else 0
     except (OSError, ValueError, IndexError):
         return 0
@@ -29,8 +31,10 @@ def identify_listener(base: str) -> int:
 
 def _find_listening_inode(address: bytes, port: int) -> Optional[int]:
     """The inode of the socket that listens there; the kernel lists those that listen before all others."""
+    # The table shows an address as one word of the machine's byte order.
     hosts = {"%08X" % int.from_bytes(address, sys.byteorder)}
     if address[0] == 127:
+        # A VIM that listens on all addresses is reached at loopback, too.
         hosts.add("00000000")
     with open("/proc/net/tcp", encoding="ascii") as file:
         next(file, None)

@@ -39,6 +39,8 @@ class VimPace:
 
     def allowed_at(self) -> float:
         """When something may be begun, if there is room for it."""
+        # Since the latest one: four at once would reach a serial VIM no sooner, and share our interpreter's
+        # lock.
         return max(self._not_before, max(self._begun.values(), default=-NEVER) + BESIDE_AFTER)
 
     def begin_request(self, order: int, place: int, now: float) -> None:
@@ -62,6 +64,7 @@ class VimPace:
         self._not_before = now + self._back_off.next_delay(DOWN_RETRY_MAX if down else NEVER)
 
     def _count_out(self, place: int, change: int) -> None:
+        # An older outcome that goes before its instance's alarm has an alarm's place: it holds that alarm up.
         if place == ALARM:
             self.alarms_out += change
         else:

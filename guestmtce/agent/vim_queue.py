@@ -119,6 +119,7 @@ class VimQueue:
             event.delivered_by = lane.out.order
         if before.asks:
             event.asks, event.sent_to = True, before.sent_to
+            # The wait goes on: whoever fails again and again must not have the VIM asked without a pause.
             event.failures, event.not_before = before.failures, before.not_before
 
     def _replace_event(self, key: EventKey, report: Report, until: float = NEVER) -> None:
@@ -135,6 +136,7 @@ class VimQueue:
         self._lanes.add_event(event)
 
     def _limit_actions(self, uuid: str) -> None:
+        # list_keys gives the oldest first: the newest stay.
         keys = [key for key in self._lanes.list_keys(uuid) if key.kind == ACTION]
         for key in keys[:-ACTIONS_MAX]:
             text = "%s: more than %d outcomes wait for the VIM: the oldest is dropped"
@@ -158,6 +160,8 @@ class VimQueue:
         if unwanted or not (event.asks or lane.is_reporting(event)):
             self._drop_event(uuid, key)
         else:
+            # It stays for the answer alone. Its server is confirmed now: the failure is over, whatever the
+            # VIM has of it.
             event.withdrawn = True
             self._origins.release_origin(event.request.origin)
             event.request = event.request._replace(origin=None)
@@ -204,6 +208,7 @@ class VimQueue:
 
     def next_request(self, now: float) -> Optional[VimRequest]:
         """What to deliver now, if anything. It is under way until one of the methods below is called."""
+        # Before the pause is looked at: outcomes end, and are confirmed, while the VIM is away, too.
         self._drop_expired(now)
         if now < self._pace.allowed_at():
             return None
@@ -233,8 +238,11 @@ class VimQueue:
         event = self._lanes.find_event(request.uuid, request.key)
         if lane is None or event is None or now >= event.until:
             return False
+        # An alarm that is over is asked about all the same: what the VIM has of it decides what a new one may
+        # do.
         if request.asks:
             return lane.is_reporting(event) and lane.out is not None and lane.out.order == request.order
+        # Another order: a newer event has taken its place, and goes by itself.
         return event.request.order == request.order and not event.withdrawn
 
     def _begin_event(self, uuid: str, place: int, now: float) -> VimRequest:
@@ -254,6 +262,7 @@ class VimQueue:
     def note_delivered(self, request: VimRequest) -> None:
         """The VIM has it: it answered, or it answered the query about it."""
         self._pace.note_reached()
+        # None: something newer of the same key has come meanwhile, which the VIM does not have.
         if self._end_request(request) is not None:
             self._remove_event(request)
         if request.kind != VIM_QUERY:
@@ -270,6 +279,8 @@ class VimQueue:
             self.note_delivered(request)
             return
         self._pace.note_reached()
+        # Of a query about an alarm a withdrawn one stays: a close without a byte says nothing of what the VIM
+        # has.
         event = self._end_request(request) if request.asks else self._end_undelivered(request)
         if event is None:
             return
@@ -303,6 +314,7 @@ class VimQueue:
             return
         if request.kind == ALARM and not request.asks:
             event.asks, event.sent_to = True, sent_to
+            # From here on the waits are those between two queries about it.
             event.failures.reset()
         self._lanes.delay_event(event, now + event.failures.next_delay())
 
@@ -318,6 +330,8 @@ class VimQueue:
         """It was not sent, or to a VIM that is gone: an alarm is to be sent, not asked about."""
         event = self._end_undelivered(request)
         if event is not None:
+            # Where it was asked about, the VIM that had it is gone
+            # (docs/protocol/3-vim-http.md#alarms-that-were-not-answered).
             event.asks = False
             self._lanes.update_place(request.uuid)
 
@@ -330,6 +344,8 @@ class VimQueue:
             if self._asking is request:
                 self._pace.end_request(request.order, VIM_QUERY)
                 self._asking = None
+                # Also a newer one of the same key, which nobody asks: the audit makes another (see
+                # _add_query).
                 del self._queries[request.uuid, request.topic]
             return None
         out = self._lanes.end_event(request.uuid, request.order)

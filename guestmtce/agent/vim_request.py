@@ -71,6 +71,8 @@ def make_query(effect: AskVim, order: int) -> VimRequest:
     body: Mapping[str, object] = {}
     if not effect.instances:
         topic, path = HOST_STATE, "hosts/" + effect.uuid
+        # A GET with a body: the VIM takes the host's name from there
+        # (docs/protocol/3-vim-http.md#questions-to-the-vim).
         body = {"hostname": effect.hostname, "uuid": effect.uuid}
     path = vim_http.EVENT_PATH + path
     return VimRequest(VIM_QUERY, effect.hostname, topic, order, "GET", path, body, None, effect.serial)
