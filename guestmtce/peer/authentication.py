@@ -16,13 +16,14 @@ from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, SealRefused, Tag
 
+# Beyond any key: a file that is none must not be read whole.
 KEY_FILE_MAX = 4096  # bytes
 KEY_SETTINGS = ("key_file", "old_key_file")  # what a reload takes at once
 REMEDY = ": make it (docs/install.md, A key between the daemons), or leave the setting out"
 
 
 class Keys(NamedTuple):
-    """What seals and opens, and what opens, too. Empty: none."""
+    """`key` seals and opens, `old` opens only; each has KEY_MIN bytes or more, or is empty: none."""
 
     key: bytes = b""
     old: bytes = b""
@@ -60,6 +61,7 @@ def read_key(path: str) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not block us
     try:
+        # Of the open file and not of its name, which may lead to another one a moment later.
         _check_owner(path, os.fstat(descriptor))
         key = os.read(descriptor, KEY_FILE_MAX).strip()
     finally:
@@ -67,6 +69,7 @@ def read_key(path: str) -> bytes:
     try:
         datagram_ext.check_key(key)
     except ValueError as error:
+        # ValueError's text has the key's length and nothing of the key: it goes into the log.
         raise OSError("%s: %s" % (path, error)) from None
     return key
 
@@ -78,6 +81,7 @@ def _check_owner(path: str, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.geteuid()):
         text = "%s belongs to uid %d, who could change the key: chown %d %s"
         raise OSError(text % (path, found.st_uid, os.geteuid(), path))
+    # 0600 and 0400 pass (docs/protocol/2-datagrams.md#the-seal).
     if found.st_mode & 0o177:
         text = "%s has mode %04o, so that others may know or change the key: chmod 0600 %s"
         raise OSError(text % (path, stat.S_IMODE(found.st_mode), path))
@@ -102,6 +106,7 @@ class Speaker:
         self.sender = sender
         self.nonce = nonce or new_nonce()
         self._seal = seal
+        # Two memories of the peer: what is echoed may come from a datagram that was not believed yet.
         self._peer_nonce = 0  # as we echo it
         self._believed = (0, 0)  # nonce and sender of the last one that was believed
 
@@ -117,6 +122,8 @@ class Speaker:
     def tag_and_seal(self, data: bytes, tag: Tag, route: bytes) -> bytes:
         """`data` with a tag, and a seal where there is a key."""
         tag = tag._replace(sender=self.sender, nonce=self.nonce, echo=self._peer_nonce)
+        # The seal covers the tag. Whom we do not know gets the tag, too: an old daemon does not look at it
+        # (docs/protocol/2-datagrams.md#old-peers-and-ours).
         return self._seal.add_seal(datagram_ext.stamp_tag(data, tag), route)
 
     def check(self, data: bytes, frame: datagram.Datagram, route: bytes) -> None:
@@ -131,14 +138,19 @@ class Speaker:
         """Whether the sender of a checked datagram knows our nonce; one that does not is to be sent it."""
         if not self.sealed:
             return True
+        # check() has refused what has no tag.
         assert tag is not None
         if tag.echo == self.nonce:
             return True
+        # Not believed, but echoed: our answer shows the peer our nonce, and that we have heard it. One round
+        # trip, and both know each other (docs/protocol/2-datagrams.md#the-seal).
         self._peer_nonce = tag.nonce
         return False
 
     def note_peer(self, tag: Optional[Tag]) -> bool:
         """A believed datagram has come: whether its sender, or its speaking the extension, has changed."""
+        # The nonce shows a new process, the sender a new memory: either has heard nothing of what we sent
+        # before.
         before = (self.speaks_extension, self._believed)
         self.speaks_extension = tag is not None
         if tag is not None:
@@ -155,6 +167,7 @@ class Allowed:
         self._names = names
 
     def __contains__(self, address: str) -> bool:
+        # Asked each time: the addresses of a name change, and are looked up beside the loop.
         return any(address in self._resolver.addresses(name) for name in self._names)
 
 
@@ -174,6 +187,7 @@ class Candidates:
     def current(self) -> str:
         """The one whose turn it is; nothing if none is known."""
         addresses = self.addresses()
+        # A count and no index: the list may be another one by the next turn.
         return addresses[self._turn % len(addresses)] if addresses else ""
 
     def advance(self) -> None:

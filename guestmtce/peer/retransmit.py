@@ -37,10 +37,12 @@ class Sequences:
     def next_sequence(self) -> int:
         """The next one, 1 … 2³²−1."""
         if not self._left:
+            # Asked once per block, because it writes a file: what is left of one at a restart is never used.
             self._next, self._left = self._reserve(BLOCK), BLOCK
         sequence = self._next % SEQUENCES
         self._next += 1
         self._left -= 1
+        # 0 stands for none (docs/protocol/2-datagrams.md#the-added-fields).
         return sequence or self.next_sequence()
 
 
@@ -57,6 +59,8 @@ class Deadlines:
     def set(self, sequence: int, when: float) -> None:
         """The sequence is due at `when`, and at no other time."""
         self._when[sequence] = when
+        # The sequence's entry of before stays in the heap: it is void, because its time is not the one in
+        # `_when`.
         heapq.heappush(self._queue, (when, sequence))
         self._shrink()
 
@@ -86,6 +90,7 @@ class Deadlines:
         return self._queue[0][0] if self._queue else NEVER
 
     def _shrink(self) -> None:
+        # While nobody listens nothing is ever due and popped; the state of one guest may change for days.
         if len(self._queue) > 2 * len(self._when) + STALE_MAX:
             self._fill_queue()
 
@@ -122,6 +127,7 @@ class Outgoing:
 
     def add(self, key: Hashable, sequence: int, content: Any, now: float, until: float = NEVER) -> None:
         """A message that was just sent for the first time."""
+        # State, not news: the older message of the key would say what is no longer so.
         self.drop(key)
         message = Message(key, sequence, content, until, now)
         self._by_key[key] = self._by_sequence[sequence] = message
@@ -161,6 +167,7 @@ class Outgoing:
 
     def due(self, now: float) -> List[Message]:
         """The messages to send again now; what has expired is dropped."""
+        # First: what nobody wants any more must not go out again.
         self.expire(now)
         ready = [self._by_sequence[sequence] for sequence in self._repeats.pop_due(now)]
         for message in ready:
@@ -182,6 +189,7 @@ class Outgoing:
         """Another process listens: everything is due at once, and repeated as if it were new."""
         for back_off in self._back_offs.values():
             back_off.reset()
+        # In one go: pushed one by one, each would leave a void entry behind.
         self._repeats.set_all(self._by_sequence, now)
 
     @property
@@ -214,14 +222,17 @@ class Seen:
         if (sender, sequence) in self._sequences:
             return False
         if len(self._sequences) >= SEEN_MAX:
+            # The one that came first: a dict keeps the order in which they came.
             del self._sequences[next(iter(self._sequences))]
         self._sequences[sender, sequence] = None
         return True
 
 
 class SeenByPeer:
-    """Which messages of many peers have come already: of each the last SEEN_MAX, and none for longer than
-    SEEN_FOR after it last came. A crowd on one peer pushes nothing of another's out.
+    """Which messages of many peers have come already: of each the last SEEN_MAX.
+
+    What came last more than SEEN_FOR ago is forgotten as later messages come. A crowd on one peer pushes
+    nothing of another's out.
     """
 
     def __init__(self) -> None:
@@ -236,6 +247,7 @@ class SeenByPeer:
         sequences = self._peers.get(peer, {})
         if sequences.pop((sender, sequence), None) is None:
             return False
+        # To the end again, so that the first is always the one that came longest ago.
         sequences[sender, sequence] = now
         return True
 
@@ -246,6 +258,7 @@ class SeenByPeer:
         if len(sequences) >= SEEN_MAX:
             del sequences[next(iter(sequences))]
         sequences[sender, sequence] = now
+        # Not each time: a sweep looks at every peer.
         if now - self._swept > SEEN_FOR / 2:
             self._sweep(now)
 
