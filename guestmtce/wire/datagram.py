@@ -212,9 +212,11 @@ def unpack(data: bytes) -> Datagram:
         raise BadDatagram("%d bytes, expected %d to %d" % (len(data), HEADER.size, FULL_SIZE))
     hdr, ver, rev, res, cmd, num, *parm = HEADER.unpack_from(data)
     text, nul, _ = data[HEADER.size :].partition(b"\0")
+    # guestAgent and mtcAgent send no NUL: the datagram's end is the text's. A full one has room for it.
     if not nul and len(data) == FULL_SIZE:
         raise BadDatagram("no NUL ends the JSON")
     body: Dict[str, Any] = {}
+    # guestAgent's MONITOR_READY, a confirmation and a mark have no body.
     if text.strip():
         try:
             # An old server does not escape a guest's reason: it must not answer for another guest.
@@ -254,6 +256,7 @@ def _read_uuid(body: Dict[str, Any]) -> str:
 def _read_enabled(body: Dict[str, Any], field: str) -> bool:
     value = _read_string(body, field)
     if value not in ("enabled", "disabled"):
+        # A guess would switch a guest's failures off, or on.
         raise BadDatagram("%r is neither enabled nor disabled but %r" % (field, value))
     return value == "enabled"
 
@@ -299,6 +302,7 @@ def parse_command(datagram: Datagram) -> Command:
         kind = guest_channel.VOTE if cmd == VOTE_INST else guest_channel.NOTICE
         return Ask(_read_uuid(body), kind, _read_string(body, "event", guest_channel.WORD_MAX))
     if cmd == MOD_HOST:
+        # A host's uuid is mtcAgent's and is only compared: it need not have an instance's form.
         return SetHost(_read_name(body, "uuid"), _read_enabled(body, "heartbeat"))
     if cmd == LOOPBACK:
         return Loopback()
@@ -313,6 +317,7 @@ def build_command(cmd: int, source: str, command: Command) -> bytes:
     body: Dict[str, Any] = {"source": source}
     if isinstance(command, (SetInstance, DeleteInstance)):
         reporting = isinstance(command, SetInstance) and command.reporting
+        # DEL_INST says "disabled" (docs/protocol/2-datagrams.md#commands).
         body.update(uuid=command.uuid, service=HEARTBEAT, state=state_word(reporting))
     elif isinstance(command, Ask):
         body.update(uuid=command.uuid, event=command.event)

@@ -201,11 +201,15 @@ class Seal:
         """Check `data`, whose tag bears `nonce`, and note its counter. Raises SealRefused."""
         if not self._keys:
             return
+        # A daemon without a key leaves these bytes 0: the log shall name the missing key, not a forgery.
         if len(data) < datagram.HEADER.size or not any(data[_COUNTER_AT:_SEAL_END]):
             raise SealRefused("not sealed")
         mac, content = data[_MAC_AT:_SEAL_END], bytearray(data)
+        # compare_digest takes the same time wherever two MACs differ: a forger learns no byte from it.
         if not any(hmac.compare_digest(_compute_mac(key, content, route), mac) for key in self._keys):
             raise SealRefused("the seal is wrong")
+        # Last: only a holder of the key moves a window. Anybody else could void all that the real sender says
+        # next.
         self._note_counter((route, nonce), *_COUNTER.unpack_from(data, _COUNTER_AT))
 
     def _note_counter(self, origin: Tuple[bytes, int], counter: int) -> None:
@@ -215,6 +219,7 @@ class Seal:
         """
         highest, bits = self._windows.get(origin, (0, 0))
         if counter > highest:
+            # Bounded: a counter has 64 bits, and a shift by so many would take all memory.
             bits = (bits << min(counter - highest, WINDOW)) | 1
             highest = counter
         else:
@@ -233,5 +238,6 @@ class Seal:
 
 def _compute_mac(key: bytes, data: bytearray, route: bytes) -> bytes:
     """The MAC of a datagram on its route, whatever stands in the MAC's own place."""
+    # The NUL keeps the route apart from the datagram's first bytes.
     blank = bytes(data[:_MAC_AT]) + bytes(MAC_SIZE) + bytes(data[_SEAL_END:])
     return hmac.new(key, route + b"\0" + blank, hashlib.sha256).digest()[:MAC_SIZE]

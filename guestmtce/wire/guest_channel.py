@@ -250,6 +250,7 @@ def parse(line: bytes, shapes: Optional[Dict[str, Shape]] = None) -> Message:
     shape = shapes.get(msg_type)
     if shape is None:
         raise Refused("unsupported message type: " + msg_type)
+    # In the order of the table: the nack names the first field that fails.
     make, validators = shape
     if make is Exit:  # a guest that says goodbye has gone, whatever else it says
         fields.setdefault("log_msg", "")
@@ -280,12 +281,14 @@ def build(message: Message, sequence: int) -> bytes:
     fields = {"version": VERSION, "revision": REVISION, "msg_type": msg_type, "sequence": sequence}
     for name, value in zip(message._fields, message):
         if isinstance(value, int):
+            # An interval may be negative in a guest's init: what it means is the session's affair.
             _int32(value) if name == "heartbeat_interval_ms" else _uint31(value)
             fields[name] = value
         else:
             limit = {"name": NAME_MAX, "log_msg": LOG_MSG_MAX}.get(name, WORD_MAX)
             fields[name] = clean_text(str(value), limit)
     data = _frame_fields(fields)
+    # No character has more than _ESCAPE_MAX bytes: at most one is cut too many.
     while len(data) > MESSAGE_MAX and fields.get("log_msg"):
         fields["log_msg"] = str(fields["log_msg"])[: -(1 + (len(data) - MESSAGE_MAX) // _ESCAPE_MAX)]
         data = _frame_fields(fields)

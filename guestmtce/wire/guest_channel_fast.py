@@ -20,6 +20,8 @@ _SEQUENCE = '"sequence":(?:0|[1-9][0-9]{0,8})'
 _ACTION = '"corrective_action":"(%s)"' % "|".join(CORRECTIVE_ACTIONS)
 _NAME = "([ !#-[\\]-~]{0,%d})" % NAME_MAX  # printable ASCII that is not escaped
 
+# The order of the fields is that of the deployed client's printf. Another order is no fault: it is read by
+# guest_channel.
 _ANSWER = _HEAD + (
     '"challenge_response",%s,"heartbeat_response":%s,"heartbeat_health":"healthy",%s,"log_msg":""}'
     % (_SEQUENCE, _UINT, _ACTION)

@@ -85,6 +85,8 @@ class RequestReader:
         if not self._line_is_valid:
             self._buffer = self._buffer.lstrip(CR_LF)  # some clients end a request with an empty line more
             self._check_first_line()
+        # From a little before what was searched, for the end may come in two pieces. A head that comes in
+        # drops is not searched from its begin each time.
         end = self._buffer.find(HEAD_END, max(0, self._scanned - len(HEAD_END) + 1), HEAD_MAX)
         if end < 0:
             self._scanned = len(self._buffer)
@@ -124,6 +126,7 @@ class RequestReader:
             if line is None:
                 return None
             if self._in_trailer:
+                # A trailer is read over: nothing here wants one.
                 del self._buffer[: len(line) + len(CR_LF)]
                 if not line:
                     body, self._chunked_body = bytes(self._chunked_body), bytearray()
@@ -172,6 +175,7 @@ def _parse_request_line(line: bytes) -> Tuple[str, str, str, str]:
     if is_absolute and not target.startswith(b"/"):  # as to a proxy; a server must understand it too
         target = b"/" + rest.partition(b"/")[2]
     path, _, query = target.partition(b"?")
+    # Within one major version a higher minor one is read as the highest that is known.
     version = "HTTP/1.0" if minor == b"0" else "HTTP/1.1"
     return method.decode("ascii"), unquote_to_bytes(path).decode("latin-1"), query.decode("ascii"), version
 
@@ -186,6 +190,7 @@ def _parse_fields(lines: Iterable[bytes]) -> Dict[str, str]:
         name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
         if name in headers and name in ONLY_ONCE:
             raise Failure(400, vim_http.PARSE_ERROR, "%s is there twice" % name)
+        # As one list, in their order (RFC 9110, section 5.3).
         headers[name] = "%s, %s" % (headers[name], value) if name in headers else value
     return headers
 
@@ -199,6 +204,7 @@ def _body_length(version: str, headers: Dict[str, str], body_max: int) -> Option
         if encoding.lower() != "chunked":
             raise Failure(501, vim_http.PARSE_ERROR, "Transfer-Encoding: %s" % encoding)
         return None
+    # A request without a length has no body (RFC 9112, section 6.3).
     if length is None:
         return 0
     if not (length.isascii() and length.isdigit()):

@@ -87,6 +87,8 @@ def _read_hostname(fields: Dict[str, Any], name: str = "hostname") -> str:
 def parse_named(uuid: str, data: bytes) -> Named:
     """A body `{uuid, hostname, …}` for the path's `uuid`; its own may be missing. Raises Failure 400."""
     fields = load_body(data)
+    # One uuid in two spellings is one instance; the reply has the path's
+    # (docs/protocol/3-vim-http.md#commands).
     if str(fields.get("uuid", uuid)).lower() != uuid.lower():
         raise Failure(400, INVALID, "the body's uuid is not the path's")
     if not UUID.fullmatch(uuid):
@@ -136,6 +138,8 @@ def _make_service(reporting: bool, heartbeating: bool, restart_secs: int) -> Dic
         "service": HEARTBEAT,
         "state": state_word(reporting),
         "status": state_word(heartbeating),
+        # One that is missing, empty or no integer breaks the VIM's client
+        # (docs/protocol/3-vim-http.md#how-the-vims-client-behaves).
         "restart-timeout": str(restart_secs if heartbeating else 0),
     }
 
@@ -213,6 +217,7 @@ class Listed(NamedTuple):
 def parse_host_state(reply: Any) -> Optional[bool]:
     """Whether reporting is enabled for the host, or None when the reply does not say."""
     state = reply.get("state") if isinstance(reply, dict) else None
+    # Another JSON value may be no key of a dict: a list raises TypeError.
     return {"enabled": True, "disabled": False}.get(state) if isinstance(state, str) else None
 
 
@@ -222,6 +227,7 @@ def parse_instances(reply: Any) -> Optional[List[Listed]]:
     An entry that cannot be read is left out: it must not hide the others.
     """
     entries = reply.get("instances") if isinstance(reply, dict) else None
+    # None and an empty list differ: a VIM that answers nonsense must not take all instances from a host.
     if not isinstance(entries, list):
         return None
     instances = [_parse_instance(entry) for entry in entries]
