@@ -154,7 +154,7 @@ class ServerLink:
         """Whether this server may not know yet that reporting was disabled, and is enabled again.
 
         What it tells of the instance's failures is from before, and it withdraws that when it hears. One that
-        does not confirm for ENABLING_MAX s is heard all the same.
+        does not confirm for ENABLING_MAX s is heard all the same. To be called under the lock.
         """
         peer = self._peers.get(ip)
         message = peer.outgoing.pending(CommandKey("instance", uuid)) if peer is not None else None
