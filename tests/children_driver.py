@@ -134,6 +134,9 @@ class Bench:
             end.close()
 
 
+NEVER_ASKED = 10**9  # the number of a request; a test makes thousands of them
+
+
 class Impostor:
     """A child of whom only the pipe is real: what it says is the test's."""
 
@@ -141,14 +144,14 @@ class Impostor:
         near, self.pipe = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self.pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
-        self.child = Child(uuid, 999, None, near)
+        self.child = Child(uuid, NEVER_ASKED, None, near)
         bench.children._by_uuid[uuid] = self.child
         if pid_known:
             self.child.pid = self.pid
             bench.children._by_pid[self.pid] = self.child
         else:
-            bench.children._awaited[999] = self.child
-            bench.children.spawner._asked.add(999)
+            bench.children._awaited[NEVER_ASKED] = self.child
+            bench.children.spawner._asked.add(NEVER_ASKED)
         bench.loop.watch(near, lambda: bench.children._read(self.child))
 
     def say(self, *packets):
