@@ -118,12 +118,19 @@ def test_a_daemon_of_a_container_is_not_taken_for_this_hosts(make):
     environment = {**inside.environment, "RUN_DIR": daemon.folder}
     environment["OPTIONS"] = inside.environment["OPTIONS"].replace(inside.folder, daemon.folder)
     subprocess.run(["unshare", "-m", "sh", "-c", script], env=environment, check=True)
-    (container,) = [pid for pid in psutil.pids() if holds(pid, daemon.folder + "/guestAgent.lock")]
+    lock = daemon.folder + "/guestAgent.lock"
+    # The process between the one that was started and the daemon holds it, too, until it has ended.
+    wait_for(lambda: len(holders(lock)) == 1, "one process has the lock")
+    (container,) = holders(lock)
     try:
         assert [daemon.init("status"), daemon.init("stop")] == [STOPPED, 0]
         assert lives(container)
     finally:
         os.kill(container, signal.SIGKILL)
+
+
+def holders(path):
+    return [pid for pid in psutil.pids() if holds(pid, path)]
 
 
 def holds(pid, path):

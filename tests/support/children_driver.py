@@ -151,14 +151,14 @@ class Impostor:
         near, self.pipe = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         self.pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
-        self.child = ChildHandle(uuid, 999, None, near)
+        self.child = ChildHandle(uuid, NEVER_ASKED, None, near)
         bench.children._by_uuid[uuid] = self.child
         if pid_known:
             self.child.pid = self.pid
             bench.children._by_pid[self.pid] = self.child
         else:
-            bench.children._awaited[999] = self.child
-            bench.children.spawner._asked.add(999)
+            bench.children._awaited[NEVER_ASKED] = self.child
+            bench.children.spawner._asked.add(NEVER_ASKED)
         bench.loop.watch(near, lambda: bench.children._read_reports(self.child))
 
     def say(self, *packets):

@@ -40,8 +40,8 @@ class Rig:
         """
         began = time.monotonic()
         while not condition():
-            late = "not within %g s: %s; log: %s" % (seconds, what, self.lines)
-            assert within(seconds, time.monotonic() - began), late
+            took = time.monotonic() - began
+            assert within(seconds, took), "not within %g s: %s; log: %s" % (seconds, what, self.lines)
             self.loop.run_once()
         return condition()
 

@@ -13,6 +13,7 @@ import pytest
 from children_driver import (
     GUEST,
     IDENTITY,
+    NEVER_ASKED,
     ONE,
     TWO,
     Impostor,
@@ -206,7 +207,7 @@ def test_who_breaks_the_rules_is_killed_counted_once_and_not_heard_again(bench, 
     impostor.say(*BREACHES[name])
     if not pid_known:
         bench.until(lambda: bench.children.rule_breakers)
-        del bench.children._awaited[999]
+        del bench.children._awaited[NEVER_ASKED]
         bench.children._adopt_child(impostor.child, impostor.pid)
     bench.until(lambda: bench.ends)
     assert bench.ends == [(ONE, DIED, " of signal 9")]
@@ -242,7 +243,7 @@ def test_who_says_nothing_any_more_is_ended(bench, last, pid_known):
         impostor.say(last)
     if not pid_known:
         bench.until(lambda: impostor.child.doomed)
-        del bench.children._awaited[999]
+        del bench.children._awaited[NEVER_ASKED]
         bench.children._adopt_child(impostor.child, impostor.pid)
     bench.until(lambda: bench.ends)
     assert bench.reports == [session_types.Missed(1)]
