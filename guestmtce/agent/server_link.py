@@ -4,6 +4,7 @@ docs/protocol/2-datagrams.md#confirmed-and-repeated
 
 A guestServer that speaks our extension confirms a command, and gets it again until it does; a newer command
 about the same takes the place of the older. An old one gets each command once; the audit repairs the rest.
+A query is repeated only to a server that does not know this process yet: until it does, it follows another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from guestmtce.daemon.loop import Loop, Timer
 from guestmtce.daemon.resolver import Resolver
 from guestmtce.daemon.udp_port import UdpPort
 from guestmtce.peer.authentication import NO_KEYS, Keys, Speaker, new_nonce
-from guestmtce.peer.retransmit import Message, Outgoing
+from guestmtce.peer.retransmit import BLOCK, Message, Outgoing, Sequences
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import GOODBYE, Seal, SealRefused, Tag
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # For so long an unconfirmed command with ANEW keeps failures of its instance out
 # (docs/protocol/2-datagrams.md#confirmed-and-repeated). A server that never confirms is heard after that.
 ENABLING_MAX = 10.0  # s
+QUERY_FOR = 10.0  # s; the next audit asks anew
 PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
 
@@ -81,6 +83,7 @@ class _Peer:
         self.speaker = speaker
         self.outgoing = Outgoing()
         self.takes_marks = False
+        self.knows_us = False  # its last datagram echoes our nonce, or it is an old one, which echoes nothing
 
 
 class _Command(NamedTuple):
@@ -115,7 +118,10 @@ class ServerLink:
         # process.
         self._sender = new_nonce()
         self._speaker = Speaker(self._seal, self._sender, self._sender)
-        self._sequences = itertools.count(1)
+        blocks = itertools.count(1, BLOCK)
+        self._sequences = Sequences(lambda _: next(blocks))
+        self._questions = itertools.count(1)
+        self._queries = Outgoing()  # by address: to those that do not know us yet
         self._peers: Dict[str, _Peer] = {}
         self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
@@ -133,13 +139,15 @@ class ServerLink:
         peer = self._peer_at(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
         # An old server confirms nothing and acts on every repetition: it is told once, and audited.
-        # This number keeps questions apart and is never sent; the one that goes out is drawn below.
-        key = _key_command(send.command, next(self._sequences))
-        if key is None or peer.speaker.speaks_extension is False:
-            self._send_tagged(send, peer, Tag())
-            return
-        sequence = next(self._sequences)
+        key = _key_command(send.command, next(self._questions))
         now = time.monotonic()
+        if key is None or peer.speaker.speaks_extension is False:
+            sent = self._send_tagged(send, peer, Tag())
+            if sent and isinstance(send.command, datagram.Query) and not peer.knows_us:
+                self._queries.add(send.ip, self._sequences.next_sequence(), send, now, now + QUERY_FOR)
+                self._schedule_soon()
+            return
+        sequence = self._sequences.next_sequence()
         flags = datagram_ext.WANTS_ACK
         # A command that takes the place of an unconfirmed one must not hide that reporting was off between.
         if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
@@ -182,6 +190,7 @@ class ServerLink:
     def drop_server(self, ip: str) -> None:
         """Nothing more is to be said to this server; under the lock."""
         self._peers.pop(ip, None)
+        self._queries.drop(ip)
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now; under the lock."""
@@ -251,7 +260,7 @@ class ServerLink:
     def _schedule_resend(self) -> None:
         with self._lock:
             self._scheduling = False
-            waiting = [peer.outgoing for peer in self._peers.values() if peer.outgoing]
+            waiting = [peer.outgoing for peer in self._peers.values() if peer.outgoing] + [self._queries]
             due = min((outgoing.next_due for outgoing in waiting), default=NEVER)
         if due == NEVER or (self._repeat is not None and self._repeat.when <= due):
             return
@@ -263,6 +272,8 @@ class ServerLink:
         self._repeat = None
         now = time.monotonic()
         with self._lock:
+            for query in self._queries.due(now):
+                self._send_tagged(query.content, self._speaker_at(query.content.ip), Tag())
             for peer in self._peers.values():
                 # A server that has not shown yet which kind it is gets it once: it may be an old one.
                 for message in peer.outgoing.due(now):
@@ -311,6 +322,9 @@ class ServerLink:
             # (docs/protocol/2-datagrams.md#the-seal).
             self._send_tagged(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
+        peer.knows_us = tag is None or tag.echo == self._sender
+        if peer.knows_us:
+            self._queries.drop(address)
         # Only what is repeated bears the flag (docs/protocol/2-datagrams.md#marks): a confirmation or an
         # answer without it takes nothing back.
         if tag is None or tag.wants_ack:

@@ -88,11 +88,52 @@ def test_a_command_is_repeated_until_it_is_confirmed(bench, key, command):
 
 
 @KEYS
-def test_a_query_is_asked_once(bench, key):
-    one, server = pair(bench, key)
+def test_a_query_is_asked_until_the_server_knows_this_agent_and_then_once(bench, key):
+    one, server = pair(bench, key, met=False)
+    one.send(QUERY)
+    one.until(lambda: server.listen() and len(server.raw) >= 3 or len(server.raw) >= 3, "two repetitions")
+    server.say(datagram.QRY_INST, INFO)
+    assert quiet(one, server)
+    server.got.clear()
     one.send(QUERY)
     one.until(server.listen, "the query")
     assert not server.got[0][2].wants_ack and quiet(one, server)
+
+
+def test_an_event_told_to_the_agent_before_this_one_ends_no_query(bench):
+    """The server has the nonce of the process before it: it follows that one still."""
+    one, server = pair(bench)
+    server.speaker.note_peer(Tag(nonce=12345))
+    one.send(QUERY)
+    server.say(*LOSS)
+    count = len(server.raw)
+    one.until(lambda: server.listen() and len(server.raw) >= count + 2, "two repetitions")
+
+
+def test_a_query_is_given_up_for_the_next_audit_and_for_an_old_server(bench, monkeypatch):
+    one, server = pair(bench, met=False)
+    one.send(QUERY)
+    one.say(datagram.build_event(*LOSS))
+    server.listen()
+    assert quiet(one, server)
+    monkeypatch.setattr(server_link, "QUERY_FOR", REPEAT_FIRST)
+    one, server = pair(bench, met=False)
+    one.send(QUERY)
+    one.until(server.listen, "it is asked")
+    assert quiet(one, server) and not one.link._queries
+
+
+def test_numbers_wrap(bench):
+    """At 1,000 hosts an agent has used all after half a year."""
+    one, server = pair(bench)
+    for _ in range(2):
+        one.link._sequences._next, one.link._sequences._left = 2**32 - 1, 2
+        one.send(ON, OFF)
+        one.until(lambda: len(server.numbers(datagram.MOD_INST)) >= 2, "both")
+        assert server.numbers(datagram.MOD_INST)[:2] == [2**32 - 1, one.link._sequences._next - 1]
+        server.confirm(server.got[-1][2])
+        assert one.link.unconfirmed == 0 and quiet(one, server)
+        server.got.clear()
 
 
 WRONG = {
