@@ -248,7 +248,8 @@ class Master(lifecycle.Service[ServerSettings]):
         try:
             wanted = self._guests.drain_effects()
             while wanted:
-                for effect in wanted:
+                # Lines last: each wakes the log's thread, which would keep an event from going out.
+                for effect in sorted(wanted, key=_is_log_line):
                     # One effect's defect is logged by the loop and costs no other effect.
                     self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
                 wanted = self._guests.drain_effects()
@@ -380,6 +381,10 @@ _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
     effects.ForgetGuest: Master._forget_guest,
     LogLine: Master._write_log_line,
 }
+
+
+def _is_log_line(effect: object) -> bool:
+    return isinstance(effect, LogLine)
 
 
 def _missing_flags() -> List[str]:
