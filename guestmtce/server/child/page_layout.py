@@ -40,6 +40,8 @@ CHUNK_MAX = 64 * 1024  # bytes; the largest hole in malloc's heap worth filling
 # another. CPython 3.9 to 3.13 was seen to take 1,020 and glibc 8.
 TRIES_MAX = 20_000
 HEAP_TRIES_MAX = 500
+# So many blocks from a pool's beginning, in order, show that it is new: two may have been freed in order.
+NEW_POOL = 4
 
 # What the master says when it starts a spawner.
 LAID_OUT = "laid out"
@@ -86,17 +88,22 @@ def fill_holes() -> None:
 
 
 def _fill_pools(size: int, make_block: Callable[[], Any]) -> bool:
-    """Until the first two blocks of a pool come one after the other: this pool is new. Whether one was.
+    """Until the first blocks of a pool come one after the other: this pool is new. Whether one was.
 
     The numbers of blocks are objects of two steps themselves: they lie before and between two such blocks.
+    Of three steps something is made and dropped each time.
     """
-    last = 0
+    last = in_order = 0
     others = 3 * size if size == 2 * BLOCK_STEP else 0
+    enough = NEW_POOL if size > 3 * BLOCK_STEP else 2
     for _ in range(TRIES_MAX):
         _filling.append(make_block())
         block = id(_filling[-1])
-        first = 0 <= last % POOL_SIZE - POOL_HEADER <= others
-        if first and last + size <= block <= last + size + others:
+        if in_order and last + size <= block <= last + size + others:
+            in_order += 1
+        else:
+            in_order = int(0 <= block % POOL_SIZE - POOL_HEADER <= others)
+        if in_order == enough:
             return True
         last = block
     del _filling[-TRIES_MAX:]
