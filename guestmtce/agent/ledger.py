@@ -122,9 +122,7 @@ class Ledger:
         self.hosts.remove(host)  # it is found by its uuid: out before that changes, and in again after
         host.uuid = record.uuid
         self.hosts.add(host)
-        # Addresses may change places: what another host was sent there is still repeated.
-        if all(other.ip != left for other in self.hosts):
-            self.effects.append(DropHost(left))
+        self._leave_address(left)
         self.brief_server(host)
 
     def remove_host(self, host: Host) -> None:
@@ -133,7 +131,12 @@ class Ledger:
         for instance in list(host.instances.values()):
             self.forget_instance(instance, "its host is deleted")
         self.hosts.remove(host)
-        self.effects.append(DropHost(host.ip))
+        self._leave_address(host.ip)
+
+    def _leave_address(self, ip: str) -> None:
+        # Addresses may change places: what another host was sent there is still repeated.
+        if all(other.ip != ip for other in self.hosts):
+            self.effects.append(DropHost(ip))
 
     # --- where instances are -----------------------------------------------------------------------
 

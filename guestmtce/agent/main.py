@@ -192,23 +192,29 @@ class Agent(lifecycle.Service[AgentSettings]):
     def server_said(self, received: ReceivedEvent) -> None:
         """A guestServer has sent an event. Without a key only the host's own address is believed."""
         with self._lock:
-            host = self._inventory.hosts.find_host(received.event.hostname)
-            # The event of an unknown host passes: it asks mtcAgent, and nothing is believed or confirmed of
-            # it.
-            if host is not None and host.ip != received.address and not received.sealed:
-                self.wrong_address_events += 1
-                text = (
-                    "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure"
-                    " [security] key_file on both sides if it sends from another address"
-                )
-                self._throttle.warning("address", text, host.name, received.address, host.ip)
-            # An old server's event, a MONITOR_READY or an answer: nobody waits for a confirmation of these,
-            # and the audit repairs what is lost (docs/protocol/2-datagrams.md#audit).
-            elif not received.wants_ack:
-                _note_event(self._inventory.events, received, received.origin)
-            elif received.origin is not None:
-                self._note_once(received, received.origin, host.name if host is not None else "")
-            self._carry_out_effects()
+            try:
+                self._note_received(received)
+            finally:
+                # What was concluded before a defect is carried out with it, and not with the next event.
+                self._carry_out_effects()
+
+    def _note_received(self, received: ReceivedEvent) -> None:
+        host = self._inventory.hosts.find_host(received.event.hostname)
+        # The event of an unknown host passes: it asks mtcAgent, and nothing is believed or confirmed of
+        # it.
+        if host is not None and host.ip != received.address and not received.sealed:
+            self.wrong_address_events += 1
+            text = (
+                "an event of %s from %s was dropped: mtcAgent says that this host is at %s; configure"
+                " [security] key_file on both sides if it sends from another address"
+            )
+            self._throttle.warning("address", text, host.name, received.address, host.ip)
+        # An old server's event, a MONITOR_READY or an answer: nobody waits for a confirmation of these,
+        # and the audit repairs what is lost (docs/protocol/2-datagrams.md#audit).
+        elif not received.wants_ack:
+            _note_event(self._inventory.events, received, received.origin)
+        elif received.origin is not None:
+            self._note_once(received, received.origin, host.name if host is not None else "")
 
     def _note_once(self, received: ReceivedEvent, origin: Origin, hostname: str) -> None:
         """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it.

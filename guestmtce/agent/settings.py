@@ -123,9 +123,9 @@ def _parse_host(words: str) -> HostRecord:
 
 
 def _is_url(text: str) -> bool:
-    """Whether something can listen there."""
+    """Whether something can listen there, without TLS: the VIM has none."""
     try:
         url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0
     except ValueError:
         return False

@@ -107,7 +107,7 @@ class VimClient:
         self._more = threading.Condition(lock)
         self._stopping = False
         self._wakes_at = NEVER  # s, monotonic: when a thread that waits looks again by itself
-        self._looked_at, self._vim = -NEVER, 0  # when, and who listened then
+        self._listening = (-NEVER, 0)  # s, monotonic, and who listened then; one value: threads share it
         self._throttle = Throttle(log)
         self._threads = [
             threading.Thread(target=self._run, name="vim-%d" % number, daemon=True)
@@ -195,7 +195,7 @@ class VimClient:
             self._note_end(self._queue.note_unsent, request)
         except (vim_call.Unanswered, vim_call.Unreached) as error:
             self.reachable = False
-            self._looked_at = -NEVER  # another one may listen next
+            self._listening = (-NEVER, 0)  # another one may listen next
             text = (
                 "%s %s: the VIM at %s %s: %s: again later; see whether it runs there ([guest-rest-api] in"
                 " its config.ini)"
@@ -239,10 +239,11 @@ class VimClient:
 
     def _note_sending(self, origin: Origin) -> None:
         """The connection is there: whoever listens has it."""
-        now = time.monotonic()
-        if now - self._looked_at > LISTENER_AGE:
-            self._looked_at, self._vim = now, vim_listener.identify_listener(self._base)
-        self._journal.note_sending(origin, self._vim)
+        now, (looked_at, vim) = time.monotonic(), self._listening
+        if now - looked_at > LISTENER_AGE:
+            vim = vim_listener.identify_listener(self._base)
+            self._listening = (now, vim)
+        self._journal.note_sending(origin, vim)
 
     def _note_reply(self, request: VimRequest, reply: vim_call.Reply) -> object:
         """Returns the body that a query has brought."""

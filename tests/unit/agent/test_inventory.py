@@ -236,6 +236,16 @@ def test_what_was_said_to_an_address_is_repeated_as_long_as_a_host_has_it():
     assert of(DropHost, drain_effects(made)) == []
 
 
+def test_a_deleted_host_leaves_what_another_was_told_at_its_address():
+    made = inventory(A, B)
+    made.note_host(A._replace(ip=B.ip))  # the machine of B has got another name
+    drain_effects(made)
+    made.delete_host(B)
+    assert of(DropHost, drain_effects(made)) == []
+    made.delete_host(A)
+    assert of(DropHost, drain_effects(made)) == [DropHost(B.ip)]
+
+
 def test_a_deleted_host_takes_its_instances_along():
     made = enabled()
     made.create_instance(named(B, V))

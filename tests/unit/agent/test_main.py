@@ -19,6 +19,7 @@ from agent_world import (
 )
 from serverlink_bench import NAME, OurServer
 
+from guestmtce.agent import main
 from guestmtce.peer import retransmit
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import Loss
@@ -35,6 +36,20 @@ def started(world, **settings):
     told(server, RUNNING, 1)
     one.until(lambda: confirmed(server) == [1], "the VIM has the start")
     return one, server
+
+
+def test_a_defect_while_an_event_is_served_keeps_nothing_back_that_was_concluded_before(world, monkeypatch):
+    one, server = started(world)
+    note = main._note_event
+
+    def fail(*values):
+        note(*values)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(main, "_note_event", fail)
+    told(server, LOSS, 2)
+    one.until(one.alarms, "the alarm is told at once")
+    assert one.loop.defects == 1
 
 
 # --- confirmed when the VIM has it ---

@@ -125,6 +125,7 @@ def test_a_folder_of_sockets_that_is_not_there_is_a_note(tmp_path):
 AGENT_FAULTS = {
     ("hosts = compute-0",): "[agent] hosts = compute-0: compute-0: NAME UUID ADDRESS expected",
     ("", "--vim-url", "vim:30002"): "--vim-url = vim:30002: write http://HOST:PORT",
+    ("", "--vim-url", "https://vim:1"): "--vim-url = https://vim:1: write http://HOST:PORT",
     ("", "--vim-url", "http://vim:x"): "--vim-url = http://vim:x: write http://HOST:PORT",
 }
 
