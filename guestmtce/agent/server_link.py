@@ -4,7 +4,8 @@ docs/protocol/2-datagrams.md#confirmed-and-repeated
 
 A guestServer that speaks our extension confirms a command, and gets it again until it does; a newer command
 about the same takes the place of the older. An old one gets each command once; the audit repairs the rest.
-A query is repeated only to a server that does not know this process yet: until it does, it follows another.
+A query is repeated until it is confirmed, too, or the next audit asks anew: who hears nothing of us for long
+follows another.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class _Peer:
         self.speaker = speaker
         self.outgoing = Outgoing()
         self.takes_marks = False
-        self.knows_us = False  # its last datagram echoes our nonce, or it is an old one, which echoes nothing
 
 
 class _Command(NamedTuple):
@@ -121,7 +121,7 @@ class ServerLink:
         blocks = itertools.count(1, BLOCK)
         self._sequences = Sequences(lambda _: next(blocks))
         self._questions = itertools.count(1)
-        self._queries = Outgoing()  # by address: to those that do not know us yet
+        self._queries = Outgoing()  # by address; apart from commands, which keep a peer from being forgotten
         self._peers: Dict[str, _Peer] = {}
         self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
@@ -141,11 +141,9 @@ class ServerLink:
         # An old server confirms nothing and acts on every repetition: it is told once, and audited.
         key = _key_command(send.command, next(self._questions))
         now = time.monotonic()
-        if key is None or peer.speaker.speaks_extension is False:
-            sent = self._send_tagged(send, peer, Tag())
-            if sent and isinstance(send.command, datagram.Query) and not peer.knows_us:
-                self._queries.add(send.ip, self._sequences.next_sequence(), send, now, now + QUERY_FOR)
-                self._schedule_soon()
+        is_query = isinstance(send.command, datagram.Query)
+        if peer.speaker.speaks_extension is False or not (is_query or key is not None):
+            self._send_tagged(send, peer, Tag())
             return
         sequence = self._sequences.next_sequence()
         flags = datagram_ext.WANTS_ACK
@@ -155,7 +153,10 @@ class ServerLink:
         if self._send_tagged(send, peer, Tag(flags, number=sequence)):
             # A question expires with its timeout: nobody waits for its answer then.
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
-            peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
+            if is_query:
+                self._queries.add(send.ip, sequence, _Command(send, flags), now, now + QUERY_FOR)
+            else:
+                peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
             self._schedule_soon()
 
     def enables_anew(self, ip: str, uuid: str) -> bool:
@@ -272,16 +273,17 @@ class ServerLink:
         self._repeat = None
         now = time.monotonic()
         with self._lock:
-            for query in self._queries.due(now):
-                self._send_tagged(query.content, self._speaker_at(query.content.ip), Tag())
+            for message in self._queries.due(now):
+                self._resend(message, self._speaker_at(message.content.send.ip))
             for peer in self._peers.values():
                 # A server that has not shown yet which kind it is gets it once: it may be an old one.
                 for message in peer.outgoing.due(now):
                     if peer.speaker.speaks_extension:
-                        self._send_tagged(
-                            message.content.send, peer, Tag(message.content.flags, number=message.sequence)
-                        )
+                        self._resend(message, peer)
         self._schedule_resend()
+
+    def _resend(self, message: Message, peer: _Peer) -> None:
+        self._send_tagged(message.content.send, peer, Tag(message.content.flags, number=message.sequence))
 
     # --- in ----------------------------------------------------------------------------------------
 
@@ -322,9 +324,6 @@ class ServerLink:
             # (docs/protocol/2-datagrams.md#the-seal).
             self._send_tagged(Send(peer.hostname, address, datagram.QRY_INST, datagram.Query()), peer, Tag())
             return False
-        peer.knows_us = tag is None or tag.echo == self._sender
-        if peer.knows_us:
-            self._queries.drop(address)
         # Only what is repeated bears the flag (docs/protocol/2-datagrams.md#marks): a confirmation or an
         # answer without it takes nothing back.
         if tag is None or tag.wants_ack:
@@ -333,6 +332,7 @@ class ServerLink:
             if tag is None:
                 # An old server confirms nothing and acts on every repetition.
                 peer.outgoing.drain()
+                self._queries.drop(address)
             else:
                 # Its first word, or another process: that one has heard nothing yet.
                 peer.outgoing.again(time.monotonic())
@@ -340,7 +340,14 @@ class ServerLink:
         # An ACK of what the agent before this one sent bears that one's sender, and perhaps a number of ours.
         if cmd == datagram_ext.ACK and tag is not None and tag.acked_sender == self._sender:
             peer.outgoing.confirm(tag.number)
+            self._confirm_query(address, tag.number)
         return True
+
+    def _confirm_query(self, address: str, sequence: int) -> None:
+        # One host cannot confirm for another.
+        query = self._queries.find(sequence)
+        if query is not None and query.key == address:
+            self._queries.confirm(sequence)
 
 
 def _enables_reporting(command: datagram.Command) -> bool:

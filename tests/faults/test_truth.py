@@ -56,6 +56,14 @@ FOR_GOOD = (100.0, None)
         (hung((100.0, 101.0), unwatched={UUID: [(102.5, 103.0)]}), [alarm(103.5)], ["FALSE"]),
         (hung((100.0, 101.0), (103.0, None)), [alarm(100.3), alarm(103.3)], []),
         (hung((100.0, 101.0), FOR_GOOD, stalls=[(101.2, 104.0)]), [alarm(100.3), alarm(103.0)], []),
+        # What a VIM that stood still reads late is of the failure that is over.
+        (hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]), [alarm(103.1), alarm(103.9)], []),
+        (
+            hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]),
+            [alarm(103.7), alarm(103.9)],
+            ["TWICE"],
+        ),
+        (hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]), [alarm(103.1)], []),
         (hung(), [alarm(100.0)], ["FALSE"]),
         (hung(stood_still={UUID: [(99.7, 99.9)]}), [alarm(100.0)], []),
         (hung(FOR_GOOD, stood_still={UUID: [(99.7, 99.9)]}), [alarm(99.95)], []),

@@ -135,4 +135,5 @@ class OurServer:
             self._bench.send((datagram.QRY_INST, datagram.Query()), ip=self.socket.getsockname()[0],
                              name=self.name)  # fmt: skip
             self._bench.until(self.listen, "the agent echoes us")
+            self.confirm(self.got[-1][2])
             self.ready()

@@ -74,7 +74,9 @@ KEYS = pytest.mark.parametrize("key", [b"", KEY], ids=["open", "sealed"])
 
 
 @KEYS
-@pytest.mark.parametrize("command", [ON, FORGET, HOST, (*VOTE, 60.0)], ids=["mod", "del", "host", "vote"])
+@pytest.mark.parametrize(
+    "command", [ON, FORGET, HOST, (*VOTE, 60.0), QUERY], ids=["mod", "del", "host", "vote", "query"]
+)
 def test_a_command_is_repeated_until_it_is_confirmed(bench, key, command):
     one, server = pair(bench, key)
     one.send(command)
@@ -82,45 +84,44 @@ def test_a_command_is_repeated_until_it_is_confirmed(bench, key, command):
     assert {(cmd, what, tag.number) for cmd, what, tag in server.got} == {
         (*command[:2], server.got[0][2].number)
     }
-    assert all(tag.wants_ack for _, _, tag in server.got) and one.link.unconfirmed == 1
+    assert all(tag.wants_ack for _, _, tag in server.got) and one.link.unconfirmed == (command != QUERY)
     server.confirm(server.got[0][2])
     assert one.link.unconfirmed == 0 and quiet(one, server)
 
 
-@KEYS
-def test_a_query_is_asked_until_the_server_knows_this_agent_and_then_once(bench, key):
-    one, server = pair(bench, key, met=False)
+def test_a_query_is_repeated_to_who_has_not_spoken_and_given_up_for_the_next_audit(bench, monkeypatch):
+    one, server = pair(bench, met=False)
     one.send(QUERY)
-    one.until(lambda: server.listen() and len(server.raw) >= 3 or len(server.raw) >= 3, "two repetitions")
-    server.say(datagram.QRY_INST, INFO)
+    one.until(lambda: len(server.listen()) >= 3, "two repetitions")
+    server.confirm(server.got[0][2])
     assert quiet(one, server)
-    server.got.clear()
+    monkeypatch.setattr(server_link, "QUERY_FOR", REPEAT_FIRST)
+    one.send(QUERY)
+    one.until(lambda: not one.link._queries, "it is given up")
+    assert quiet(one, server) and one.link.unconfirmed == 0
+
+
+def test_a_query_is_confirmed_by_no_event_and_by_no_other_host(bench):
+    one, server = pair(bench)
+    other = OurServer(one, OTHER, "compute-1", sender=78)
+    other.meet()
     one.send(QUERY)
     one.until(server.listen, "the query")
-    assert not server.got[0][2].wants_ack and quiet(one, server)
-
-
-def test_an_event_told_to_the_agent_before_this_one_ends_no_query(bench):
-    """The server has the nonce of the process before it: it follows that one still."""
-    one, server = pair(bench)
-    server.speaker.note_peer(Tag(nonce=12345))
-    one.send(QUERY)
     server.say(*LOSS)
-    count = len(server.raw)
-    one.until(lambda: server.listen() and len(server.raw) >= count + 2, "two repetitions")
+    other.confirm(server.got[0][2])
+    one.until(lambda: len(server.numbers(datagram.QRY_INST)) >= 3, "two repetitions")
 
 
-def test_a_query_is_given_up_for_the_next_audit_and_for_an_old_server(bench, monkeypatch):
+def test_an_old_server_is_asked_once_per_audit(bench):
     one, server = pair(bench, met=False)
     one.send(QUERY)
     one.say(datagram.build_event(*LOSS))
     server.listen()
     assert quiet(one, server)
-    monkeypatch.setattr(server_link, "QUERY_FOR", REPEAT_FIRST)
-    one, server = pair(bench, met=False)
+    count = len(server.raw)
     one.send(QUERY)
-    one.until(server.listen, "it is asked")
-    assert quiet(one, server) and not one.link._queries
+    one.until(lambda: server.listen() and len(server.raw) > count, "the query")
+    assert not server.got[-1][2].wants_ack and quiet(one, server)
 
 
 def test_numbers_wrap(bench):
