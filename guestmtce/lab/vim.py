@@ -233,6 +233,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.close()
             return
         # Before the reply: the real VIM processes a request whose client has gone, too.
+        entry["processed"] = time.monotonic()
         stand_in.note(entry)
         reply = stand_in.answer(self.command, self.path, body)
         if reply is not None and stand_in.drip and self.command == "PATCH":

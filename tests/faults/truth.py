@@ -53,6 +53,8 @@ class Truth:
         self.stood_still: Dict[str, List[Period]] = {}  # by uuid: its whole machine, for want of CPU
         self.asked: List[Asked] = []
         self.log: List[str] = []
+        # Arrival of an alarm → when the VIM has processed it, which may stand still between.
+        self._processed: Dict[float, float] = {}
 
     def note(self, text: str) -> None:
         """A line of the story."""
@@ -98,6 +100,7 @@ class Truth:
         services = [(event["at"], event["body"]["event-data"]["services"][0]) for event in alarms]
         failed = [at for at, service in services if service["state"] == "failed"]
         unhealthy = [at for at, service in services if service["state"] == "unhealthy"]
+        self._processed = {event["at"]: event.get("processed", event["at"]) for event in alarms}
         found = self._judge("hung", self.hung, uuid, failed, ended)
         found += self._judge("ill", self.ill, uuid, unhealthy, ended)
         found += self._seconds(uuid, [at for at, _ in services])
@@ -118,7 +121,9 @@ class Truth:
         told: List[List[float]] = [[] for _ in all_of_it]
         for at in alarms:
             of = [
-                n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(uuid, one[1] or ended)
+                n
+                for n, one in enumerate(all_of_it)
+                if one[0] < self._processed[at] and at <= self._told_until(uuid, one[1] or ended)
             ]
             wanted = [n for n in of if all_of_it[n] not in perhaps]
             # The last one that was wanted first.
