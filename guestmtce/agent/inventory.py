@@ -21,7 +21,7 @@ VIM that commands the one commands the other.
 
 from __future__ import annotations
 
-from typing import List, Mapping, Optional
+from typing import Iterable, List, Mapping, Optional
 
 from guestmtce.agent.effects import Effect
 from guestmtce.agent.inventory_audit import audit_hosts
@@ -41,7 +41,9 @@ Reply = Mapping[str, object]  # the JSON object that answers a command
 class Inventory:
     """See the module's text. `Failure` is raised to whoever commands what cannot be."""
 
-    def __init__(self) -> None:
+    def __init__(self, unheard_before: Iterable[str] = ()) -> None:
+        """`unheard_before`: uuids that an agent before this one disabled, unheard by their servers, maybe."""
+        self._unheard = set(unheard_before)
         self._ledger = Ledger()
         self.hosts = self._ledger.hosts
         self.instances = self._ledger.instances
@@ -118,6 +120,7 @@ class Inventory:
         if instance is None:
             self._ledger.add_instance(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
+            self._takes_unheard(instance.uuid)
             anew = instance.adopted or now - instance.listed_at < SAME_WORD
             # From now on a command of the VIM is the last word: what enables later hides no disabling.
             instance.listed_at = LONG_AGO
@@ -206,18 +209,28 @@ class Inventory:
             # since.
             self._ledger.request_list(asked)
         elif instance is None:
-            self._ledger.add_instance(entry.uuid, host, hostname, entry.reporting).listed_at = now
+            anew = self._takes_unheard(entry.uuid)
+            self._ledger.add_instance(entry.uuid, host, hostname, entry.reporting, anew).listed_at = now
         elif instance.adopted:
+            anew = self._takes_unheard(entry.uuid)
+            # A loss of before may be of the time in which nobody wanted to hear of any.
+            instance.loss_waits = instance.loss_waits and not anew
             # What the VIM commanded is newer than any list; what a server said is not.
             self._ledger.set_reporting(instance, entry.reporting)
             instance.listed_at = now
             if not self._ledger.claim_instance(instance, host, hostname):
-                self._ledger.send_state(datagram.ADD_INST, instance)
+                self._ledger.send_state(datagram.ADD_INST, instance, anew)
                 # The list says that it is this host's: that is what its loss has waited for. After a move
                 # there is none: the loss was of the host before.
                 self._ledger.report_waiting_loss(instance)
 
     # --- helpers -----------------------------------------------------------------------------------
+
+    def _takes_unheard(self, uuid: str) -> bool:
+        """Whether its server may not have heard that it was disabled; the first word of the VIM tells it."""
+        was_unheard = uuid in self._unheard
+        self._unheard.discard(uuid)
+        return was_unheard
 
     def _find_instance(self, uuid: str) -> Instance:
         instance = self.instances.get(uuid.lower())

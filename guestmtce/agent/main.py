@@ -54,9 +54,9 @@ class Agent(lifecycle.Service[AgentSettings]):
         self._loop = loop
         self._settings = settings
         self._lock = threading.Lock()
-        self._inventory = Inventory()
-        self._vim_queue = VimQueue(settings.vim_retry_first, settings.vim_retry_max)
         self._delivered_log = DeliveredLog(settings.run_dir, NAME)
+        self._inventory = Inventory(self._delivered_log.unheard_before)
+        self._vim_queue = VimQueue(settings.vim_retry_first, settings.vim_retry_max)
         # By host and not by address: with a key a repetition may come from another address.
         self._seen = SeenByPeer()  # by host
         self._vim = VimClient(
@@ -215,6 +215,14 @@ class Agent(lifecycle.Service[AgentSettings]):
             _note_event(self._inventory.events, received, received.origin)
         elif received.origin is not None:
             self._note_once(received, received.origin, host.name if host is not None else "")
+
+    def disabling_sent(self, uuid: str) -> None:
+        """The next guestAgent must know, should this one end before it is heard."""
+        self._delivered_log.note_disabling(uuid)
+
+    def disabling_heard(self, uuid: str) -> None:
+        """Its server knows."""
+        self._delivered_log.note_disabling_heard(uuid)
 
     def _note_once(self, received: ReceivedEvent, origin: Origin, hostname: str) -> None:
         """An event that is repeated until we confirm it: once the VIM has it, or if nobody is to hear it.

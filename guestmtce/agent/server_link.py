@@ -61,6 +61,12 @@ class ServerListener(Protocol):
     def server_said(self, received: ReceivedEvent) -> None:
         """A believed event; called in the loop, without the lock."""
 
+    def disabling_sent(self, uuid: str) -> None:
+        """A command goes out that tells its server that reporting is disabled, or was; under the lock."""
+
+    def disabling_heard(self, uuid: str) -> None:
+        """The server has heard of it, or needs not any more; under the lock."""
+
 
 class Endpoint(NamedTuple):
     """Where this agent listens (`address` empty: everywhere), and the port of every guestServer."""
@@ -150,6 +156,11 @@ class ServerLink:
         # A command that takes the place of an unconfirmed one must not hide that reporting was off between.
         if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
+        # Before it is sent: this process may end at any moment.
+        if isinstance(send.command, datagram.SetInstance) and _tells_disabling(send.command, flags):
+            self._listener.disabling_sent(send.command.uuid)
+        elif isinstance(send.command, datagram.DeleteInstance):
+            self._listener.disabling_heard(send.command.uuid)
         if self._send_tagged(send, peer, Tag(flags, number=sequence)):
             # A question expires with its timeout: nobody waits for its answer then.
             until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
@@ -190,7 +201,9 @@ class ServerLink:
 
     def drop_server(self, ip: str) -> None:
         """Nothing more is to be said to this server; under the lock."""
-        self._peers.pop(ip, None)
+        peer = self._peers.pop(ip, None)
+        if peer is not None:
+            self._drain_commands(peer)
         self._queries.drop(ip)
 
     def reload_keys(self, keys: Keys) -> None:
@@ -331,7 +344,7 @@ class ServerLink:
         if peer.speaker.note_peer(tag):
             if tag is None:
                 # An old server confirms nothing and acts on every repetition.
-                peer.outgoing.drain()
+                self._drain_commands(peer)
                 self._queries.drop(address)
             else:
                 # Its first word, or another process: that one has heard nothing yet.
@@ -339,9 +352,20 @@ class ServerLink:
                 self._schedule_soon()
         # An ACK of what the agent before this one sent bears that one's sender, and perhaps a number of ours.
         if cmd == datagram_ext.ACK and tag is not None and tag.acked_sender == self._sender:
-            peer.outgoing.confirm(tag.number)
+            message = peer.outgoing.confirm(tag.number)
+            if message is not None:
+                self._note_heard(message)
             self._confirm_query(address, tag.number)
         return True
+
+    def _drain_commands(self, peer: _Peer) -> None:
+        for message in peer.outgoing.drain():
+            self._note_heard(message)
+
+    def _note_heard(self, message: Message) -> None:
+        command = message.content.send.command
+        if isinstance(command, datagram.SetInstance) and _tells_disabling(command, message.content.flags):
+            self._listener.disabling_heard(command.uuid)
 
     def _confirm_query(self, address: str, sequence: int) -> None:
         # One host cannot confirm for another.
@@ -352,6 +376,11 @@ class ServerLink:
 
 def _enables_reporting(command: datagram.Command) -> bool:
     return isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting
+
+
+def _tells_disabling(command: datagram.SetInstance, flags: int) -> bool:
+    """Whether it disables the instance, or has the server do so before it enables."""
+    return not command.reporting or bool(flags & datagram_ext.ANEW)
 
 
 def _hides_disabling(replaced: Optional[Message]) -> bool:

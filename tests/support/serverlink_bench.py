@@ -22,6 +22,7 @@ class Bench:
 
     def __init__(self, address="", key=b""):
         self.heard = []
+        self.unheard = set()  # uuids that are disabled, and no server has confirmed it
         self.lock = threading.Lock()
         self.loop = Loop()
         self.agent_port, self.server_port = free_ports(2, "0.0.0.0")
@@ -33,6 +34,12 @@ class Bench:
 
     def server_said(self, received):
         self.heard.append(received)
+
+    def disabling_sent(self, uuid):
+        self.unheard.add(uuid)
+
+    def disabling_heard(self, uuid):
+        self.unheard.discard(uuid)
 
     def open(self, address):
         """A socket where the link expects a guestServer."""

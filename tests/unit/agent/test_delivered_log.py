@@ -48,6 +48,28 @@ def test_what_one_was_sending_the_next_asks_about(tmp_path):
     assert DeliveredLog(str(tmp_path), NAME).sent_to(origin(1)) is None
 
 
+def test_of_which_disabling_no_server_has_heard_the_next_knows(tmp_path, monkeypatch):
+    first = DeliveredLog(str(tmp_path), NAME)
+    uuids = ["%08x-0000-4000-8000-000000000000" % number for number in range(4)]
+    for uuid in uuids[:3]:
+        first.note_disabling(uuid)
+    first.note_disabling(uuids[0])
+    first.note_disabling_heard(uuids[1])
+    first.note_disabling_heard(uuids[3])
+    first.note_delivered(origin(1))
+    after = DeliveredLog(str(tmp_path), NAME)
+    assert after.unheard_before == {uuids[0], uuids[2]} and origin(1) in after
+    monkeypatch.setattr(delivered_log, "KEPT", 2)
+    for number in range(20):
+        after.note_delivered(origin(number))
+    after.note_disabling(uuids[3])  # the oldest makes room
+    again = DeliveredLog(str(tmp_path), NAME)
+    assert again.unheard_before == {uuids[2], uuids[3]}
+    with open(path(tmp_path), "a", encoding="ascii") as file:
+        file.write("on %s\noff %s\noff %s" % (uuids[2], uuids[1][:9], uuids[1][:9]))
+    assert DeliveredLog(str(tmp_path), NAME).unheard_before == {uuids[3]}
+
+
 def test_what_another_controller_was_sending_is_known_until_the_end(tmp_path):
     one = DeliveredLog(str(tmp_path), NAME)
     one.note_sending_elsewhere(origin(1), 10)

@@ -96,6 +96,19 @@ def test_a_list_that_was_asked_for_before_a_server_named_the_instance_is_no_word
     assert drain_effects(made) == [send(A, DEL, DeleteInstance(U)), ForgetVimEvents(U)]
 
 
+@pytest.mark.parametrize("adopted", [True, False])
+def test_what_a_server_may_not_know_to_have_been_disabled_is_enabled_anew(adopted):
+    made = Inventory([U])
+    made.note_host(A)
+    if adopted:
+        made.events.note_loss(info(heartbeating=False), origin(1))
+    answer_list(made, A.hostname, [ON_A])
+    effects = drain_effects(made)
+    (added,) = [one for one in of(Send, effects) if one.cmd == ADD]
+    assert added.command == SetInstance(U, True) and added.anew
+    assert of(ReportAlarm, effects) == []
+
+
 def test_a_list_is_asked_for_at_most_once_per_audit_period_and_until_it_comes():
     made, asked = settled(), []
     for step in range(40):

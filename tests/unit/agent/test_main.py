@@ -38,6 +38,30 @@ def started(world, **settings):
     return one, server
 
 
+def test_a_disabling_that_died_with_the_agent_before_this_one_is_made_good(world, tmp_path):
+    """The VIM has repaired the guest, and its list says enabled again; its server knows of none of that."""
+    first = world(HOST, run_dir=str(tmp_path))
+    first.listed(U)
+    before = OurServer(first)
+    told(before, RUNNING, 1)
+    first.until(lambda: confirmed(before) == [1], "the VIM has the start")
+    first.client.set(U, NAME, "disabled")  # which does not arrive
+    one = world(HOST, run_dir=str(tmp_path))
+    server = OurServer(one)
+    told(server, LOSS, 2)
+    one.listed(U)
+    one.until(lambda: any(tag.is_anew for _, _, tag in server.listen()), "it is told that it is anew")
+    told(server, LOSS, 2)
+    one.quiet()
+    assert one.alarms() == [] and 2 not in confirmed(server)
+    for _, _, tag in server.got:
+        if tag.wants_ack:
+            server.confirm(tag)
+    assert world(HOST, run_dir=str(tmp_path)).agent._delivered_log.unheard_before == set()
+    told(server, LOSS, 3)  # the guest has hung since
+    one.until(one.alarms, "it is told")
+
+
 def test_a_defect_while_an_event_is_served_keeps_nothing_back_that_was_concluded_before(world, monkeypatch):
     one, server = started(world)
     note = main._note_event

@@ -197,6 +197,30 @@ def test_what_hides_a_disabling_goes_on_hiding_it_until_it_is_confirmed(bench):
     assert not server.got[-1][2].is_anew
 
 
+@pytest.mark.parametrize("end", ["confirmed", "deleted", "the host is gone", "an old server"])
+def test_a_disabling_is_unheard_until_it_is_confirmed_or_does_not_matter_any_more(bench, end):
+    one, server = pair(bench)
+    one.send(ON)
+    one.until(server.listen, "the command")
+    assert one.unheard == set()
+    one.send(OFF)
+    one.until(lambda: len(server.listen()) >= 2, "the command")
+    server.confirm(server.got[0][2])
+    one.send(ON)  # it hides the disabling
+    one.until(lambda: len(server.listen()) >= 3, "the command")
+    assert one.unheard == {U}
+    if end == "confirmed":
+        server.confirm(server.got[-1][2])
+    elif end == "deleted":
+        one.send(FORGET)
+    elif end == "an old server":
+        one.say(datagram.build_event(*LOSS))
+    else:
+        with one.lock:
+            one.link.drop_server(SERVER)
+    assert one.unheard == set()
+
+
 def test_questions_are_not_replaced_and_expire(bench):
     one, server = pair(bench)
     one.send((*VOTE, 4 * REPEAT_FIRST), (*VOTE, 60.0))
