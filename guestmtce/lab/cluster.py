@@ -20,6 +20,7 @@ import psutil
 from guestmtce.lab import pace
 from guestmtce.lab.guest import uuid_of
 from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.process import GuestsProcess, LabProcess
 from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire.datagram import HostRecord
@@ -49,27 +50,6 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, ste
         if not pace.within(seconds, time.monotonic() - began):
             raise TimedOut("not within %g s: %s" % (seconds, what))
         time.sleep(step)
-
-
-def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
-    """So many ports that nobody uses at the moment, for UDP and TCP."""
-    sockets: List[socket.socket] = []
-    ports: List[int] = []
-    while len(ports) < count:
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind((address, 0))
-        sockets.append(udp)
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sockets.append(tcp)
-        try:
-            tcp.bind((address, udp.getsockname()[1]))
-        except OSError:
-            # The sockets stay open meanwhile, or the system might offer the same port again.
-            continue
-        ports.append(udp.getsockname()[1])
-    for bound in sockets:
-        bound.close()
-    return ports
 
 
 class Daemon(LabProcess):

@@ -8,7 +8,7 @@ import sys
 
 from tree import REPOSITORY
 
-from guestmtce.lab.cluster import free_ports
+from guestmtce.lab.ports import free_ports
 
 SCRIPTS = os.path.join(REPOSITORY, "scripts", "host")
 USAGE, NOT_INSTALLED, NOT_RUNNING = 2, 5, 7

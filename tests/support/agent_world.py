@@ -12,8 +12,9 @@ from serverlink_bench import LOCAL, NAME, SERVER, TICK
 from guestmtce.agent.main import Agent
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire import datagram, datagram_ext, guest_channel
 from guestmtce.wire.datagram import HostRecord, InstanceInfo, VoteResult

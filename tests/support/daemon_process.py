@@ -10,7 +10,8 @@ import sys
 from children_driver import gone
 from titles import has_title
 
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.ports import free_ports
 
 NAMES = ["guestServer", "guestAgent"]
 MODULES = {"guestServer": "guestmtce.server.master", "guestAgent": "guestmtce.agent.main"}

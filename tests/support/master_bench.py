@@ -8,8 +8,9 @@ import os
 import psutil
 
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.process import GuestsProcess
 from guestmtce.server.master import Master
 from guestmtce.server.settings import ServerSettings

@@ -6,7 +6,8 @@ import threading
 from guestmtce.agent.effects import Send
 from guestmtce.agent.server_link import Endpoint, ServerLink
 from guestmtce.daemon.loop import Loop
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.ports import free_ports
 from guestmtce.peer.authentication import Keys, Speaker
 from guestmtce.wire import datagram, datagram_ext
 from guestmtce.wire.datagram_ext import Seal, Tag

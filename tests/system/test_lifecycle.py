@@ -16,8 +16,9 @@ from children_driver import gone
 from daemon_process import LOCALHOST, MODULES, NAMES, Daemon
 from titles import has_title
 
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.pace import stretched, within
+from guestmtce.lab.ports import free_ports
 
 
 @pytest.fixture(params=NAMES)

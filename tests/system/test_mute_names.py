@@ -11,8 +11,9 @@ import time
 import pytest
 from places import SUPPORT
 
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.pace import within
+from guestmtce.lab.ports import free_ports
 from guestmtce.wire import datagram
 
 LOCAL = "127.0.0.1"

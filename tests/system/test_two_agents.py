@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from guestmtce.lab.cluster import START_WAIT, Cluster, Daemon, free_ports, wait_for
+from guestmtce.lab.cluster import START_WAIT, Cluster, Daemon, wait_for
 from guestmtce.lab.pace import within
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import Vim
 
 SECOND = "127.0.0.100"

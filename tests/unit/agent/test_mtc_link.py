@@ -10,8 +10,9 @@ from guestmtce.agent.mtc_link import MtcLink
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
+from guestmtce.lab.cluster import TimedOut, wait_for
 from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.ports import free_ports
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import HostRecord
 

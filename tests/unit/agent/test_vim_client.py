@@ -11,7 +11,8 @@ from vimlink_bench import NAME, H, U, V, closing, ill, loss, outcome, service
 from guestmtce.agent import vim_call, vim_client
 from guestmtce.agent.effects import AskVim, Withdraw
 from guestmtce.agent.model import Origin
-from guestmtce.lab.cluster import TimedOut, free_ports, wait_for
+from guestmtce.lab.cluster import TimedOut, wait_for
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import Vim
 from guestmtce.wire import guest_channel
 from guestmtce.wire.datagram import HOSTNAME_MAX

@@ -7,7 +7,8 @@ import re
 import pytest
 from vimlink_bench import U, closing, loss
 
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import Vim
 
 

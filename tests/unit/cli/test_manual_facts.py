@@ -12,7 +12,8 @@ import pytest
 from places import REPOSITORY
 
 from guestmtce.cli import manual
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.ports import free_ports
 
 ROOT = str(REPOSITORY)
 OF_CHILDREN = {signal.SIGCHLD}  # nobody's business but the program's

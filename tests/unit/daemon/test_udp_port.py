@@ -9,7 +9,8 @@ import pytest
 from guestmtce.daemon import udp_port
 from guestmtce.daemon.loop import Loop
 from guestmtce.daemon.resolver import Resolver
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.ports import free_ports
 
 V4, V6 = "127.0.0.1", "::1"
 

@@ -17,7 +17,7 @@ from guestmtce.agent.http.users import look_up_users
 from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.settings import AgentSettings
-from guestmtce.lab.cluster import free_ports
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import CommandClient
 from guestmtce.wire.datagram import HostRecord
 

@@ -20,8 +20,9 @@ from guestmtce.agent.http.http_server import HttpServer
 from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.settings import AgentSettings
-from guestmtce.lab.cluster import free_ports, wait_for
+from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.pace import within
+from guestmtce.lab.ports import free_ports
 from guestmtce.wire import vim_http
 from guestmtce.wire.datagram import HostRecord
 from guestmtce.wire.http_request import build_json_response

@@ -15,8 +15,8 @@ from guestmtce.agent.http import command_app, vim_commands
 from guestmtce.agent.http.vim_commands import Commands
 from guestmtce.agent.inventory import Inventory
 from guestmtce.agent.settings import AgentSettings
-from guestmtce.lab.cluster import free_ports
 from guestmtce.lab.pace import within
+from guestmtce.lab.ports import free_ports
 from guestmtce.lab.vim import CommandClient
 from guestmtce.wire import datagram, guest_channel
 from guestmtce.wire.datagram import Ask, DeleteInstance, HostRecord, InstanceInfo, SetHost, SetInstance
