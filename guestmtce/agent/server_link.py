@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 # For so long an unconfirmed command with ANEW keeps failures of its instance out
 # (docs/protocol/2-datagrams.md#confirmed-and-repeated). A server that never confirms is heard after that.
 ENABLING_MAX = 10.0  # s
+IN_FLIGHT = 0.5  # s; and what was sent before the confirmation may arrive so much later than it
 QUERY_FOR = 10.0  # s; the next audit asks anew
 PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
@@ -128,6 +129,7 @@ class ServerLink:
         self._sequences = Sequences(lambda _: next(blocks))
         self._questions = itertools.count(1)
         self._queries = Outgoing()  # by address; apart from commands, which keep a peer from being forgotten
+        self._enabled_anew: Dict[str, float] = {}  # uuid → when that was confirmed, the first one first
         self._peers: Dict[str, _Peer] = {}
         self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
@@ -174,14 +176,18 @@ class ServerLink:
         """Whether this server may not know yet that reporting was disabled, and is enabled again.
 
         What it tells of the instance's failures is from before, and it withdraws that when it hears. One that
-        does not confirm for ENABLING_MAX s is heard all the same. To be called under the lock.
+        does not confirm for ENABLING_MAX s is heard all the same, and one that has after IN_FLIGHT s. To be
+        called under the lock.
         """
+        now = time.monotonic()
+        if now < self._enabled_anew.get(uuid, -NEVER) + IN_FLIGHT:
+            return True
         peer = self._peers.get(ip)
         message = peer.outgoing.pending(CommandKey("instance", uuid)) if peer is not None else None
         return (
             message is not None
             and bool(message.content.flags & datagram_ext.ANEW)
-            and time.monotonic() - message.since < ENABLING_MAX
+            and now - message.since < ENABLING_MAX
         )
 
     def confirm_event(self, origin: Origin) -> None:
@@ -366,6 +372,13 @@ class ServerLink:
         command = message.content.send.command
         if isinstance(command, datagram.SetInstance) and _tells_disabling(command, message.content.flags):
             self._listener.disabling_heard(command.uuid)
+            self._note_enabled_anew(command.uuid, time.monotonic())
+
+    def _note_enabled_anew(self, uuid: str, now: float) -> None:
+        self._enabled_anew.pop(uuid, None)
+        self._enabled_anew[uuid] = now
+        while self._enabled_anew[next(iter(self._enabled_anew))] < now - IN_FLIGHT:
+            del self._enabled_anew[next(iter(self._enabled_anew))]
 
     def _confirm_query(self, address: str, sequence: int) -> None:
         # One host cannot confirm for another.

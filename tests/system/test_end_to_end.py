@@ -307,28 +307,33 @@ def test_what_the_vim_is_told_of_a_question(cloud, answer, word, expected):
     assert len(cloud.vim.events("action", uuid)) == 1
 
 
-def test_a_reason_with_quotes_and_newlines_arrives(cloud):
+RESPONSE = (
+    '{"version":3,"revision":1,"msg_type":"action_response","sequence":1,"invocation_id":%d,'
+    '"event_type":"stop","notification_type":"revocable","vote_result":"reject","log_msg":"%s"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("log_msg", "reason"),
+    [
+        ('he said "no",\\nand "never"', 'he said "no",\\nand "never"'),  # unescaped, as the C client sends it
+        ('line one\\nline \\"two\\"', 'line one\nline "two"'),
+    ],
+)
+def test_a_reason_with_quotes_and_newlines_arrives(cloud, log_msg, reason):
     uuid, guests = cloud.uuids[1], cloud.hosts[0].guests
     guests.say(uuid, "vote", "mute")
-    asked = len(guests.status()[uuid]["asked"])
-    cloud.client.ask("vote", uuid, cloud.hosts[0].name, "stop")
-    wait_for(lambda: len(guests.status()[uuid]["asked"]) == asked + 1, "the guest was asked")
-    escaped = (
-        '{"version":3,"revision":1,"msg_type":"action_response","sequence":1,"invocation_id":%d,'
-        '"event_type":"stop","notification_type":"revocable","vote_result":"reject","log_msg":"%s"}\n'
-    )
-    ident = guests.status()[uuid]["invocation"]
-    unescaped = escaped % (ident, 'he said "no",\\nand "never"')
-    guests.say(uuid, "send", json.dumps(unescaped))
-    wait_for(lambda: outcome(cloud, uuid), "the outcome")
-    assert outcome(cloud, uuid)["guest-response"] == "reject"
-    assert outcome(cloud, uuid)["reason"] == 'he said "no",\\nand "never"'
-    cloud.vim.record.clear()
-    cloud.client.ask("vote", uuid, cloud.hosts[0].name, "stop")
-    wait_for(lambda: len(guests.status()[uuid]["asked"]) == asked + 2, "the guest was asked again")
-    guests.say(uuid, "send", json.dumps(escaped % (ident, 'line one\\nline \\"two\\"')))
-    wait_for(lambda: outcome(cloud, uuid), "the outcome")
-    assert outcome(cloud, uuid)["reason"] == 'line one\nline "two"'
+    told = {"reason": "no answer in time"}
+    tries = iter(range(5))
+    # A busy machine may not answer by hand within the question's time.
+    while told["reason"] == "no answer in time" and next(tries, None) is not None:
+        cloud.vim.record.clear()
+        asked = len(guests.status()[uuid]["asked"])
+        cloud.client.ask("vote", uuid, cloud.hosts[0].name, "stop")
+        wait_for(lambda asked=asked: len(guests.status()[uuid]["asked"]) > asked, "it was asked", step=0.002)
+        guests.say(uuid, "send", json.dumps(RESPONSE % (guests.status()[uuid]["invocation"], log_msg)))
+        told = wait_for(lambda: outcome(cloud, uuid), "the outcome")
+    assert (told["guest-response"], told["reason"]) == ("reject", reason)
 
 
 def test_of_two_questions_at_once_the_first_ends_with_silent_agreement(cloud):

@@ -42,6 +42,9 @@ TRIES_MAX = 20_000
 HEAP_TRIES_MAX = 500
 # So many blocks from a pool's beginning, in order, show that it is new: two may have been freed in order.
 NEW_POOL = 4
+SURE_TRIES_MAX = (
+    2_000  # then two are enough: where something else is made meanwhile, four never come in order
+)
 
 # What the master says when it starts a spawner.
 LAID_OUT = "laid out"
@@ -96,14 +99,14 @@ def _fill_pools(size: int, make_block: Callable[[], Any]) -> bool:
     last = in_order = 0
     others = 3 * size if size == 2 * BLOCK_STEP else 0
     enough = NEW_POOL if size > 3 * BLOCK_STEP else 2
-    for _ in range(TRIES_MAX):
+    for tries in range(TRIES_MAX):
         _filling.append(make_block())
         block = id(_filling[-1])
         if in_order and last + size <= block <= last + size + others:
             in_order += 1
         else:
             in_order = int(0 <= block % POOL_SIZE - POOL_HEADER <= others)
-        if in_order == enough:
+        if in_order == enough or (in_order == 2 and tries > SURE_TRIES_MAX):
             return True
         last = block
     del _filling[-TRIES_MAX:]

@@ -19,7 +19,7 @@ from agent_world import (
 )
 from serverlink_bench import NAME, OurServer
 
-from guestmtce.agent import main
+from guestmtce.agent import main, server_link
 from guestmtce.peer import retransmit
 from guestmtce.wire import datagram
 from guestmtce.wire.datagram import Loss
@@ -38,7 +38,7 @@ def started(world, **settings):
     return one, server
 
 
-def test_a_disabling_that_died_with_the_agent_before_this_one_is_made_good(world, tmp_path):
+def test_a_disabling_that_died_with_the_agent_before_this_one_is_made_good(world, tmp_path, monkeypatch):
     """The VIM has repaired the guest, and its list says enabled again; its server knows of none of that."""
     first = world(HOST, run_dir=str(tmp_path))
     first.listed(U)
@@ -58,6 +58,7 @@ def test_a_disabling_that_died_with_the_agent_before_this_one_is_made_good(world
         if tag.wants_ack:
             server.confirm(tag)
     assert world(HOST, run_dir=str(tmp_path)).agent._delivered_log.unheard_before == set()
+    monkeypatch.setattr(server_link, "IN_FLIGHT", 0.0)
     told(server, LOSS, 3)  # the guest has hung since
     one.until(one.alarms, "it is told")
 
@@ -305,7 +306,7 @@ def test_the_reports_tell_what_waits(world):
     assert [line.split()[0] for line in one.agent.dump()] == ["host", "instance"]
 
 
-def test_a_loss_from_before_reporting_was_disabled_is_no_alarm_when_it_is_enabled_again(world):
+def test_a_loss_from_before_reporting_was_disabled_is_no_alarm_when_it_is_enabled_again(world, monkeypatch):
     one, server = started(world)
     one.client.set(U, NAME, "disabled")  # which does not arrive
     one.client.set(U, NAME, "enabled")
@@ -316,6 +317,9 @@ def test_a_loss_from_before_reporting_was_disabled_is_no_alarm_when_it_is_enable
     for _, _, tag in server.got:
         if tag.wants_ack:
             server.confirm(tag)
+    told(server, LOSS, 2)  # which the confirmation has overtaken
+    assert one.alarms() == [] and 2 not in confirmed(server)
+    monkeypatch.setattr(server_link, "IN_FLIGHT", 0.0)
     told(server, LOSS, 2)  # it is still true
     one.until(lambda: 2 in confirmed(server), "it is confirmed")
     assert one.alarms() == ["stop"]
