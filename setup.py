@@ -25,7 +25,7 @@ class BuildWithFiles(build_py):
             shutil.rmtree(data, ignore_errors=True)
             for name in ("scripts", "docs"):
                 shutil.copytree(os.path.join(HERE, name), os.path.join(data, name))
-            for name in ("README.md", "LICENSE"):
+            for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):
                 shutil.copy(os.path.join(HERE, name), data)
 
 
@@ -38,6 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["guestmtce", "guestmtce.*"]),
+    package_data={"guestmtce": ["py.typed"]},
     python_requires=">=3.9",
     install_requires=[
         "cherrypy",
@@ -57,7 +58,7 @@ setup(
             "guestServer = guestmtce.server.master:main",
             "guestAgent = guestmtce.agent.main:main",
             "guestClient = guestmtce.guest.main:main",
-            "guestmtce = guestmtce.cli:main",
+            "guestmtce = guestmtce.cli.main:main",
         ]
     },
 )

@@ -2,6 +2,6 @@
 
 import sys
 
-from guestmtce.cli import main
+from guestmtce.cli.main import main
 
 sys.exit(main())

@@ -1,4 +1,7 @@
-"""What guestAgent can be told, where, and within which limits (spec 2, 3 and 4)."""
+"""What guestAgent can be told, where, and within which limits.
+
+docs/protocol/4-host.md#configuration-files
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import ipaddress
 from typing import List
 from urllib.parse import urlsplit
 
-from guestmtce.agent.users import look_up_users
+from guestmtce.agent.http.users import look_up_users
 from guestmtce.daemon.config import MAIN, Finding, setting
-from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
+from guestmtce.peer.authentication import Keys, check_keys, read_keys
 from guestmtce.wire.datagram import HostRecord
 
 NAME = "guestAgent"
@@ -30,6 +33,7 @@ class AgentSettings(DaemonSettings):
     """Times in s."""
 
     bind: str = setting("", flag="--bind", help="address to listen on for guestServers; default: all")
+    # The ports are those of docs/protocol/2-datagrams.md#ports and docs/protocol/3-vim-http.md#commands.
     rx_port: int = setting(
         2401, "agent.rx_port", 1, PORT_MAX, "--rx-port", "UDP port for guestServers' events"
     )
@@ -67,10 +71,12 @@ class AgentSettings(DaemonSettings):
     audit_first: float = setting(2.0, "timers.audit_first", SHORTEST, DAY)
     audit_period: float = setting(10.0, "timers.audit_period", SHORTEST, DAY)
     mtc_ask_period: float = setting(10.0, "timers.mtc_ask_period", SHORTEST, DAY)
-    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)
+    command_timeout: float = setting(10.0, "timers.command_timeout", SHORTEST, DAY)  # the VIM waits for 20
     mtc_refresh: float = setting(60.0, "timers.mtc_refresh", SHORTEST, DAY)
     resolve_first: float = setting(1.0, "timers.resolve_first", SHORTEST, DAY)
     resolve_period: float = setting(30.0, "timers.resolve_period", SHORTEST, DAY)
+    # A VIM that stands still answers late; a dead one resets at once
+    # (docs/protocol/3-vim-http.md#how-events-are-delivered).
     vim_timeout: float = setting(20.0, "timers.vim_timeout", SHORTEST, DAY)
     vim_alarm_timeout: float = setting(100.0, "timers.vim_alarm_timeout", SHORTEST, DAY)
     vim_retry_first: float = setting(0.5, "timers.vim_retry_first", SHORTEST, DAY)
@@ -92,6 +98,7 @@ class AgentSettings(DaemonSettings):
             findings.append(Finding("vim_url", "write http://HOST:PORT"))
         for name in look_up_users(self.vim_users)[1]:
             text = "there is no user %s: it may not command: make it, or write another name or uid" % name
+            # Ignored: the daemon starts without that user, because root and its own may command.
             findings.append(Finding("vim_users", text, ignored=True))
         return findings
 
@@ -103,10 +110,10 @@ class AgentSettings(DaemonSettings):
 
     def known_hosts(self) -> List[HostRecord]:
         """The hosts that are known without mtcAgent. Raises OSError for words that name none."""
-        return [_host(words) for words in self.hosts.split(",") if words.strip()]
+        return [_parse_host(words) for words in self.hosts.split(",") if words.strip()]
 
 
-def _host(words: str) -> HostRecord:
+def _parse_host(words: str) -> HostRecord:
     try:
         name, uuid, address = words.split()
         return HostRecord(name, uuid, str(ipaddress.ip_address(address)))
@@ -116,9 +123,9 @@ def _host(words: str) -> HostRecord:
 
 
 def _is_url(text: str) -> bool:
-    """Whether something can listen there."""
+    """Whether something can listen there, without TLS: the VIM has none."""
     try:
         url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        return url.scheme == "http" and bool(url.hostname) and url.port != 0
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""Configuration from INI files and the command line (spec 4, "Configuration files").
+"""Configuration from INI files and the command line (docs/protocol/4-host.md#configuration-files).
 
 A daemon declares its settings once, as the fields of a dataclass made with `setting`: default, range,
 where it stands in which file, and its flag. `load` turns files and arguments into such a dataclass.
@@ -19,7 +19,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
 from guestmtce import __version__
-from guestmtce.daemon import inifile
+from guestmtce.daemon import ini_file
 from guestmtce.daemon.log import printable
 
 MAIN = "main"  # the daemon's own file, among those a setting may stand in
@@ -53,12 +53,21 @@ def setting(
     flag: str = "",
     help: str = "",
     file: str = MAIN,
+    formerly: str = "",
 ) -> Any:
-    """A field of a settings class. `place` is `section.key`; `low` and `high` (included) bound a number."""
-    section, _, key = place.partition(".")
-    where = Place(file, section, key) if place else None
-    data = {"place": where, "low": low, "high": high, "flag": flag, "help": help}
+    """A field of a settings class. `place` is `section.key`; `low` and `high` (included) bound a number.
+
+    `formerly` is another `section.key`, which an earlier release had in its place: it goes on working.
+    """
+    where = _parse_place(file, place) if place else None
+    old = _parse_place(file, formerly) if formerly else None
+    data = {"place": where, "formerly": old, "low": low, "high": high, "flag": flag, "help": help}
     return dataclasses.field(default=default, metadata=data)
+
+
+def _parse_place(file: str, place: str) -> Place:
+    section, _, key = place.partition(".")
+    return Place(file, section, key)
 
 
 def load(
@@ -74,6 +83,7 @@ def load(
     read = _read_values(kind, files, given)
     if given["check_config"]:
         sys.exit(_tell_check(name, kind, read))
+    # All values were looked at before: --check-config names each fault, a start only the first.
     if read.faults:
         raise ConfigError(read.faults[0])
     return kind(**read.values), read.notes
@@ -102,6 +112,7 @@ class Read(NamedTuple):
 def _tell_check(name: str, kind: Any, read: Read) -> int:
     """--check-config: a line for each fault, which would keep the daemon from starting, and each note."""
     notes, faults = list(read.notes), list(read.faults)
+    # `check` compares fields with each other, so all of them must be values.
     if not faults:
         settings = kind(**read.values)
         for finding in settings.check():
@@ -135,7 +146,8 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
     sources: Dict[str, str] = {}
     absent, faults = [], []
     for field in dataclasses.fields(kind):
-        place = field.metadata["place"]
+        place, old = field.metadata["place"], field.metadata["formerly"]
+        # From the strongest to the weakest: option, --set, the file, the file's old name for it.
         if given.get(field.name) is not None:
             found, source = given[field.name], field.metadata["flag"]
         elif field.name in settable:
@@ -143,6 +155,10 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
         elif place and parsers[place.file].has_option(place.section, place.key):
             found = parsers[place.file].get(place.section, place.key)
             source = "%s: [%s] %s" % (files[place.file], place.section, place.key)
+        elif old and parsers[old.file].has_option(old.section, old.key):
+            found = parsers[old.file].get(old.section, old.key)
+            source = "%s: [%s] %s" % (files[old.file], old.section, old.key)
+            notes.append("%s is old and still works: write [%s] %s instead" % (source, *place[1:]))
         else:
             if place and place.file not in missing:
                 absent.append("%s.%s" % (place.section, place.key))
@@ -151,10 +167,12 @@ def _read_values(kind: Any, files: Dict[str, str], given: Dict[str, Any]) -> Rea
         try:
             values[field.name] = _convert(field, found, source)
         except ConfigError as error:
+            # A value in another program's file is not ours to correct: the default is better than no daemon.
             if place and place.file != MAIN and source.startswith(files[place.file]):
                 notes.append("%s: ignored, %s is taken" % (error, field.default))
             else:
                 faults.append("%s: %s" % (error, _remedy(field)))
+    # Of the daemon's own file only: the others hold settings of other programs, which we do not know.
     notes.extend("%s: %s" % (files[MAIN], text) for text in _unused(kind, parsers[MAIN]))
     notes.extend(_outdated(kind, parsers[MAIN], files[MAIN], values))
     if absent:
@@ -169,6 +187,7 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
         place, value = field.metadata["place"], values.get(field.name)
         if place and place.file == MAIN and parser.has_option(place.section, place.key):
             old = getattr(kind, "OLD_DEFAULTS", {}).get("%s.%s" % place[1:], ())
+            # A site that copied the shipped file keeps an old default without wanting it.
             if value in old and value != field.default:
                 text = (
                     "%s: [%s] %s = %s was the default once, and is %s now: remove the line unless it is meant"
@@ -179,10 +198,12 @@ def _outdated(kind: Any, parser: configparser.ConfigParser, path: str, values: D
 
 def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
     """A line for the keys of the daemon's own file that no setting reads, and one for each misspelt one."""
-    places = [f.metadata["place"] for f in dataclasses.fields(kind)]
-    known = ["%s.%s" % place[1:] for place in places if place and place.file == MAIN]
+    fields = dataclasses.fields(kind)
+    places = [f.metadata["place"] for f in fields if f.metadata["place"]]
+    old = ["%s.%s" % f.metadata["formerly"][1:] for f in fields if f.metadata["formerly"]]
+    known = ["%s.%s" % place[1:] for place in places if place.file == MAIN]
     found = ["%s.%s" % (section, key) for section in parser.sections() for key in parser.options(section)]
-    unused = [key for key in found if key not in known]
+    unused = [key for key in found if key not in known and key not in old]
     lines = ["not used: " + ", ".join(unused)] if unused else []
     for key in unused:
         # Its section is right or its key is: what old releases had is like none.
@@ -194,6 +215,7 @@ def _unused(kind: Any, parser: configparser.ConfigParser) -> List[str]:
 
 
 def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
+    # No abbreviations: a script's `--re` would change its meaning with the next option that is added.
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("--version", action="version", version="%s %s" % (name, __version__))
     parser.add_argument(
@@ -207,12 +229,16 @@ def _parser(kind: Any, name: str) -> argparse.ArgumentParser:
         flags = field.metadata["flag"].split()
         if not flags:
             continue
+        # None says that the option was not given: a default here would win over the file.
         options: Dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
         if isinstance(field.default, bool):
+            # The flag of a switch turns its default over.
             options.update(action="store_const", const=not field.default)
         else:
             options.update(metavar=field.name.upper())
         parser.add_argument(*flags, **options)
+    # Taken without effect, for command lines of the original daemons.
+    # docs/protocol/4-host.md#command-line
     for flag in ("-v", "--verbose"), ("-V", "--Virtual"), ("-t", "--test"), ("-a", "--active"):
         parser.add_argument(*flag, action="store_true", help=argparse.SUPPRESS)
     for letter in "mniupcg":  # of every mtce daemon; with a value or without
@@ -233,10 +259,11 @@ def _read(
     missing, notes = [], []
     for name, path in files.items():
         try:
-            read = inifile.read_own if name == MAIN else inifile.read_others
+            read = ini_file.read_own if name == MAIN else ini_file.read_others
             parsers[name], more = read(path)
             notes += ["%s: %s" % (path, each) for each in more]
         except FileNotFoundError:
+            # A file that somebody named must be there; the standard one may be missing.
             if path == explicit:
                 raise ConfigError("%s: there is no such file" % path) from None
             notes.append("%s is not there: defaults" % path)
@@ -246,49 +273,52 @@ def _read(
                 raise ConfigError("%s: %s" % (path, why)) from None
             notes.append("%s: %s: defaults" % (path, why))
         if name not in parsers:
-            parsers[name] = inifile.parser()
+            # An empty one: every setting of the file has its default.
+            parsers[name] = ini_file.parser()
             missing.append(name)
     return parsers, missing, notes
 
 
-def _overrides(kind: Any, words: List[str]) -> Dict[str, str]:
-    places = {
-        "%s.%s" % f.metadata["place"][1:]: f.name for f in dataclasses.fields(kind) if f.metadata["place"]
-    }
+def _overrides(kind: Any, overrides: List[str]) -> Dict[str, str]:
+    fields = dataclasses.fields(kind)
+    places = {"%s.%s" % f.metadata["place"][1:]: f.name for f in fields if f.metadata["place"]}
+    old = {"%s.%s" % f.metadata["formerly"][1:]: f.name for f in fields if f.metadata["formerly"]}
     values = {}
-    for word in words:
-        place, equals, value = word.partition("=")
-        if not equals or place not in places:
+    for override in overrides:
+        place, equals, value = override.partition("=")
+        name = places.get(place) or old.get(place)
+        if not equals or name is None:
             raise ConfigError(
-                "--set %s: SECTION.KEY=VALUE expected, of %s" % (word, ", ".join(sorted(places)))
+                "--set %s: SECTION.KEY=VALUE expected, of %s" % (override, ", ".join(sorted(places)))
             )
-        values[places[place]] = value
+        values[name] = value
     return values
 
 
 def _convert(field: Any, value: Any, source: str) -> Any:
     """`value` as the field's type. `source` says where it was found."""
     shown = printable(" ".join(str(value).split()))  # an INI value may go on over lines
+    # Before the numbers: bool is a kind of int.
     if isinstance(field.default, bool) or isinstance(value, bool):
-        words = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
-        if str(value).lower() not in words:
+        means = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}
+        if str(value).lower() not in means:
             raise ConfigError("%s = %s: neither 1 nor 0" % (source, shown))
-        return words[str(value).lower()]
+        return means[str(value).lower()]
     if isinstance(field.default, str):
         return _text(value, source, shown)
     kind = type(field.default)
     text = str(value).strip()
     if (_INTEGER if kind is int else _NUMBER).fullmatch(text) is None:
         raise ConfigError("%s = %s: no number" % (source, shown))
-    number = kind(text)
+    converted = kind(text)
     low, high = field.metadata["low"], field.metadata["high"]
     if (
-        not (low is None or low <= number)
-        or not (high is None or number <= high)
-        or not math.isfinite(number)
+        not (low is None or low <= converted)
+        or not (high is None or converted <= high)
+        or not math.isfinite(converted)
     ):
         raise ConfigError("%s = %s: not in %s to %s" % (source, shown, low, high))
-    return number
+    return converted
 
 
 def _remedy(field: Any) -> str:
@@ -304,6 +334,7 @@ def _remedy(field: Any) -> str:
 
 def _text(value: str, source: str, shown: str) -> str:
     try:
+        # The file's bytes that are no UTF-8 are lone surrogates by now, which cannot be encoded.
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise ConfigError("%s = %s: no UTF-8" % (source, shown)) from None

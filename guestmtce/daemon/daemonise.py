@@ -1,4 +1,4 @@
-"""Going into the background, and telling whoever waits in the foreground how it went.
+"""Going into the background; the process that was started waits, and reports how the start went.
 
 The caller of the command sees it return only when the daemon is ready, or has said why not.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Callable
 
+from guestmtce.common import background
+
+WORD_MAX = 4096  # bytes read at once of what the daemon says
 READY = b"ready"
 
 
@@ -36,59 +38,36 @@ class Background(Foreground):
         self._say(why.encode("utf-8", "replace"))
 
     def _say(self, word: bytes) -> None:
-        """Once: there is one answer to who waits."""
+        """Write the start's result to the process that waits for it; later calls do nothing."""
         if self._pipe < 0:
             return
         try:
             os.write(self._pipe, word)
         except BrokenPipeError:
-            pass  # who waited was killed; that is no reason not to serve
+            pass  # the waiting process was killed; that is no reason not to serve
         os.close(self._pipe)
         self._pipe = -1
 
 
-def fill_standard() -> None:
-    """Nothing of ours is to take the place of a standard descriptor that whoever started us has closed."""
-    while True:
-        null = os.open(os.devnull, os.O_RDWR)
-        if null > 2:
-            os.close(null)
-            return
-
-
 def daemonise() -> Foreground:
-    """Fork twice into a session of our own. Returns in the daemon only; call it while there is one thread.
+    """Go into the background. Returns in the daemon only; call it while there is one thread.
 
     The working folder stays: paths on the command line may be relative, also when HUP reads them again.
 
     The first process waits for the daemon's word and exits with 0 for `ready`, 1 with the reason on stderr.
     """
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        os._exit(_await(lambda: os.read(reader, 4096)))
-    os.close(reader)
-    os.setsid()
+    pipe = background.go_background(_await_word)
+    # No leader of a session any more: no terminal that the daemon opens becomes its own.
     if os.fork():
         os._exit(0)
-    os.umask(0o022)
-    _detach()
-    return Background(writer)
+    return Background(pipe)
 
 
-def _detach() -> None:
-    """Let go of the terminal, before a process that we start gets it from us and holds it for ever."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    if null > 2:
-        os.close(null)
-
-
-def _await(read: Callable[[], bytes]) -> int:
+def _await_word(descriptor: int) -> int:
     said = b""
+    # `ready` is complete by itself; the reason of a failure ends with the pipe.
     while said != READY:
-        more = read()
+        more = os.read(descriptor, WORD_MAX)
         if not more:
             break
         said += more

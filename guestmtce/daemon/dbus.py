@@ -38,6 +38,7 @@ class Method(NamedTuple):
 def build_greeting() -> bytes:
     """Who we are, which the kernel tells the other side, too."""
     uid = str(os.geteuid()).encode("ascii").hex().encode("ascii")
+    # The digits of the uid, each as the hexadecimal code of its character, as EXTERNAL wants it.
     return b"\0AUTH EXTERNAL " + uid + b"\r\nBEGIN\r\n"
 
 
@@ -84,15 +85,17 @@ class Writer:
         for value in values:
             self.put(kind, value)
 
-    def _put_number(self, form: str, number: int) -> None:
+    def _put_number(self, form: str, value: int) -> None:
         self.align(struct.calcsize(form))
-        self.data.extend(struct.pack(form, number))
+        self.data.extend(struct.pack(form, value))
 
     def put_array(self, alignment: int, put_items: Callable[[], object]) -> None:
         """An array whose items `put_items` puts."""
+        # The size, which is known once the items are there.
         self._put_number("=I", 0)
         size_at = len(self.data) - 4
         self.align(alignment)
+        # The size of an array does not count the padding before its first item.
         first = len(self.data)
         put_items()
         _SIZE.pack_into(self.data, size_at, len(self.data) - first)
@@ -119,11 +122,15 @@ def find_answer(data: bytes) -> Optional[Answer]:
         return Answer("it does not accept us: " + line.decode("utf-8", "replace"))
     while len(rest) >= _FIXED_HEADER.size:
         order, kind, _, _, body_size, _, fields_size = _FIXED_HEADER.unpack_from(rest)
+        # systemd is on this machine and answers in its order.
         if order != _BYTE_ORDER:
             raise ValueError("no D-Bus: %r" % rest[:16])
+        # The header is padded to 8, the body is not.
         body = _FIXED_HEADER.size + fields_size + -fields_size % 8
         if len(rest) < body + body_size:
             return None
+        # No look at the serial: on a connection with one call each return and each error is that call's. A
+        # signal of systemd's is passed over.
         if kind == _RETURN:
             return Answer("")
         if kind == _ERROR:

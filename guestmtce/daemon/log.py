@@ -10,73 +10,70 @@ import logging
 import os
 import sys
 import time
-from typing import Dict, List, Tuple
+from typing import List
 
-from guestmtce.daemon import logwriter
+from guestmtce.common import throttle
+from guestmtce.common.log_line import LogLine
+from guestmtce.common.log_line import printable as printable  # most who log need both
+from guestmtce.daemon import log_writer
 
 SYSLOG_SOCKET = "/dev/log"
-TEXT_MAX = 200  # characters of foreign text in a line
 THROTTLE_PERIOD = 10.0  # s between two lines about the same thing
-THROTTLE_KEYS = 4096  # things remembered at once
-
-
-def printable(text: object, limit: int = TEXT_MAX) -> str:
-    """Foreign text made harmless for a log: ASCII, no control characters, at most `limit` characters."""
-    words = str(text)
-    cut = words[:limit].encode("unicode_escape").decode("ascii")
-    return cut[:limit] + ("..." if len(words) > limit or len(cut) > limit else "")
+THROTTLE_SUBJECTS = 4096  # remembered at once
 
 
 class Throttle:
-    """Lets one line per key and period pass, and tells how many it held back since."""
+    """Lets one line per subject and period pass, and tells how many it held back since."""
 
     def __init__(self, logger: logging.Logger, period: float = THROTTLE_PERIOD) -> None:
-        self.held_back = 0
         self._logger = logger
-        self._period = period
-        self._keys: Dict[str, Tuple[float, int]] = {}
+        self._throttle = throttle.Throttle(period, THROTTLE_SUBJECTS)
 
-    def warning(self, key: str, text: str, *values: object) -> None:
-        """Log a warning about `key` unless one was logged within the period. Strings are made printable."""
-        now = time.monotonic()
-        last, more = self._keys.get(key, (-self._period, 0))
-        if now - last < self._period:
-            self._keys[key] = (last, more + 1)
-            self.held_back += 1
+    def warning(self, subject: str, text: str, *values: object) -> None:
+        """Log a warning about `subject` unless one was logged within the period."""
+        self.write(LogLine(logging.WARNING, text, values, subject))
+
+    def write(self, line: LogLine) -> None:
+        """Log a line, if its subject is not held back. Strings among its values are made printable."""
+        held_back = self._throttle.admit(line.subject, time.monotonic()) if line.subject else 0
+        if held_back is None:
             return
-        if len(self._keys) >= THROTTLE_KEYS:
-            self._keys.clear()
-        self._keys[key] = (now, 0)
-        safe = tuple(printable(value) if isinstance(value, (str, Exception)) else value for value in values)
-        self._logger.warning(text + (" (and %d more like it)" % more if more else ""), *safe)
+        # Numbers stay numbers: the format may say %d or %.1f.
+        safe = tuple(
+            printable(value) if isinstance(value, (str, Exception)) else value for value in line.values
+        )
+        more = " (and %d more like it)" % held_back if held_back else ""
+        self._logger.log(line.level, line.text + more, *safe)
 
 
 def set_up(name: str, foreground: bool, to_file: bool, log_dir: str, level: int) -> None:
     """Send this process's log to stderr, or to syslog, or (asked, or without syslog) to `log_dir`/`name`.log.
 
     Where stderr is systemd's journal, each line has its level, and the journal's time stamp is the only one.
-    Nobody who logs waits for any of them (see `logwriter`). Raises OSError.
+    Nobody who logs waits for any of them (see `log_writer`). Raises OSError.
     """
     form = "%(asctime)s " + name + " %(levelname)s %(message)s"
-    if foreground and logwriter.is_journal(sys.stderr.fileno()):
-        handler = logwriter.Handler(logwriter.to_journal)
+    if foreground and log_writer.is_journal(sys.stderr.fileno()):
+        handler = log_writer.Handler(log_writer.to_journal)
         form = "%(levelname)s %(message)s"
     elif foreground:
-        handler = logwriter.Handler(logwriter.to_stderr)
+        handler = log_writer.Handler(log_writer.to_stderr)
     elif os.path.exists(SYSLOG_SOCKET) and not to_file:
-        handler = logwriter.Handler(logwriter.to_syslog(SYSLOG_SOCKET, name))
+        handler = log_writer.Handler(log_writer.to_syslog(SYSLOG_SOCKET, name))
         form = "%(levelname)s %(message)s"
     else:
         path = os.path.join(log_dir, name + ".log")
-        handler = logwriter.Handler(lambda: logwriter.to_file(path))
+        handler = log_writer.Handler(lambda: log_writer.to_file(path))
     handler.setFormatter(logging.Formatter(form))
     root = logging.getLogger()
+    # A reload or a test sets up again: each line must come once.
     for old in list(root.handlers):
         root.removeHandler(old)
-        if isinstance(old, logwriter.Handler):
+        if isinstance(old, log_writer.Handler):
             old.close()
     root.addHandler(handler)
     root.setLevel(level)
+    # Else `logging` prints its own failures to stderr, which may be nobody's.
     logging.raiseExceptions = False
 
 
@@ -96,5 +93,5 @@ def flush(seconds: float) -> None:
         handler.flush(seconds)
 
 
-def _handlers() -> List[logwriter.Handler]:
-    return [each for each in logging.getLogger().handlers if isinstance(each, logwriter.Handler)]
+def _handlers() -> List[log_writer.Handler]:
+    return [each for each in logging.getLogger().handlers if isinstance(each, log_writer.Handler)]

@@ -1,7 +1,6 @@
 """One flat event loop: descriptors, timers and signals, all handled in one thread.
 
-A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
-before any timer is judged by it: after a callback that stood still, nobody is late whose word has arrived.
+A turn has one moment, `now`, and what can be read at it is read before any timer is served (`common.turn`).
 
 Signal handlers only note the signal; the loop serves it. A callback that raises is a defect of ours: it
 is logged with its traceback and counted, and the loop goes on, because every other guest still needs it.
@@ -19,9 +18,10 @@ import socket
 import time
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
+from guestmtce.common import NEVER, turn
+
 log = logging.getLogger(__name__)
 
-NEVER = float("inf")
 WAKE_BUFFER = 4096  # bytes, one a signal or a call
 STALL = 1.0  # s that this process stands still before it is worth a line in the log
 TIMERS_KEPT = 256  # cancelled ones are looked for beyond so many, and beyond twice as many as were left
@@ -54,12 +54,15 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: List[Tuple[float, int, Timer]] = []
         self._timers_kept = TIMERS_KEPT
+        # Of timers with the same moment the first that was set is the first that is called; and it keeps
+        # heapq from comparing two Timers, which have no order.
         self._order = itertools.count()
         self._signals: Dict[int, Callable[[], None]] = {}
         self._arrived: Set[int] = set()  # signals; the pipe only wakes: it may be full
         self.idle = False  # it waits: what could be read has been read
         self.on_idle: Optional[Callable[[], None]] = None  # called whenever it becomes so
         self._calls: Deque[Callable[[], None]] = collections.deque()
+        # A socket pair: signals and threads write one byte to one end, and the selector waits at the other.
         self._signal_in, self._signal_out = socket.socketpair()
         self._signal_in.setblocking(False)
         self._signal_out.setblocking(False)
@@ -85,6 +88,8 @@ class Loop:
         """Call `callback` at `when` (s, monotonic) or as soon after it as may be."""
         timer = Timer(when, callback)
         heapq.heappush(self._timers, (when, next(self._order), timer))
+        # A cancelled timer stays in the heap until its moment, which may be hours away. Cleaning up when the
+        # heap has doubled costs each timer a constant share.
         if len(self._timers) > self._timers_kept:
             self._timers = [entry for entry in self._timers if entry[2].callback is not None]
             heapq.heapify(self._timers)
@@ -93,17 +98,23 @@ class Loop:
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` in `seconds`."""
+        # From the clock and not from `now`: in a long callback the turn's moment may be seconds ago.
         return self.at(time.monotonic() + seconds, callback)
 
-    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+    def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
-        self._signals[number] = callback
+        self._signals[signum] = callback
+        # The byte wakes the selector even where the signal arrives just before it begins to wait.
         signal.set_wakeup_fd(self._signal_out.fileno(), warn_on_full_buffer=False)
-        signal.signal(number, lambda number, _: self._arrived.add(number))
-        signal.siginterrupt(number, False)
+        # Python runs handlers between any two steps of the main thread: one that did more would meet
+        # half-changed state of ours.
+        signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        # Python's signal.signal() makes system calls interruptible (siginterrupt(3)); this takes it back.
+        signal.siginterrupt(signum, False)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop soon; any thread may ask for it."""
+        # Before the byte: the loop that it wakes must find the call. A deque's append needs no lock.
         self._calls.append(callback)
         try:
             self._signal_out.send(b"\0")
@@ -114,6 +125,7 @@ class Loop:
         """Call it now; what it raises is logged and counted."""
         try:
             callback()
+        # Not BaseException: SystemExit and KeyboardInterrupt are meant to end the process.
         except Exception:
             self.defects += 1
             log.exception("a defect in guestmtce: %r failed", callback)
@@ -135,25 +147,26 @@ class Loop:
                 # An earlier callback of this round may have closed this one.
                 if self._selector.get_map().get(key.fd) is key:
                     self.call(key.data)
+            # Descriptors and calls before timers: a deadline is judged when all that has arrived was heard.
             self._serve_calls()
             self._serve_timers()
         finally:
+            # Though no timer was due meanwhile: the next turn tells of a callback that stood still.
             self._busy = time.monotonic() - self.now
             self._turn = None
 
-    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> turn.Ready:
         """Begin a turn; what can be read at its moment."""
         when = self._timers[0][0] if self._timers else NEVER
+        # Only where somebody wants to hear of idleness: the look costs a system call a turn.
         ready = self._selector.select(0) if self.on_idle is not None else []
         if not ready:
             self._become_idle()
-            ready = self._selector.select(None if when == NEVER else max(0.0, when - time.monotonic()))
+            ready = turn.wait_until(self._selector, when)
             self.idle = False
-        self._turn = time.monotonic()
-        if when <= self._turn:
-            # What arrived after the wait and before the moment was read is there, too, before a timer judges.
-            ready = self._selector.select(0)
+        self._turn, ready = turn.begin_turn(self._selector, when, ready)
         self.wake_ups += 1
+        # A callback that took long, or a wake-up that came long after its timer was due.
         self._note_stall(max(self._busy, self._turn - when))
         return ready
 
@@ -172,8 +185,8 @@ class Loop:
         """Give back the descriptors and the signal handlers."""
         if self._signals:
             signal.set_wakeup_fd(-1)
-        for number in self._signals:
-            signal.signal(number, signal.SIG_DFL)
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         self._signal_in.close()
         self._signal_out.close()
@@ -181,9 +194,12 @@ class Loop:
     def _serve_timers(self) -> None:
         """Those that are due at this turn's moment; one that is set meanwhile waits for the next turn."""
         due = []
+        # All that are due are taken out first: a callback that sets a timer for now does not keep this loop
+        # here.
         while self._timers and self._timers[0][0] <= self.now:
             due.append(heapq.heappop(self._timers)[2])
         for timer in due:
+            # One that was served before it in this turn may have cancelled it.
             if timer.callback is not None:
                 self.call(timer.callback)
 
@@ -196,17 +212,8 @@ class Loop:
 
     def _serve_calls(self) -> None:
         """What threads and signals have asked for until now."""
+        # Those that are there now: a call that asks for another one must not starve the timers.
         for _ in range(len(self._calls)):
             self.call(self._calls.popleft())
         while self._arrived:
             self.call(self._signals[self._arrived.pop()])
-
-
-def reset_signals() -> None:
-    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
-
-    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
-    """
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)

@@ -13,6 +13,7 @@ import socket
 import threading
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
+from guestmtce.common.back_off import BackOff
 from guestmtce.daemon.log import printable
 from guestmtce.daemon.loop import Loop, Timer
 
@@ -30,6 +31,7 @@ def look_up(name: str) -> List[str]:
 
     Raises OSError and UnicodeError.
     """
+    # One type, else each address would come once for each kind of socket.
     found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
     return list(dict.fromkeys(plain(str(entry[4][0])) for entry in found))
 
@@ -52,12 +54,12 @@ def plain(address: str) -> str:
 
 
 class _Name:
-    """What is known of one name. `quiet`: nobody minds if there is no such name."""
+    """What is known of one name. `quiet`: that it does not exist is not logged."""
 
-    def __init__(self, quiet: bool, delay: float) -> None:
+    def __init__(self, quiet: bool, first: float, period: float) -> None:
         self.addresses: Tuple[str, ...] = ()
         self.quiet = quiet
-        self.delay = delay  # s until an unknown one is asked for again
+        self.back_off = BackOff(first, period)  # until an unknown one is asked for again
         self.failing = False
         self.answered: List[Callable[[], None]] = []
         self.timer: Optional[Timer] = None
@@ -75,6 +77,8 @@ class Resolver:
         self._loop = loop
         self._first, self._period = first, period
         self._look_up = ask
+        # Changed in the loop only. The thread sees names in the queue, and answers through
+        # `call_from_thread`.
         self._names: Dict[str, _Name] = {}
         self._queue: queue.Queue[str] = queue.Queue(NAMES_MAX)
         self._thread: Optional[threading.Thread] = None
@@ -86,7 +90,7 @@ class Resolver:
         """
         entry = self._names.get(name)
         if entry is None:
-            entry = self._names[name] = _Name(quiet, self._first)
+            entry = self._names[name] = _Name(quiet, self._first, self._period)
             if is_address(name):
                 entry.addresses = (spelled(name),)
             else:
@@ -108,6 +112,8 @@ class Resolver:
 
     def _ask(self, name: str) -> None:
         if self._thread is None:
+            # Made with the first name: a daemon without names has no such thread. A daemon thread, as a
+            # look-up that hangs must not hold up the end of the process.
             self._thread = threading.Thread(target=self._run, name="resolver", daemon=True)
             self._thread.start()
         try:
@@ -126,9 +132,11 @@ class Resolver:
             found: Tuple[str, ...] = ()
             why = "it has no address"
             try:
+                # An answer's length is another's choice.
                 found = tuple(self._look_up(name))[:ADDRESSES_MAX]
             except (OSError, UnicodeError) as error:
                 why = str(error)
+            # The loop may be gone.
             if self._closed:
                 return
             self._loop.call_from_thread(functools.partial(self._note_answer, name, found, why))
@@ -141,13 +149,16 @@ class Resolver:
             self._ask_later(name, self._period)
         else:
             self._complain(name, entry, why)
-            self._ask_later(name, self._period if entry.addresses else entry.delay)
-            entry.delay = min(2 * entry.delay, self._period)
+            delay = entry.back_off.next_delay()
+            # Where old addresses stay in use there is no hurry.
+            self._ask_later(name, self._period if entry.addresses else delay)
 
     def _learn(self, name: str, entry: _Name, found: Tuple[str, ...]) -> None:
+        # As sets: name servers turn the order with each answer, which is no news.
         if set(found) != set(entry.addresses):
             log.info("%s is at %s", name, ", ".join(found))
-        entry.addresses, entry.failing, entry.delay = found, False, self._first
+        entry.addresses, entry.failing = found, False
+        entry.back_off.reset()
         for answered in entry.answered:
             self._loop.call(answered)
 
@@ -156,6 +167,7 @@ class Resolver:
             kept = "; what it was stays: " + ", ".join(entry.addresses) if entry.addresses else ""
             text = "cannot resolve %s: %s; it is looked up again every %g s%s"
             log.warning(text, printable(name), printable(why), self._period, kept)
+        # Until a look-up finds the name again, so a name that fails for a day costs one line.
         entry.failing = True
 
 

@@ -5,7 +5,7 @@ import socket
 import sys
 from typing import Any, Dict
 
-from guestmtce.guest.log import printable
+from guestmtce.guest.log_text import printable
 
 WAIT = 5.0  # s for its answer
 ANSWER_MAX = 262144  # bytes; 48 processes, every byte of name and illness escaped as six
@@ -15,6 +15,7 @@ HEAD = ("NAME", "PID", "UID", "CONNECTED", "ACTION", "ILLNESS")
 def ask(path: str, question: Dict[str, Any]) -> Dict[str, Any]:
     """One line there, one line back. Raises OSError, ValueError with what the client says."""
     with socket.socket(socket.AF_UNIX) as link:
+        # A client that stands still is told of, and not waited for.
         link.settimeout(WAIT)
         link.connect(path)
         link.sendall(json.dumps(question).encode("ascii") + b"\n")
@@ -34,10 +35,11 @@ def print_members(path: str, forget: str) -> None:
     """The table of the local processes, after `forget` was forgotten. Raises OSError, ValueError."""
     question = {"type": "forget", "name": forget} if forget else {"type": "members"}
     rows = [HEAD]
-    for one in ask(path, question)["members"]:
-        connected = "yes" if one["connected"] else "no"
-        illness = one["illness"] or "healthy"
-        rows.append((one["name"], one["pid"], one["uid"], connected, one["corrective_action"], illness))
+    for member in ask(path, question)["members"]:
+        connected = "yes" if member["connected"] else "no"
+        illness = member["illness"] or "healthy"
+        action = member["corrective_action"]
+        rows.append((member["name"], member["pid"], member["uid"], connected, action, illness))
     for row in rows:
         # What processes say goes to a terminal, perhaps root's.
         sys.stdout.write("%-31s %7s %6s %-9s %-6s %s\n" % tuple(printable(str(value)) for value in row))

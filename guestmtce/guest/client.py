@@ -1,4 +1,6 @@
-"""The guest's side of the heartbeat as a state machine: bytes and time in, messages and reports out (spec 1).
+"""The guest's side of the heartbeat as a state machine: bytes and time in, messages and effects out.
+
+docs/protocol/1-guest-channel.md#what-real-guests-do
 
 Nothing here reads a clock, a port or a file. `now` is seconds on any monotonic clock.
 
@@ -22,23 +24,32 @@ follows, and the one method that does what is to be done.
 
 Beside the state a client carries two facts that cross it:
 
-- how the guest feels (`feel`): the next answer says so. An illness that lasts asks for its corrective action
-  once per `action_repeat`, and for `none` in between.
+- the guest's health (`set_health`): the next answer says so. An illness that lasts asks for its corrective
+  action once per `action_repeat`, and for `none` in between.
 - the open question (a vote or a notice), with its ballot and its deadline: `answer_margin` before the host
-  ceases to wait, and at least after half of that time. It is put to the voters with `Put` and is answered
-  when they have decided or its time is up; `Withdrawn` says that nobody waits for them any more. The same
-  question again while it is open is the same question; another one ends it without an answer, as it ended
-  at the host.
+  ceases to wait, and at least after half of that time. It is put to the voters with `AskVoters` and is
+  answered when they have decided or its time is up; `WithdrawQuestion` says that their answers do not count
+  any more. The same question again while it is open is the same question; another one ends it without an
+  answer, as it ended at the host.
 """
 
 from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
 
+from guestmtce.common import NEVER
+from guestmtce.common.log_line import INFO, LogLine
 from guestmtce.guest.ballot import ERROR, Ballot
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import channel
-from guestmtce.wire.channel import ActionNotify, ActionResponse, Challenge, ChallengeResponse, Exit, InitAck
+from guestmtce.wire import guest_channel, json_lines
+from guestmtce.wire.guest_channel import (
+    ActionNotify,
+    ActionResponse,
+    Challenge,
+    ChallengeResponse,
+    Exit,
+    InitAck,
+)
 
 ALONE = "alone"
 ENABLING = "enabling"
@@ -56,46 +67,37 @@ EXIT = "exit"
 CHANGE = "change"
 INPUTS = (OPENED, CLOSED, ACK, CHALLENGE, DUE, EXIT, CHANGE)
 
-NEVER = float("inf")
 
+class AskVoters(NamedTuple):
+    """Put a question to the voters; they have `seconds`. `question_id` counts from 1."""
 
-class Put(NamedTuple):
-    """Put the question `number` to the voters; they have `seconds`."""
-
-    number: int
+    question_id: int
     notification_type: str
     event_type: str
     seconds: float
 
 
-class Withdrawn(NamedTuple):
-    """Nobody waits for what the voters say to question `number` any more; `expired`: its time is up."""
+class WithdrawQuestion(NamedTuple):
+    """What the voters say to this question does not count any more; `expired`: its time is up."""
 
-    number: int
+    question_id: int
     expired: bool = False
 
 
-class Note(NamedTuple):
-    """A line for the log; lines with the same `about` need not all be kept."""
-
-    about: str
-    text: str
-
-
-Report = Union[Put, Withdrawn, Note]
+Effect = Union[AskVoters, WithdrawQuestion, LogLine]
 
 
 class Output(NamedTuple):
     """What is to be written to the port, message by message, and what is to be done."""
 
     messages: List[bytes]
-    reports: List[Report]
+    effects: List[Effect]
 
 
-class Question(NamedTuple):
+class GuestQuestion(NamedTuple):
     """The question that is open, when it will be answered, and what was said to it."""
 
-    number: int
+    question_id: int
     asked: ActionNotify
     deadline: float
     ballot: Ballot
@@ -104,7 +106,7 @@ class Question(NamedTuple):
 class Client:
     """The heartbeat of this guest. See the module's text.
 
-    `number` makes invocation ids, in 0 … 2³¹−1; `voters` says who is to be asked now.
+    `next_invocation_id` makes them, in 0 … 2³¹−1; `voters` says who is to be asked now.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Client:
         config: Config,
         settings: Settings,
         name: str,
-        number: Callable[[], int],
+        next_invocation_id: Callable[[], int],
         voters: Callable[[], FrozenSet[str]],
     ) -> None:
         self.state = ALONE
@@ -120,88 +122,94 @@ class Client:
         self._config = config
         self._settings = settings
         self._name = name
-        self._number = number
+        self._next_invocation_id = next_invocation_id
         self._voters = voters
-        self._lines = channel.LineBuffer()
+        self._lines = json_lines.LineBuffer()
         self._patience = max(2 * config.interval_ms / 1000, settings.patience)
         self._invocations: Tuple[int, ...] = ()
         self._sequence = 0
         self._due = NEVER
         self._illness: Optional[Illness] = None
         self._ill_told_at = -NEVER
-        self._question: Optional[Question] = None
+        self._question: Optional[GuestQuestion] = None
         self._questions = 0
         self._messages: List[bytes] = []
-        self._reports: List[Report] = []
+        self._effects: List[Effect] = []
 
     # --- the ways in -------------------------------------------------------------------------------
 
-    def opened(self, now: float) -> Output:
+    def note_opened(self, now: float) -> Output:
         """A host is at the port."""
-        self._lines = channel.LineBuffer()
-        self._input(OPENED, None, now)
-        return self._output()
+        # Half a line of the host that hung up is no beginning of what the next one says.
+        self._lines = json_lines.LineBuffer()
+        self._apply_input(OPENED, None, now)
+        return self._drain_output()
 
-    def closed(self, now: float) -> Output:
+    def note_closed(self, now: float) -> Output:
         """The host hung up, or the port is gone."""
-        self._input(CLOSED, None, now)
-        return self._output()
+        self._apply_input(CLOSED, None, now)
+        return self._drain_output()
 
     def receive(self, data: bytes, now: float) -> Output:
         """The host sent `data`."""
         overflows = self._lines.overflows
         for line in self._lines.feed(data):
-            self._take(line, now)
+            self._handle_line(line, now)
         if self._lines.overflows != overflows:
-            self._note("overflow", "a line longer than %d bytes was dropped" % channel.LINE_MAX)
-        return self._output()
+            self._log("overflow", "a line longer than %d bytes was dropped", json_lines.LINE_MAX)
+        return self._drain_output()
 
     def tick(self, now: float) -> Output:
         """Time has passed; to be called at `deadline`, after the port was drained."""
         question = self._question
+        # The answer goes out before an init that is due: an init ends the open question at the host.
         if question is not None and now >= question.deadline:
-            self._settle(*question.ballot.time_is_up(), expired=True)
+            self._resolve_question(*question.ballot.outcome_at_deadline(), expired=True)
         if now >= self._due:
-            self._input(DUE, None, now)
-        return self._output()
+            self._apply_input(DUE, None, now)
+        return self._drain_output()
 
-    def vote(self, number: int, voter: str, result: str, reason: str) -> Output:
-        """`voter` answers question `number`. One that is not open any more is nobody's."""
-        if self._question is not None and self._question.number == number:
-            self._question.ballot.vote(voter, result, reason)
-            self._count()
-        return self._output()
+    def count_vote(self, question_id: int, voter: str, result: str, reason: str) -> Output:
+        """`voter` answers this question. One that is not open any more is nobody's."""
+        if self._question is not None and self._question.question_id == question_id:
+            self._question.ballot.count_vote(voter, result, reason)
+            self._resolve_if_decided()
+        return self._drain_output()
 
-    def leave(self, voter: str) -> Output:
+    def remove_voter(self, voter: str) -> Output:
         """`voter` is gone."""
         if self._question is not None:
-            self._question.ballot.leave(voter)
-            self._count()
-        return self._output()
+            self._question.ballot.remove_voter(voter)
+            self._resolve_if_decided()
+        return self._drain_output()
 
-    def feel(self, illness: Optional[Illness]) -> Output:
+    def set_health(self, illness: Optional[Illness]) -> Output:
         """From now on the guest has this illness, or none."""
         before = self._illness
+        # A new illness, or one that asks for another action, asks at once and not after `action_repeat`.
         if before is None or illness is None or before.corrective_action != illness.corrective_action:
             self._ill_told_at = -NEVER
         if illness != before:
-            text = "healthy" if illness is None else "ill, corrective action %s: %s" % illness
-            self._note("health", "the guest is " + text)
+            state = "healthy" if illness is None else "ill, corrective action %s: %s" % illness
+            self._log("health", "the guest is %s", state)
         self._illness = illness
-        return self._output()
+        return self._drain_output()
 
     def configure(self, config: Config, now: float) -> Output:
         """The configuration has changed. What the host is to know of it goes out with a new init."""
         before, self._config = self._config, config
         self._patience = max(2 * config.interval_ms / 1000, self._settings.patience)
+        # Scripts and their intervals are this guest's own affair. An init for them would look like a restart
+        # of the guest, which ends an open question and an expected silence at the host.
+        # docs/protocol/1-guest-channel.md#a-guest-that-restarts
         if before.init(0, "") != config.init(0, ""):
-            self._input(CHANGE, None, now)
-        return self._output()
+            self._apply_input(CHANGE, None, now)
+        return self._drain_output()
 
-    def exit(self, why: str, now: float) -> Output:
+    def say_goodbye(self, why: str, now: float) -> Output:
         """Say goodbye."""
-        self._input(EXIT, Exit(why), now)
-        return self._output()
+        self._apply_input(EXIT, Exit(why), now)
+        return self._drain_output()
 
     @property
     def deadline(self) -> float:
@@ -210,178 +218,197 @@ class Client:
 
     # --- a message ---------------------------------------------------------------------------------
 
-    def _take(self, line: bytes, now: float) -> None:
+    def _handle_line(self, line: bytes, now: float) -> None:
         try:
-            message = channel.parse(line, channel.FROM_HOST)
-        except (channel.NotAMessage, channel.Refused) as error:
-            self._note("garbage", "a line from the host was dropped: %s" % error)
+            message = guest_channel.parse(line, guest_channel.FROM_HOST)
+        except (json_lines.NotAMessage, guest_channel.Refused) as error:
+            self._log("garbage", "a line from the host was dropped: %s", error)
             return
         if isinstance(message, Challenge):
-            self._input(CHALLENGE, message, now)
+            self._apply_input(CHALLENGE, message, now)
         elif isinstance(message, InitAck):
-            self._take_ack(message, now)
+            self._handle_ack(message, now)
         elif isinstance(message, ActionNotify):
-            self._take_question(message, now)
-        elif isinstance(message, channel.Nack):
-            self._note("nack", "the host refused a message: " + message.log_msg)
+            self._handle_question(message, now)
+        elif isinstance(message, guest_channel.Nack):
+            self._log("nack", "the host refused a message: %s", message.log_msg)
 
-    def _take_ack(self, message: InitAck, now: float) -> None:
+    def _handle_ack(self, message: InitAck, now: float) -> None:
+        # The ack of an init may cross with the next init, so that of the one before counts, too.
+        # docs/protocol/1-guest-channel.md#init-and-acknowledgement
         if message.invocation_id in self._invocations:
-            self._input(ACK, message, now)
+            self._apply_input(ACK, message, now)
         else:
-            self._note("ack", "an init_ack of another init was ignored")
+            self._log("ack", "an init_ack of another init was ignored")
 
-    def _input(self, what: str, message: Optional[channel.Message], now: float) -> None:
-        self.state, action = TRANSITIONS[self.state, what]
+    def _apply_input(self, happened: str, message: Optional[guest_channel.Message], now: float) -> None:
+        self.state, action = TRANSITIONS[self.state, happened]
         if action is not None:
             action(self, message, now)
 
     # --- actions of the table ----------------------------------------------------------------------
 
-    def _change(self, _message: object, now: float) -> None:
+    def _announce_change(self, _message: object, now: float) -> None:
         self._invocations = ()  # the host has not forgotten us: this one is news
-        self._introduce(None, now)
+        self._introduce_guest(None, now)
 
-    def _introduce(self, _message: object, now: float) -> None:
+    def _introduce_guest(self, _message: object, now: float) -> None:
         if self._invocations:
-            self._note("again", "no host has acknowledged or challenged this guest: init again")
-        self._invocations = (*self._invocations[-1:], self._number())
-        self._send(self._config.init(self._invocations[-1], self._name))
+            self._log("again", "no host has acknowledged or challenged this guest: init again")
+        # This one and the one before: the acks that count.
+        self._invocations = (*self._invocations[-1:], self._next_invocation_id())
+        self._send_message(self._config.init(self._invocations[-1], self._name))
         self._due = now + self._settings.init_period
 
-    def _acknowledged(self, _message: object, now: float) -> None:
-        self._note("enabled", "the host has acknowledged this guest")
+    def _note_acknowledged(self, _message: object, now: float) -> None:
+        self._log("enabled", "the host has acknowledged this guest")
         self._due = now + self._patience
 
-    def _answer(self, message: Challenge, now: float) -> None:
+    def _answer_challenge(self, message: Challenge, now: float) -> None:
         self._due = now + self._patience
         self.answers += 1
         if self._illness is None:
-            said = (channel.HEALTHY, self._config.corrective_action, "")
+            # The deployed client sends the configured action with a healthy answer, too.
+            said = (guest_channel.HEALTHY, self._config.corrective_action, "")
         else:
-            said = (channel.UNHEALTHY, self._remedy(self._illness, now), self._illness.reason)
-        self._send(ChallengeResponse(message.heartbeat_challenge, *said))
+            said = (guest_channel.UNHEALTHY, self._choose_action(self._illness, now), self._illness.reason)
+        self._send_message(ChallengeResponse(message.heartbeat_challenge, *said))
 
-    def _remedy(self, illness: Illness, now: float) -> str:
+    def _choose_action(self, illness: Illness, now: float) -> str:
         """The corrective action to ask for now."""
+        # With an action each unhealthy answer would be told to the VIM; `none` is only logged by the host.
+        # docs/protocol/1-guest-channel.md#ill-health
         if now - self._ill_told_at < self._settings.action_repeat:
             return "none"
         self._ill_told_at = now
         return illness.corrective_action
 
-    def _returned(self, _message: object, now: float) -> None:
+    def _shorten_wait(self, _message: object, now: float) -> None:
+        # A host that remembers this guest challenges as soon as it is back. What is left of the patience
+        # stays an upper bound: a host that comes and goes does not keep the init away for ever.
         self._due = min(self._due, now + self._settings.return_patience)
 
-    def _rest(self, _message: object, _now: float) -> None:
+    def _forget_host(self, _message: object, _now: float) -> None:
         self._invocations = ()
         self._due = NEVER
 
-    def _goodbye(self, message: Exit, now: float) -> None:
-        self._withdraw()
-        self._send(message)
+    def _send_goodbye(self, message: Exit, now: float) -> None:
+        self._withdraw_question()
+        self._send_message(message)
         self._due = NEVER
 
-    def _vanish(self, _message: object, now: float) -> None:
-        self._withdraw()
+    def _end_silently(self, _message: object, now: float) -> None:
+        self._withdraw_question()
         self._due = NEVER
 
     # --- votes and notices -------------------------------------------------------------------------
 
-    def _take_question(self, message: ActionNotify, now: float) -> None:
+    def _handle_question(self, message: ActionNotify, now: float) -> None:
         if self.state == GONE:
             return
         seconds = message.timeout_ms / 1000
+        # The host waits exactly as long as it said, and takes silence for agreement: a late `reject` is lost.
+        # docs/protocol/1-guest-channel.md#votes-and-notices
         seconds = max(seconds - self._settings.answer_margin, seconds / 2)
         before = self._question
+        # Fields 1 and 2 are the event and the kind. The new message is kept for its id and its time; the
+        # voters are not asked twice.
         if before is not None and before.asked[1:3] == message[1:3]:
             self._question = before._replace(asked=message, deadline=now + seconds)
             return
-        self._withdraw()
+        self._withdraw_question()
         self._questions += 1
         ballot = Ballot(message.notification_type, self._voters())
-        self._question = Question(self._questions, message, now + seconds, ballot)
-        if channel.UNKNOWN in message[1:3]:
-            self._settle(ERROR, "unknown event_type or notification_type")
+        self._question = GuestQuestion(self._questions, message, now + seconds, ballot)
+        # A parser reads a word that the protocol does not have as UNKNOWN; no voter could make sense of it.
+        if guest_channel.UNKNOWN in message[1:3]:
+            self._resolve_question(ERROR, "unknown event_type or notification_type")
         else:
-            self._put(message, seconds)
+            self._ask_voters(message, seconds)
 
-    def _put(self, message: ActionNotify, seconds: float) -> None:
-        what = (message.notification_type, message.event_type)
-        self._note("question", "the host asks: %s %s, to be answered in %g s" % (*what, seconds))
-        self._reports.append(Put(self._questions, *what, seconds))
-        self._count()
+    def _ask_voters(self, message: ActionNotify, seconds: float) -> None:
+        asked = (message.notification_type, message.event_type)
+        self._log("question", "the host asks: %s %s, to be answered in %g s", *asked, seconds)
+        self._effects.append(AskVoters(self._questions, *asked, seconds))
+        self._resolve_if_decided()
 
-    def _count(self) -> None:
+    def _resolve_if_decided(self) -> None:
         """Answer the open question if it is decided."""
         outcome = self._question.ballot.outcome if self._question is not None else None
         if outcome is not None:
-            self._settle(*outcome)
+            self._resolve_question(*outcome)
 
-    def _settle(self, result: str, reason: str, expired: bool = False) -> None:
+    def _resolve_question(self, result: str, reason: str, expired: bool = False) -> None:
         """The open question has its answer; a host that is not there does not get it."""
-        question = self._withdraw(expired)
+        question = self._withdraw_question(expired)
         if question is None:
             return
         asked = question.asked
-        what = (asked.notification_type, asked.event_type)
-        self._note("answer", "answer to %s %s: %s %s" % (*what, result, reason))
+        named = (asked.notification_type, asked.event_type)
+        self._log("answer", "answer to %s %s: %s %s", *named, result, reason)
+        # In ENABLING, too: the host may ask before its init_ack has come.
         if self.state in (ENABLING, ENABLED):
-            self._send(ActionResponse(asked.invocation_id, asked.event_type, asked.notification_type,
+            self._send_message(ActionResponse(asked.invocation_id, asked.event_type, asked.notification_type,
                                       result, reason))  # fmt: skip
 
-    def _withdraw(self, expired: bool = False) -> Optional[Question]:
+    def _withdraw_question(self, expired: bool = False) -> Optional[GuestQuestion]:
         """End the open question without a word, and give it back."""
         question, self._question = self._question, None
         if question is not None:
-            self._reports.append(Withdrawn(question.number, expired))
+            self._effects.append(WithdrawQuestion(question.question_id, expired))
         return question
 
-    # --- words -------------------------------------------------------------------------------------
+    # --- what is sent, logged and to be done ---------------------------------------------------------
 
-    def _send(self, message: channel.Message) -> None:
-        self._sequence = (self._sequence + 1) & channel.INT32_MAX
-        self._messages.append(channel.build(message, self._sequence))
+    def _send_message(self, message: guest_channel.Message) -> None:
+        self._sequence = (self._sequence + 1) & guest_channel.INT32_MAX
+        self._messages.append(guest_channel.build(message, self._sequence))
 
-    def _note(self, about: str, text: str) -> None:
-        self._reports.append(Note(about, text))
+    def _log(self, subject: str, text: str, *values: object) -> None:
+        self._effects.append(LogLine(INFO, text, values, subject))
 
-    def _output(self) -> Output:
-        output = Output(self._messages, self._reports)
+    def _drain_output(self) -> Output:
+        output = Output(self._messages, self._effects)
         self._messages = []
-        self._reports = []
+        self._effects = []
         return output
 
 
+# The pairs are complete, so that no input is without an answer in any state
+# (tests/unit/guest/test_client.py).
 # (state, input) → the state that follows, and what is done.
 TRANSITIONS: Dict[Tuple[str, str], Tuple[str, Optional[Callable[..., None]]]] = {
-    (ALONE, OPENED): (ENABLING, Client._introduce),
+    (ALONE, OPENED): (ENABLING, Client._introduce_guest),
     (ALONE, CLOSED): (ALONE, None),
     (ALONE, ACK): (ALONE, None),
     (ALONE, CHALLENGE): (ALONE, None),
     (ALONE, DUE): (ALONE, None),
-    (ALONE, EXIT): (GONE, Client._vanish),
+    (ALONE, EXIT): (GONE, Client._end_silently),
     (ALONE, CHANGE): (ALONE, None),
-    (ENABLING, OPENED): (ENABLING, Client._introduce),
-    (ENABLING, CLOSED): (ALONE, Client._rest),
-    (ENABLING, ACK): (ENABLED, Client._acknowledged),
+    (ENABLING, OPENED): (ENABLING, Client._introduce_guest),
+    (ENABLING, CLOSED): (ALONE, Client._forget_host),
+    (ENABLING, ACK): (ENABLED, Client._note_acknowledged),
+    # As the deployed client does: docs/protocol/1-guest-channel.md#what-real-guests-do
     (ENABLING, CHALLENGE): (ENABLING, None),
-    (ENABLING, DUE): (ENABLING, Client._introduce),
-    (ENABLING, EXIT): (GONE, Client._goodbye),
-    (ENABLING, CHANGE): (ENABLING, Client._change),
-    (ENABLED, OPENED): (ENABLED, Client._returned),
+    (ENABLING, DUE): (ENABLING, Client._introduce_guest),
+    (ENABLING, EXIT): (GONE, Client._send_goodbye),
+    (ENABLING, CHANGE): (ENABLING, Client._announce_change),
+    (ENABLED, OPENED): (ENABLED, Client._shorten_wait),
     (ENABLED, CLOSED): (INTERRUPTED, None),
     (ENABLED, ACK): (ENABLED, None),
-    (ENABLED, CHALLENGE): (ENABLED, Client._answer),
-    (ENABLED, DUE): (ENABLING, Client._introduce),
-    (ENABLED, EXIT): (GONE, Client._goodbye),
-    (ENABLED, CHANGE): (ENABLING, Client._change),
-    (INTERRUPTED, OPENED): (ENABLED, Client._returned),
+    (ENABLED, CHALLENGE): (ENABLED, Client._answer_challenge),
+    (ENABLED, DUE): (ENABLING, Client._introduce_guest),
+    (ENABLED, EXIT): (GONE, Client._send_goodbye),
+    (ENABLED, CHANGE): (ENABLING, Client._announce_change),
+    # Not ENABLING: an init would tell a host that remembers this guest that it restarted.
+    (INTERRUPTED, OPENED): (ENABLED, Client._shorten_wait),
     (INTERRUPTED, CLOSED): (INTERRUPTED, None),
     (INTERRUPTED, ACK): (INTERRUPTED, None),
     (INTERRUPTED, CHALLENGE): (INTERRUPTED, None),
-    (INTERRUPTED, DUE): (ALONE, Client._rest),
-    (INTERRUPTED, EXIT): (GONE, Client._vanish),
-    (INTERRUPTED, CHANGE): (ALONE, Client._rest),
+    (INTERRUPTED, DUE): (ALONE, Client._forget_host),
+    (INTERRUPTED, EXIT): (GONE, Client._end_silently),
+    # What the host remembers is not true any more: when it is back it gets an init.
+    (INTERRUPTED, CHANGE): (ALONE, Client._forget_host),
     (GONE, OPENED): (GONE, None),
     (GONE, CLOSED): (GONE, None),
     (GONE, ACK): (GONE, None),

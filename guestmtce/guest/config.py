@@ -1,26 +1,23 @@
 """The configuration of the guest client: a file of shell-style `KEY=value` lines.
 
 A value that cannot be used never keeps a guest from being watched: it is named, with its key and its line,
-and the default is taken.
+and the default is taken. Pure: `config_file` reads the file.
 """
 
-import errno
-import os
 import re
 import shlex
-import stat
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from guestmtce.guest.log import escape
+from guestmtce.guest.log_text import escape
 from guestmtce.guest.settings import Settings
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 CONFIG_FILE = "/etc/guest-client/heartbeat/guest_heartbeat.conf"
 ACTIONS = ("log", "reboot", "stop")
 # One second is added to what is configured before the host is told, as the deployed client does; it is
 # the margin that the guest keeps for its answer. The sum travels as ms in a signed 32-bit int.
 EXTRA_SECS = 1
-SECS_MAX = channel.SECS_MAX - EXTRA_SECS
+SECS_MAX = guest_channel.SECS_MAX - EXTRA_SECS
 # Python takes more than people mean: 1_000, digits of other scripts, nan.
 _NUMBER = re.compile(r"[0-9]{1,15}([.][0-9]{1,9})?\Z")
 # Keys of the deployed client that mean nothing to this one.
@@ -30,7 +27,6 @@ NOT_USED = {
 }
 _EXPORT = re.compile(r"export[ \t]+")
 DAY = 86400.0  # s
-FILE_MAX = 65536  # bytes of the file
 LINE_WIDTH = 300  # characters of a line that tells what is in effect: the log cuts no line of that length
 
 
@@ -49,9 +45,9 @@ class Config(NamedTuple):
     event_notification_script: str = ""
     run_on_host: bool = False
 
-    def init(self, invocation_id: int, name: str) -> channel.Init:
+    def init(self, invocation_id: int, name: str) -> guest_channel.Init:
         """How the guest introduces itself."""
-        return channel.Init(
+        return guest_channel.Init(
             invocation_id,
             name,
             self.interval_ms,
@@ -70,7 +66,7 @@ DEFAULTS = Config()
 
 
 def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
-    def take(text: str) -> Any:
+    def validate(text: str) -> Any:
         expected = "a number from %g to %d expected" % (low, high)
         if _NUMBER.match(text) is None:
             raise ValueError(expected)
@@ -82,42 +78,45 @@ def _between(kind: Callable[[str], Any], low: float, high: float) -> Callable[[s
             raise ValueError(expected)
         return value
 
-    return take
+    return validate
 
 
-def _action(text: str) -> str:
+def _validate_action(text: str) -> str:
     if text not in ACTIONS:
         raise ValueError("one of %s expected" % ", ".join(ACTIONS))
     return text
 
 
-def _yes(text: str) -> bool:
+def _validate_yes(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("yes or no expected")
     return text == "yes"
 
 
-def _script(text: str) -> str:
+def _validate_path(text: str) -> str:
     if text and not text.startswith("/"):
         raise ValueError("a full path expected")
     return text
 
 
 def _keys(settings: Settings) -> Dict[str, Tuple[str, Callable[[str], Any]]]:
-    """Key → field and how its text is taken."""
+    """Key → field and how its text is validated."""
     secs = _between(int, 1, SECS_MAX)
     return {
-        "HB_INTERVAL": ("interval_ms", _between(int, 1, channel.INT32_MAX)),
-        "CORRECTIVE_ACTION": ("corrective_action", _action),
+        "HB_INTERVAL": ("interval_ms", _between(int, 1, guest_channel.INT32_MAX)),
+        "CORRECTIVE_ACTION": ("corrective_action", _validate_action),
         "VOTE": ("vote", secs),
         "SHUTDOWN_NOTICE": ("shutdown_notice", secs),
         "SUSPEND_NOTICE": ("suspend_notice", secs),
         "RESUME_NOTICE": ("resume_notice", secs),
         "RESTART": ("restart", secs),
-        "HEALTH_CHECK_INTERVAL": ("health_check_interval", _between(float, settings.health_floor, DAY)),
-        "HEALTH_CHECK_SCRIPT": ("health_check_script", _script),
-        "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _script),
-        "RUN_ON_HOST": ("run_on_host", _yes),
+        "HEALTH_CHECK_INTERVAL": (
+            "health_check_interval",
+            _between(float, settings.health_floor, DAY),
+        ),
+        "HEALTH_CHECK_SCRIPT": ("health_check_script", _validate_path),
+        "EVENT_NOTIFICATION_SCRIPT": ("event_notification_script", _validate_path),
+        "RUN_ON_HOST": ("run_on_host", _validate_yes),
     }
 
 
@@ -170,29 +169,31 @@ def parse(text: str, name: str, settings: Settings, before: Config = DEFAULTS) -
     keys = _keys(settings)
     values: Dict[str, Any] = {}
     notes: List[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for row, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         export = _EXPORT.match(line)
+        # `export` is no fault: the lines are a shell's.
         key, value = line[export.end() if export else 0 :].partition("=")[::2]
         key = key.strip()
         if key in NOT_USED:
-            notes.append("%s, line %d: %s is not used: %s" % (name, number, key, NOT_USED[key]))
+            notes.append("%s, line %d: %s is not used: %s" % (name, row, key, NOT_USED[key]))
             continue
         try:
-            field, take = keys[key]
-            values[field] = take(_unquoted(value))
+            field, validate = keys[key]
+            values[field] = validate(_unquoted(value))
             if values[field] != _floored(field, values[field], settings):
                 values[field] = _floored(field, values[field], settings)
                 text = "%s, line %d: %s=%s is too short: %s is taken"
-                notes.append(text % (name, number, key, value, values[field]))
+                notes.append(text % (name, row, key, value, values[field]))
         except KeyError:
-            notes.append("%s, line %d: %s: unknown key, ignored" % (name, number, key))
+            notes.append("%s, line %d: %s: unknown key, ignored" % (name, row, key))
         except ValueError as error:
+            # `field` is known here: only `validate` and `_unquoted` raise ValueError, after it was looked up.
             values[field] = getattr(before, field)
             fallback = values[field]
-            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, number, key, value, error, fallback))
+            notes.append("%s, line %d: %s=%s: %s; %r is taken" % (name, row, key, value, error, fallback))
     return Config(**values), notes
 
 
@@ -207,29 +208,9 @@ def _unquoted(value: str) -> str:
     return words[0] if words else ""
 
 
-def read_file(path: str) -> bytes:
-    """What is in the file; this waits for its file system. Raises OSError.
-
-    A pipe is refused: who opens it would wait for a writer.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is a pipe, and no file")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            data = b""
-            while len(data) <= FILE_MAX:
-                more = file.read(FILE_MAX + 1 - len(data))
-                if not more:
-                    return data
-                data += more
-    finally:
-        os.close(descriptor)
-    raise OSError(errno.EFBIG, "it has more than %d bytes" % FILE_MAX)
-
-
 def parse_bytes(data: bytes, path: str, settings: Settings, before: Config) -> Tuple[Config, List[str]]:
     """The configuration in what the file `path` holds, and lines for the log."""
+    # Written on Windows, or by an editor that puts a byte order mark, it is the same file.
     text = data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return parse(text, path, settings, before)
 
@@ -238,16 +219,3 @@ def keep(before: Config, path: str, why: str) -> Tuple[Config, List[str]]:
     """The configuration when the file `path` cannot be used, and a line for the log."""
     kept = "the defaults are taken" if before == DEFAULTS else "what is in effect stays"
     return before, ["%s: %s: %s" % (path, why, kept)]
-
-
-def load(path: str, settings: Settings, before: Config = DEFAULTS) -> Tuple[Config, List[str]]:
-    """The configuration in the file `path`, and lines for the log; this waits for its file system.
-
-    `before` is what is in effect: it stays where the file, or a value in it, cannot be used. So a slip of the
-    pen, or a file that is just being replaced, does not make a `reboot` of a `log`.
-    """
-    try:
-        data = read_file(path)
-    except OSError as error:
-        return keep(before, path, str(error.strerror))
-    return parse_bytes(data, path, settings, before)

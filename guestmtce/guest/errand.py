@@ -14,6 +14,7 @@ from guestmtce.guest import process
 NAME = "guestClient-ask"
 CHUNK = 65536  # bytes
 DONE, FAILED = b"=", b"!"  # what comes is a result, or why there is none
+END = b"."  # the last byte of all that comes: a process that was killed has not written it
 
 _running: List[int] = []  # pids
 
@@ -34,6 +35,7 @@ class Errand:
             raise
         finally:
             os.close(result)
+        # Our end only: the process waits until the client has read.
         os.set_blocking(self.descriptor, False)
 
     def receive(self) -> bool:
@@ -43,14 +45,18 @@ class Errand:
         except BlockingIOError:
             return False
         self._data += data
+        # The end of the pipe is the end of the answer: the process has written all, or was killed.
         return not data
 
     def result(self) -> bytes:
         """What the work gave, once all of it is there. Raises OSError with what it raised, in words."""
-        kind, data = self._data[:1], self._data[1:]
+        kind, data, end = self._data[:1], self._data[1:-1], self._data[1:][-1:]
+        # One that was killed in the middle has no end: half a configuration would pass for one with defaults.
+        if end != END:
+            raise OSError(0, "the process that was to do it was killed")
         if kind == DONE:
             return data
-        raise OSError(0, data.decode("utf-8", "replace") or "the process that was to do it was killed")
+        raise OSError(0, data.decode("utf-8", "replace"))
 
     def wait(self, seconds: float) -> bool:
         """Wait for the result, at most so long; whether it is there."""
@@ -83,6 +89,7 @@ def _do(work: Callable[[], bytes], result: int) -> None:
         answer = DONE + work()
     except OSError as error:
         answer = FAILED + str(error.strerror).encode("utf-8", "replace")
+    answer += END
     while answer:
         answer = answer[os.write(result, answer) :]
     os._exit(0)

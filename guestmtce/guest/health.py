@@ -13,6 +13,6 @@ class Illness(NamedTuple):
     reason: str
 
 
-def worst(illnesses: Iterable[Illness]) -> Optional[Illness]:
-    """The gravest; of equally grave ones the first. None: all is well."""
+def gravest(illnesses: Iterable[Illness]) -> Optional[Illness]:
+    """The gravest illness; of equally grave ones the first. None: all is well."""
     return max(illnesses, key=lambda illness: GRAVITY.index(illness.corrective_action), default=None)

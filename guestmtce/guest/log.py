@@ -10,33 +10,24 @@ import socket
 import stat
 import sys
 import time
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable
 
+from guestmtce.common.log_line import LogLine
+from guestmtce.common.throttle import Throttle
 from guestmtce.guest.errand import Errand
+from guestmtce.guest.log_text import printable
 from guestmtce.guest.writer import FileWriter, keep_open
 
 NAME = "guestClient"
 SYSLOG_SOCKET = "/dev/log"
 SYSLOG_INFO = b"<30>"  # facility daemon, severity info
-TEXT_MAX = 400  # characters of a line
 OPEN_WAIT = 0.25  # s; a file system that takes longer to tell of a file stands still
 LOCAL_TIME = ":/etc/localtime"  # the C library's own default, spelt out
-KEYS_MAX = 100  # subjects remembered at once
-
-
-def escape(text: str) -> str:
-    """`text` in ASCII without control characters."""
-    return text.encode("unicode_escape").decode("ascii")
-
-
-def printable(text: str) -> str:
-    """`text` made harmless for a log: ASCII, no control characters, at most TEXT_MAX characters."""
-    cut = escape(text[:TEXT_MAX])[:TEXT_MAX]
-    return cut + ("..." if len(text) > len(cut) else "")
+SUBJECTS_MAX = 100  # remembered at once
 
 
 class Log:
-    """Writes lines with `write`; of lines about the same thing one per `period` s.
+    """Writes lines with `write`; of lines about the same subject one per `period` s.
 
     A `write` that raises an OSError has lost its line. The next line that gets through says how many.
     """
@@ -46,16 +37,21 @@ class Log:
     ) -> None:
         self.close = close  # no more lines come
         self._write = write
-        self._period = period
-        self._said: Dict[str, Tuple[float, int]] = {}
+        self._throttle = Throttle(period, SUBJECTS_MAX)
         self._lost = 0
 
-    def __call__(self, text: str, about: str = "") -> None:
-        """Log `text`; with `about`, at most one line about that in each period."""
-        more = self._held_back(about) if about else 0
-        if more is None:
+    def write(self, line: LogLine) -> None:
+        """Log what a pure module wants logged."""
+        self(line.text % line.values, line.subject)
+
+    def __call__(self, text: str, subject: str = "") -> None:
+        """Log `text`; with a `subject`, at most one line about that in each period."""
+        held_back = self._throttle.admit(subject, time.monotonic()) if subject else 0
+        if held_back is None:
             return
-        line = printable(text) + (" (and %d more like it)" % more if more else "")
+        # Escaped here, once and for all callers: text of the host, of scripts and of processes forges no
+        # line.
+        line = printable(text) + (" (and %d more like it)" % held_back if held_back else "")
         if self._lost:
             line += " (%d lines before it were lost)" % self._lost
         try:
@@ -63,18 +59,6 @@ class Log:
             self._lost = 0
         except OSError:
             self._lost += 1
-
-    def _held_back(self, about: str) -> Optional[int]:
-        """How many lines about this were held back; None: this one is to be held back too."""
-        now = time.monotonic()
-        last, more = self._said.get(about, (-self._period, 0))
-        if now - last < self._period:
-            self._said[about] = (last, more + 1)
-            return None
-        if len(self._said) >= KEYS_MAX:
-            self._said.clear()
-        self._said[about] = (now, 0)
-        return more
 
 
 def log_to(descriptor: int, period: float) -> Log:
@@ -105,6 +89,7 @@ def _to_stream(descriptor: int) -> Callable[[bytes], None]:
     ready.register(descriptor, select.POLLOUT)
 
     def write(line: bytes) -> None:
+        # poll, not O_NONBLOCK: stderr is shared with whoever started this, and so are its flags.
         if not ready.poll(0) or os.write(descriptor, line) < len(line):
             raise BlockingIOError
 
@@ -120,6 +105,7 @@ def to_syslog(text: str) -> None:
     try:
         _send(socket.SOCK_DGRAM, line)
     except OSError as error:
+        # EPROTOTYPE: the syslog daemon listens on a stream socket.
         if error.errno != errno.EPROTOTYPE:
             raise
         _send(socket.SOCK_STREAM, line + b"\0")

@@ -1,8 +1,7 @@
 """The event loop of the guest client: descriptors, signals, and parts that have a deadline.
 
-A turn has one moment, `now`, which is read right after the wait. What can be read at that moment is read
-before any deadline is judged by it: after a pause of the whole guest, or a callback that stood still, nobody
-is blamed for what waits to be read. Signal handlers only note the signal; the loop serves it.
+A turn has one moment, `now`; what can be read at it is read before any deadline is judged (`common.turn`).
+Signal handlers only note the signal; the loop serves it.
 """
 
 import os
@@ -10,11 +9,11 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set
 
-NEVER = float("inf")
+from guestmtce.common import NEVER, turn
+
 WAKE_BUFFER = 4096  # bytes, one a signal
-WAIT_MAX = 3600.0  # s; a wait without end is no number that the system takes
 
 
 class Loop:
@@ -52,12 +51,14 @@ class Loop:
         except KeyError:
             pass
 
-    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+    def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop when the signal arrives."""
-        self._signals[number] = callback
+        self._signals[signum] = callback
         wake_by(self._signal_out)
-        signal.signal(number, lambda number, _: self._arrived.add(number))
-        signal.siginterrupt(number, False)
+        signal.signal(signum, lambda signum, _: self._arrived.add(signum))
+        # signal.signal() switches that on; a call that a signal interrupts goes on, as Python's callers
+        # expect.
+        signal.siginterrupt(signum, False)
 
     def run(self) -> None:
         """Serve until `running` is false."""
@@ -72,6 +73,7 @@ class Loop:
                 # An earlier callback of this round may have closed this one.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+            # After the descriptors: where both are there at once, the words of a process come before its end.
             while self._arrived:
                 self._signals[self._arrived.pop()]()
             for part in self.parts:
@@ -80,22 +82,19 @@ class Loop:
         finally:
             self._turn = None
 
-    def _wait(self) -> List[Tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> turn.Ready:
         """Begin a turn; what can be read at its moment."""
         deadline = min([part.deadline for part in self.parts], default=NEVER)
-        ready = self._selector.select(max(0.0, min(deadline - time.monotonic(), WAIT_MAX)))
-        self._turn = time.monotonic()
-        if deadline <= self._turn:
-            # What arrived after the wait and before the moment was read is there, too, before a part judges.
-            ready = self._selector.select(0)
+        ready = turn.wait_until(self._selector, deadline)
+        self._turn, ready = turn.begin_turn(self._selector, deadline, ready)
         return ready
 
     def close(self) -> None:
         """Give back the descriptors and the signal handlers."""
         if self._signals:
             wake_by(-1)
-        for number in self._signals:
-            signal.signal(number, signal.SIG_DFL)
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         os.close(self._signal_in)
         os.close(self._signal_out)
@@ -111,13 +110,3 @@ def wake_by(descriptor: int) -> None:
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
     else:
         signal.set_wakeup_fd(descriptor)
-
-
-def reset_signals() -> None:
-    """Undo what a parent has left over exec: blocked signals, and children that are not to be waited for.
-
-    Until the loop serves SIGINT it ends this process as SIGTERM does, and not with a traceback.
-    """
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)

@@ -8,19 +8,21 @@ import time
 from typing import FrozenSet, List, Optional, Sequence
 
 from guestmtce import __version__
-from guestmtce.guest import ask, client, config, daemon, endurance, errand, host, options
-from guestmtce.guest.apps import Apps
+from guestmtce.common.background import reset_signals
+from guestmtce.common.log_line import LogLine
+from guestmtce.guest import ask, background, client, config, config_file, endurance, errand, host, options
 from guestmtce.guest.ballot import SCRIPT
 from guestmtce.guest.config_file import ConfigFile
-from guestmtce.guest.health import Illness, worst
+from guestmtce.guest.health import Illness, gravest
+from guestmtce.guest.local_socket import LocalSocket, SocketListener
 from guestmtce.guest.log import Log, keep_time_zone, open_log
-from guestmtce.guest.loop import Loop, reset_signals
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.options import Options
-from guestmtce.guest.port import Port
+from guestmtce.guest.port import PortListener, VirtioPort
 from guestmtce.guest.runner import Runner
 from guestmtce.guest.scripts import EventScript, HealthScript
 from guestmtce.guest.settings import Settings, overridden
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 UNUSABLE = 2  # exit status for a command line or a place that cannot be used
@@ -34,7 +36,7 @@ NO_SUBREAPER = (
 
 def random_id() -> int:
     """An invocation id: at random, so that it tells one start of a guest from another."""
-    return int.from_bytes(os.urandom(4), "big") & channel.INT32_MAX
+    return int.from_bytes(os.urandom(4), "big") & guest_channel.INT32_MAX
 
 
 class Program:
@@ -46,46 +48,50 @@ class Program:
         self._log = log
         self._loop = Loop()
         self._loop.on_signal(signal.SIGCHLD, self._reap)  # served in the loop, and noted from here on
-        self._config_file = ConfigFile(self._loop, given.config, settings, log)
-        self._config_file.on_read = self._configure
+        # Before all else: the client begins with the configuration, or with what stands in for a file that is
+        # late.
+        self._config_file = ConfigFile(self._loop, given.config, settings, log, self._configure)
         self._config_file.load()
         self._illness: Optional[Illness] = None  # what the health script found
         self.client = client.Client(self._config, settings, os.uname().nodename, random_id, self._voters)
         self._port = self._make_port(given.device)
-        self._apps = self._make_apps(given)
+        self._local_socket = self._make_local_socket(given)
+        # One for each purpose: a question's script does not end a run of the health script.
         self._runners = [self._make_runner(), self._make_runner()]
-        self._health = HealthScript(self._runners[0], self._config, self._found, log)
+        self._health = HealthScript(self._runners[0], self._config, self._note_script_health, log)
         path = self._config.event_notification_script
-        self._event = EventScript(self._runners[1], path, self._script_voted, log)
-        self._loop.parts = [self._port, self._apps, self._health, self._config_file, _Ticking(self)]
+        self._event = EventScript(self._runners[1], path, self._count_script_vote, log)
+        # The client comes last: what the port and the processes bring at this moment is heard before its
+        # deadline is judged.
+        self._loop.parts = [self._port, self._local_socket, self._health, self._config_file, _Ticking(self)]
         self._loop.on_signal(signal.SIGHUP, self._config_file.reload)
-        self._loop.on_signal(signal.SIGUSR1, self._tell_state)
-        for number in SIGNALS:
-            self._loop.on_signal(number, functools.partial(self._stop, number))
+        self._loop.on_signal(signal.SIGUSR1, self._log_state)
+        for signum in SIGNALS:
+            self._loop.on_signal(signum, functools.partial(self._stop, signum))
 
-    def _make_port(self, path: str) -> Port:
-        port = Port(self._loop, path, self._settings, self._log)
-        port.on_open = lambda: self._act(self.client.opened(self._loop.now))
-        port.on_close = lambda: self._act(self.client.closed(self._loop.now))
-        port.on_data = lambda data: self._act(self.client.receive(data, self._loop.now))
-        return port
+    def _make_port(self, path: str) -> VirtioPort:
+        listener = PortListener(
+            lambda: self._carry_out(self.client.note_opened(self._loop.now)),
+            lambda: self._carry_out(self.client.note_closed(self._loop.now)),
+            lambda data: self._carry_out(self.client.receive(data, self._loop.now)),
+        )
+        return VirtioPort(self._loop, path, self._settings, self._log, listener)
 
     def _make_runner(self) -> Runner:
-        runner = Runner()
-        runner.on_no_subreaper = lambda: self._log(NO_SUBREAPER, "subreaper")
-        return runner
+        return Runner(lambda: self._log(NO_SUBREAPER, "subreaper"))
 
-    def _make_apps(self, given: Options) -> Apps:
-        """The socket for local processes; a guest is watched without them, too."""
+    def _make_local_socket(self, given: Options) -> LocalSocket:
+        """The socket for local processes; a guest is watched without it, too."""
+        listener = SocketListener(
+            self._set_health, self._count_vote, lambda voter: self._carry_out(self.client.remove_voter(voter))
+        )
         try:
-            apps = Apps(self._loop, given.socket, given.group, self._settings, self._log)
+            return LocalSocket(self._loop, given.socket, given.group, self._settings, self._log, listener)
+        # KeyError is grp's, for a group that does not exist.
         except (OSError, KeyError) as error:
             self._log("no local process can register: %s: %s" % (given.socket, error))
-            apps = Apps(self._loop, "", "", self._settings, self._log)
-        apps.on_health = self._feel
-        apps.on_vote = self._voted
-        apps.on_leave = lambda voter: self._act(self.client.leave(voter))
-        return apps
+            # With an empty path: a registry that nobody can reach, so that no caller has to ask for it.
+            return LocalSocket(self._loop, "", "", self._settings, self._log, listener)
 
     def run(self) -> None:
         """Until a signal ends it. A defect of ours is logged: whoever supervises us starts us again."""
@@ -110,20 +116,22 @@ class Program:
     def _close(self) -> None:
         for runner in self._runners:
             runner.stop()  # what a notice's script has begun goes on: it was left by the goodbye
-        self._apps.close()
+        self._local_socket.close()
         self._port.close()
         self._loop.close()
 
     def _linger(self) -> None:
         """Give the host a moment to read our last words."""
         until = time.monotonic() + self._settings.goodbye
+        # The other parts rest: no new script and no new init after the goodbye.
         self._loop.parts = [_Deadline(until)]
+        # `exit` tells the host that the silence is no failure. Unsent, it would be a loss.
         while self._port.waits and time.monotonic() < until:
             self._loop.run_once()
 
-    def _stop(self, number: int) -> None:
-        name = signal.Signals(number).name
-        self._act(self.client.exit("guestClient was ended by " + name, self._loop.now))
+    def _stop(self, signum: int) -> None:
+        name = signal.Signals(signum).name
+        self._carry_out(self.client.say_goodbye("guestClient was ended by " + name, self._loop.now))
         self._loop.running = False
 
     @property
@@ -134,64 +142,64 @@ class Program:
         """The configuration was read again."""
         self._health.configure(self._config)
         self._event.configure(self._config.event_notification_script)
-        self._act(self.client.configure(self._config, self._loop.now))
+        self._carry_out(self.client.configure(self._config, self._loop.now))
 
-    def _tell_state(self) -> None:
+    def _log_state(self) -> None:
         """USR1: for whoever looks into this guest."""
         mine: List[Illness] = [] if self._illness is None else [self._illness]
-        illness = worst(mine + self._apps.registry.illnesses)
+        illness = gravest(mine + self._local_socket.registry.illnesses)
         health = "healthy" if illness is None else "ill, corrective action %s: %s" % illness
         text = "state: %s at %s, %d challenges answered, %d messages dropped; %s"
         self._log(
             text % (self.client.state, self._given.device, self.client.answers, self._port.dropped, health)
         )
         self._config_file.log_config()
-        for member in self._apps.registry.described:
-            words = ["%s=%s" % pair for pair in member.items()]
-            self._log("local process: " + " ".join(words))
+        for member in self._local_socket.registry.described:
+            facts = ["%s=%s" % pair for pair in member.items()]
+            self._log("local process: " + " ".join(facts))
 
     # --- what the client wants ---------------------------------------------------------------------
 
-    def _act(self, output: client.Output) -> None:
+    def _carry_out(self, output: client.Output) -> None:
         for message in output.messages:
             self._port.send(message)
-        for report in output.reports:
-            if isinstance(report, client.Note):
-                self._log(report.text, report.about)
-            elif isinstance(report, client.Put):
-                self._put(report)
+        for effect in output.effects:
+            if isinstance(effect, LogLine):
+                self._log.write(effect)
+            elif isinstance(effect, client.AskVoters):
+                self._ask_voters(effect)
             else:
-                self._event.withdraw(report.number, report.expired)
-                self._apps.withdraw(report.number)
+                self._event.withdraw_question(effect.question_id, effect.expired)
+                self._local_socket.withdraw_question(effect.question_id)
 
-    def _put(self, question: client.Put) -> None:
+    def _ask_voters(self, question: client.AskVoters) -> None:
         if self._config.event_notification_script:
-            self._event.put(question.number, question.notification_type, question.event_type)
-        self._apps.ask(*question)
+            self._event.ask_script(question.question_id, question.notification_type, question.event_type)
+        self._local_socket.ask_members(*question)
 
     def tick(self, now: float) -> None:
         """The client's time has come."""
-        self._act(self.client.tick(now))
+        self._carry_out(self.client.tick(now))
 
     # --- what scripts and processes say ------------------------------------------------------------
 
     def _voters(self) -> FrozenSet[str]:
         script = [SCRIPT] if self._config.event_notification_script else []
-        return self._apps.registry.voters.union(script)
+        return self._local_socket.registry.voters.union(script)
 
-    def _voted(self, number: int, voter: str, result: str, reason: str) -> None:
-        self._act(self.client.vote(number, voter, result, reason))
+    def _count_vote(self, question_id: int, voter: str, result: str, reason: str) -> None:
+        self._carry_out(self.client.count_vote(question_id, voter, result, reason))
 
-    def _script_voted(self, number: int, result: str, reason: str) -> None:
-        self._voted(number, SCRIPT, result, reason)
+    def _count_script_vote(self, question_id: int, result: str, reason: str) -> None:
+        self._count_vote(question_id, SCRIPT, result, reason)
 
-    def _found(self, illness: Optional[Illness]) -> None:
+    def _note_script_health(self, illness: Optional[Illness]) -> None:
         self._illness = illness
-        self._feel()
+        self._set_health()
 
-    def _feel(self) -> None:
+    def _set_health(self) -> None:
         mine: List[Illness] = [] if self._illness is None else [self._illness]
-        self._act(self.client.feel(worst(mine + self._apps.registry.illnesses)))
+        self._carry_out(self.client.set_health(gravest(mine + self._local_socket.registry.illnesses)))
 
     def _reap(self) -> None:
         errand.reap()
@@ -237,8 +245,9 @@ def _start(given: Options) -> int:
     if given.foreground:
         _run(given, settings, log)
         return 0
+    # In the foreground a supervisor sees to it that there is one only, so there is no pid file.
     pid_file = _claim(given, log)
-    daemon.go_background(pid_file)
+    background.go_background(pid_file)
     try:
         _run(given, settings, log)
     finally:
@@ -247,10 +256,10 @@ def _start(given: Options) -> int:
     return 0
 
 
-def _claim(given: Options, log: Log) -> Optional[daemon.PidFile]:
+def _claim(given: Options, log: Log) -> Optional[background.PidFile]:
     """The pid file. Raises OSError, AlreadyRunning; but no guest is lost for it: a service does without."""
     try:
-        return daemon.PidFile(given.pid_file)
+        return background.PidFile(given.pid_file)
     except OSError as error:
         if not given.service:
             raise
@@ -273,7 +282,7 @@ def _open_log(given: Options, settings: Settings) -> Log:
 def _is_kept_out(given: Options, settings: Settings) -> bool:
     """Whether this is a host of guests that is not to be watched as a guest; says so."""
     evidence = host.host_evidence()
-    if evidence is None or config.load(given.config, settings)[0].run_on_host:
+    if evidence is None or config_file.load(given.config, settings)[0].run_on_host:
         return False
     remedy = "if it is a guest as well, put RUN_ON_HOST=yes into %s" % given.config
     print("guestClient: not started, %s: a host is no guest; %s" % (evidence, remedy), file=sys.stderr)
@@ -283,6 +292,7 @@ def _is_kept_out(given: Options, settings: Settings) -> bool:
 def _run(given: Options, settings: Settings, log: Log) -> None:
     if given.service:
         endurance.take_precedence()
+    # After the fork into the background, over which a lock on memory does not last.
     locked = endurance.lock_memory()
     if locked:
         log(locked)
@@ -297,6 +307,7 @@ def _wait_out(arguments: Sequence[str]) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Returns the exit status."""
+    # First: whoever started this may have blocked signals or ignored SIGCHLD over exec.
     reset_signals()
     keep_time_zone()
     if arguments is None:
@@ -307,7 +318,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             print(options.HELP if given.help else "guestClient %s\n" % __version__, end="")
             return 0
         return _start(given)
-    except daemon.AlreadyRunning as error:
+    except background.AlreadyRunning as error:
         print("guestClient: %s" % error, file=sys.stderr)
         return 0
     except (OSError, ValueError) as error:

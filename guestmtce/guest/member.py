@@ -1,22 +1,23 @@
 """A local process as the registry knows it: who it is, its connection, and what its messages hold.
 
-Pure, as the registry is. What a message holds is read, or refused with the reason (`Broken`).
+Pure, as the registry is. What a message holds is read, or refused with the reason (`RuleBroken`).
 """
 
 import json
 from typing import Any, Dict, NamedTuple, Optional
 
+from guestmtce.common import NEVER
+from guestmtce.common.rate_limit import Bucket
 from guestmtce.guest.ballot import PROCESS
 from guestmtce.guest.health import GRAVITY, Illness
-from guestmtce.guest.loop import NEVER
-from guestmtce.wire import channel
+from guestmtce.wire import json_lines
 
 NAME_MAX = 31  # bytes
 RATE = 20.0  # lines a second that one process may send
 BURST = 40.0  # lines at once
 
 
-class Broken(ValueError):
+class RuleBroken(ValueError):
     """A process broke the rules; the text says how."""
 
 
@@ -47,15 +48,16 @@ class Member:
         self.votes = votes
         self.illness: Optional[Illness] = None
         self.failure: Optional[Illness] = None
+        # Asked at once: a process that cannot answer is found out with its first heartbeats.
         self.due = now if interval else NEVER
-        self.number = 0  # of the latest heartbeat
+        self.sequence = 0  # of the latest heartbeat
         self.answered = True
         self.misses = 0
-        self.asked = 0  # the question it has not answered
+        self.open_question_id = 0  # of the question that it has not answered; 0: none
 
-    def ill(self, why: str) -> Illness:
+    def name_illness(self, why: str) -> Illness:
         """Its illness, named."""
-        return Illness(self.action, channel.clean("%s: %s" % (self.name, why)))
+        return Illness(self.action, json_lines.clean_text("%s: %s" % (self.name, why)))
 
     @property
     def voter(self) -> str:
@@ -63,55 +65,54 @@ class Member:
         return PROCESS + self.name
 
 
-class Link:
+class Connection:
     """A connection: what it may still send, and who is at its other end."""
 
     def __init__(self, now: float, register_by: float, peer: Peer) -> None:
         self.peer = peer
-        self.lines = channel.LineBuffer()
+        self.lines = json_lines.LineBuffer()
         self.member: Optional[Member] = None
         self.register_by = register_by
-        self._allowance = BURST
-        self._counted_at = now
+        self._allowed = Bucket(RATE, BURST, now)
 
-    def count(self, lines: int, now: float) -> None:
-        """So many lines came. Raises Broken."""
-        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE) - lines
-        self._counted_at = now
-        if self._allowance < 0:
-            raise Broken("more than %d lines a second" % RATE)
+    def count_lines(self, lines: int, now: float) -> None:
+        """So many lines came. Raises RuleBroken."""
+        if not self._allowed.spend(now, lines):
+            raise RuleBroken("more than %d lines a second" % RATE)
 
 
 # --- what a message holds ---------------------------------------------------------------------------
-# Each gives a field's value, or raises Broken.
+# Each gives a field's value, or raises RuleBroken.
 
 
 def parse_object(line: bytes) -> Dict[str, Any]:
     try:
+        # A deep nest of brackets is a RecursionError, and no end of the client.
         value = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Broken("a JSON object expected")
+        raise RuleBroken("a JSON object expected")
     return value
 
 
 def read_word(message: Dict[str, Any], name: str) -> str:
     value = read_text(message, name)
+    # A name stands in logs, on ballots and in what the host is told.
     if not value or not value.isprintable() or len(value.encode("utf-8")) > NAME_MAX:
-        raise Broken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
+        raise RuleBroken("%s: up to %d printable bytes expected" % (name, NAME_MAX))
     return value
 
 
 def read_text(message: Dict[str, Any], name: str) -> str:
     value = message.get(name, "")
     if not isinstance(value, str):
-        raise Broken("%s: a string expected" % name)
-    return channel.clean(value)
+        raise RuleBroken("%s: a string expected" % name)
+    return json_lines.clean_text(value)
 
 
 def read_action(message: Dict[str, Any]) -> str:
     value = message.get("corrective_action", "log")
     if value not in GRAVITY:
-        raise Broken("corrective_action: one of %s expected" % ", ".join(GRAVITY))
+        raise RuleBroken("corrective_action: one of %s expected" % ", ".join(GRAVITY))
     return str(value)

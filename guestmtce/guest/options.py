@@ -3,8 +3,8 @@
 import getopt
 from typing import Any, Dict, NamedTuple, Sequence
 
-from guestmtce.guest.apps import SOCKET
 from guestmtce.guest.config import CONFIG_FILE
+from guestmtce.guest.local_socket import SOCKET
 
 DEVICE = "/dev/virtio-ports/cgcs.heartbeat"
 PID_FILE = "/run/guestClient.pid"

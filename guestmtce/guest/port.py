@@ -15,10 +15,12 @@ import select
 import socket
 import stat
 import time
-from typing import Callable, Deque, Optional
+from typing import Callable, Deque, NamedTuple, Optional
 
+from guestmtce.common import NEVER
+from guestmtce.common.back_off import BackOff
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 from guestmtce.guest.settings import Settings
 
 READ_SIZE = 65536  # bytes
@@ -30,41 +32,26 @@ VIRTIO_PORTS = "/sys/class/virtio-ports"  # the kernel's own list, where there i
 DEVICE_FLAGS = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class Retry:
-    """When to try next: `first` s from the failure, doubling to `most`; a success forgets."""
+class PortListener(NamedTuple):
+    """What is called when a host is there, when it is gone, and with what it sends."""
 
-    def __init__(self, first: float, most: float) -> None:
-        self._first = first
-        self._most = most
-        self._wait = first
-
-    def next(self) -> float:
-        """How long to wait now, in s."""
-        wait, self._wait = self._wait, min(2 * self._wait, self._most)
-        return wait
-
-    def reset(self) -> None:
-        """It worked."""
-        self._wait = self._first
+    note_opened: Callable[[], None]
+    note_closed: Callable[[], None]
+    receive: Callable[[bytes], None]
 
 
-class Port:
-    """See the module's text. A part of the loop; to be started with its first `tick`.
+class VirtioPort:
+    """See the module's text. A part of the loop; to be started with its first `tick`."""
 
-    It tells `on_open` when a host is there, `on_data` what it says and `on_close` when it is gone.
-    """
-
-    def __init__(self, loop: Loop, path: str, settings: Settings, log: Log) -> None:
-        self.on_open: Callable[[], None] = lambda: None
-        self.on_close: Callable[[], None] = lambda: None
-        self.on_data: Callable[[bytes], None] = lambda data: None
+    def __init__(self, loop: Loop, path: str, settings: Settings, log: Log, listener: PortListener) -> None:
+        self._listener = listener
         self.deadline = 0.0
         self.dropped = 0
         self._loop = loop
         self._path = path
         self._log = log
-        self._reopen = Retry(settings.reopen_first, settings.reopen_max)
-        self._probe = Retry(settings.probe_first, settings.probe_max)
+        self._reopen = BackOff(settings.reopen_first, settings.reopen_max)
+        self._probe = BackOff(settings.probe_first, settings.probe_max)
         self._descriptor: Optional[int] = None
         self._is_socket = False
         self._attached = False  # a host is at the other end
@@ -79,14 +66,15 @@ class Port:
         self.deadline = NEVER
         try:
             if self._descriptor is None:
-                self._descriptor = self._open()
+                self._descriptor = self._open_path()
+            # A device without a host is not in the selector, so nothing else would show that it has failed.
             elif self._has_failed():
                 raise OSError("the port has failed")
         except OSError as error:
             self._name_once(str(error.strerror or error))
-            self._fail()
+            self._close_and_retry()
         else:
-            self._attach() if self._is_socket else self._read()
+            self._attach_host() if self._is_socket else self._read_device()
 
     def _name_once(self, why: str) -> None:
         """A port that is not there may not be there for years."""
@@ -94,13 +82,13 @@ class Port:
             self._log("%s: %s" % (self._path, why))
         self._why_closed = why
 
-    def _open(self) -> int:
+    def _open_path(self) -> int:
         """Raises OSError."""
-        path = _locate(self._path)
+        path = _locate_device(self._path)
         mode = os.stat(path).st_mode
         self._is_socket = stat.S_ISSOCK(mode)
         if self._is_socket:
-            return _connect(path)
+            return _connect_socket(path)
         if not stat.S_ISCHR(mode):
             raise OSError(errno.ENODEV, "it is no device and no socket: waiting for one")
         descriptor = os.open(path, DEVICE_FLAGS)
@@ -114,40 +102,42 @@ class Port:
         watched.register(self._descriptor or 0, 0)
         return any(events & (select.POLLERR | select.POLLNVAL) for _, events in watched.poll(0))
 
-    def _attach(self) -> None:
+    def _attach_host(self) -> None:
         """The host is there."""
         if self._attached or self._descriptor is None:
             return
         try:
-            self._loop.watch(self._descriptor, self._serve)
+            self._loop.watch(self._descriptor, self._serve_device)
         except OSError as error:  # /dev/zero and its like
             self._log("%s: it cannot be waited for: %s" % (self._path, error.strerror), "open")
-            self._fail()
+            self._close_and_retry()
             return
         self._attached = True
         self._reopen.reset()
         self._probe.reset()
         self._why_closed = ""
         self._log("%s: connected" % self._path, "connected")
-        self.on_open()
+        self._listener.note_opened()
 
-    def _detach(self) -> None:
+    def _detach_host(self) -> None:
         """The host is not there; a device stays open and is looked at again."""
         if self._descriptor is not None:
             self._loop.unwatch(self._descriptor)
+        # What waited was for the host that hung up. To the next one it would be late answers, or half a
+        # message.
         self._waiting.clear()
         self._begun = False
-        self.deadline = time.monotonic() + self._probe.next()
+        self.deadline = time.monotonic() + self._probe.next_delay()
         if self._attached:
             self._attached = False
             self._log("%s: the host hung up" % self._path, "hung up")
-            self.on_close()
+            self._listener.note_closed()
 
-    def _fail(self) -> None:
+    def _close_and_retry(self) -> None:
         """The port is of no more use: it is opened again."""
-        self._detach()
+        self._detach_host()
         self.close()
-        self.deadline = time.monotonic() + self._reopen.next()
+        self.deadline = time.monotonic() + self._reopen.next_delay()
 
     def close(self) -> None:
         """Give back the descriptor."""
@@ -158,42 +148,47 @@ class Port:
 
     # --- reading and writing -----------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        self._flush()
-        self._read()
+    def _serve_device(self) -> None:
+        self._write_waiting()
+        self._read_device()
 
-    def _read(self) -> None:
+    def _read_device(self) -> None:
         if self._descriptor is None:
             return
         try:
+            # What a read gives tells the state of a virtio port: bytes or EAGAIN, a host is there; nothing,
+            # none is.
             data = os.read(self._descriptor, READ_SIZE)
         except BlockingIOError:
-            self._attach()
+            self._attach_host()
         except OSError as error:
             self._log("%s: %s" % (self._path, error.strerror), "read")
-            self._fail()
+            self._close_and_retry()
         else:
-            self._take(data)
+            self._handle_data(data)
 
-    def _take(self, data: bytes) -> None:
+    def _handle_data(self, data: bytes) -> None:
         if data:
-            self._attach()
+            self._attach_host()
             if self._attached:
-                self.on_data(data)
+                self._listener.receive(data)
         elif self._is_socket:
-            self._fail()
+            self._close_and_retry()
         else:
-            self._detach()
+            self._detach_host()
 
     def send(self, message: bytes) -> None:
         """Write `message` now or as soon as the host reads; without a host it is gone."""
         if not self._attached:
             return
         self._waiting.append(message)
+        # Two stay whatever their sizes: the one that has begun, and the newest, which is the answer that
+        # counts.
         while sum(map(len, self._waiting)) > WAITING_MAX and len(self._waiting) > 2:
             self._drop_oldest()
+        # Behind others it waits for the port to become writable, which the selector tells.
         if len(self._waiting) == 1:
-            self._flush()
+            self._write_waiting()
 
     def _drop_oldest(self) -> None:
         """Not the one of which the host has a part: it would take the next for the rest."""
@@ -201,23 +196,25 @@ class Port:
         self.dropped += 1
         self._log("the host does not read: a message was dropped", "dropped")
 
-    def _flush(self) -> None:
+    def _write_waiting(self) -> None:
         """Write what waits, as far as it goes."""
         while self._waiting and self._descriptor is not None:
             try:
                 written = os.write(self._descriptor, self._waiting[0])
             except BlockingIOError:
-                self._loop.watch(self._descriptor, self._serve, writing=True)
+                # Watched for writing only while something waits: a port that takes more would wake the loop
+                # without end.
+                self._loop.watch(self._descriptor, self._serve_device, writing=True)
                 return
             except OSError as error:
                 self._log("%s: %s" % (self._path, error.strerror), "write")
-                self._fail()
+                self._close_and_retry()
                 return
-            self._written(written)
+            self._note_written(written)
         if self._attached and self._descriptor is not None:
-            self._loop.watch(self._descriptor, self._serve)
+            self._loop.watch(self._descriptor, self._serve_device)
 
-    def _written(self, count: int) -> None:
+    def _note_written(self, count: int) -> None:
         rest = self._waiting[0][count:]
         self._begun = bool(rest)
         if rest:
@@ -231,12 +228,13 @@ class Port:
         return bool(self._waiting)
 
 
-def _locate(path: str) -> str:
+def _locate_device(path: str) -> str:
     """The device of a virtio port that udev has not named; any other path as it is."""
     folder, name = os.path.split(path)
     if folder != VIRTIO_FOLDER or os.path.exists(path):
         return path
     try:
+        # The names are the host's configuration: small images have no udev that makes links of them.
         for port in os.listdir(VIRTIO_PORTS):
             with open(os.path.join(VIRTIO_PORTS, port, "name"), encoding="utf-8", errors="replace") as file:
                 if file.read().strip() == name:
@@ -246,7 +244,7 @@ def _locate(path: str) -> str:
     return path
 
 
-def _connect(path: str) -> int:
+def _connect_socket(path: str) -> int:
     """A socket's descriptor, connected. Raises OSError."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

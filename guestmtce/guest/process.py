@@ -25,6 +25,7 @@ def fork(become: Callable[[], None]) -> int:
     try:
         become()
     finally:
+        # Never back into the caller's loop: two processes would share its port and its descriptors.
         os._exit(FAILED)
 
 
@@ -39,15 +40,15 @@ def rename(name: str) -> None:
 
 def ignore_unwanted_signals() -> None:
     """What is meant for the client is not for this process."""
-    for number in UNWANTED:
-        signal.signal(number, signal.SIG_IGN)
+    for signum in UNWANTED:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def reset_signals() -> None:
     """What Python or a process of ours ignores, and other programs do not expect to be ignored."""
     python = [getattr(signal, name) for name in IGNORED_BY_PYTHON if hasattr(signal, name)]
-    for number in (*UNWANTED, *python):
-        signal.signal(number, signal.SIG_DFL)
+    for signum in (*UNWANTED, *python):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def close_others(kept: Collection[int]) -> None:
@@ -104,6 +105,8 @@ def _has_children_file() -> bool:
 def _parent(name: str) -> int:
     try:
         with open("/proc/%s/stat" % name, "rb") as file:
+            # The name in brackets may hold brackets and blanks: the fields begin behind the last bracket
+            # (proc(5)).
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError):
         return 0  # it has ended

@@ -17,9 +17,12 @@ import os
 import signal
 from typing import Callable, Iterable, List, NamedTuple, Optional, Set
 
+from guestmtce.common import NEVER
+from guestmtce.common.back_off import BackOff
+from guestmtce.common.background import STANDARD, discard_standard_descriptors
 from guestmtce.guest import process
 from guestmtce.guest.endurance import become_ordinary
-from guestmtce.guest.loop import NEVER, Loop
+from guestmtce.guest.loop import Loop
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 NAME = "guestClient-run"
@@ -74,16 +77,16 @@ def become_reaper(arguments: List[str], report: int, client: int) -> None:
     except OSError as error:
         os.write(report, Report(0, error.errno or errno.EIO, True).pack())
     except MemoryError:
+        # A reaper without memory is a guest that is not well. Any other defect of ours ends it without a
+        # report.
         os.write(report, Report(0, errno.ENOMEM, True).pack())
     os._exit(0)
 
 
 def _leave_descriptors(kept: int) -> None:
     """Nothing of the client's stays open. The standard ones are taken: a pipe must not become one of them."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    process.close_others({0, 1, 2, kept})
+    discard_standard_descriptors()
+    process.close_others({*STANDARD, kept})
 
 
 class _Reaper:
@@ -98,10 +101,12 @@ class _Reaper:
         self._adopts = False
         self._script = 0
         self._killed: Set[int] = set()
-        self._rest = REST_FIRST
+        self._rest = 0.0  # s; the latest
+        self._back_off = BackOff(REST_FIRST, REST_MAX)
         self._kept = b""
         self._size = 0  # of the output, in bytes
         self._output, self._inlet = os.pipe()
+        # A pipe of its own for the errno: the script's output may hold anything.
         self._trouble, self._trouble_inlet = os.pipe()
         for reader in (self._output, self._trouble):
             os.set_blocking(reader, False)
@@ -110,12 +115,15 @@ class _Reaper:
         """Serve until the script has ended. Raises OSError, and ends this process else."""
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self._loop.on_signal(KILL_ORDER, self._obey)
+        # Before the script is forked: a process that lost its parent earlier would be init's.
         self._adopts = _control_process(PR_SET_CHILD_SUBREAPER, 1)
         if client:
             _control_process(PR_SET_PDEATHSIG, KILL_ORDER)
+            # The signal is sent for deaths from here on; an earlier one shows in the parent alone.
             if os.getppid() != client:
                 return  # the client has ended before that was known
         self._script = process.fork(lambda: _become_script(arguments, self._inlet, self._trouble_inlet))
+        # The script's copies are the only ones then, and the pipe ends with the last process that has it.
         os.close(self._inlet)
         os.close(self._trouble_inlet)
         self._loop.watch(self._output, self._read)
@@ -131,6 +139,7 @@ class _Reaper:
             data = os.read(self._output, CHUNK)
         except BlockingIOError:
             return False
+        # The rest is read and thrown away: a script must not stand still over a full pipe.
         self._kept += data[: KEPT - len(self._kept)]
         self._count(len(data))
         return bool(data)
@@ -150,7 +159,9 @@ class _Reaper:
                 os._exit(0)  # all are killed: the script itself would have been reported
             if pid == 0:
                 break
+            # Any other pid is an adopted process: waited for, so that it leaves no zombie, and not reported.
             if pid == self._script:
+                # Once there is the order to kill, nobody waits for a report.
                 if self.deadline == NEVER:
                     self._tell(process.exit_status(status))
                 self._script = 0
@@ -158,6 +169,7 @@ class _Reaper:
             self.tick(self._loop.now)
 
     def _tell(self, status: int) -> None:
+        # SIGCHLD may be served before the output that the script wrote last.
         for _ in range(LAST_CHUNKS):
             if not self._read_chunk():
                 break
@@ -170,6 +182,7 @@ class _Reaper:
 
     def _obey(self) -> None:
         """The order to kill. Beside a storm of processes an ordinary one does not get far."""
+        # `_count` may have lowered it.
         self._set_priority(self._nice)
         self.deadline = self._loop.now
         self._reap()
@@ -182,10 +195,16 @@ class _Reaper:
         found = set(process.descendants(os.getpid()))
         if self._script:
             found.add(self._script)
+        # waitpid still knows children, and look after look none of them could be named, as without /proc.
         elif not found and self._rest == REST_MAX:
             os._exit(0)
         _kill_all(found)
-        self._rest = min(max(2 * self._rest, REST_FIRST), REST_MAX) if found <= self._killed else 0.0
+        # Only those that were killed before are left: they are dying, or wait for a disk.
+        if found <= self._killed:
+            self._rest = self._back_off.next_delay()
+        else:
+            self._rest = 0.0
+            self._back_off.reset()
         self.deadline = now + self._rest
         self._killed = found
 
@@ -198,12 +217,15 @@ class _Reaper:
 
 def _kill_all(pids: Iterable[int]) -> None:
     """Each with its process group, which the kernel kills at once, however fast it forks."""
+    # All groups are read before anything is killed: of a process that has ended no group is known.
     own, groups = os.getpgid(0), set()
     for pid in pids:
         try:
             groups.add(os.getpgid(pid))
         except OSError:
             pass  # it has ended
+    # Not the reaper's own: that would end it before its work is done. A script that has not left the group
+    # yet is killed by its pid.
     for group in groups - {own}:
         _try(os.killpg, group)
     for pid in pids:
@@ -230,6 +252,7 @@ def _control_process(option: int, value: int) -> bool:
 
 def _become_script(arguments: List[str], output: int, trouble: int) -> None:
     """The new process becomes the script, or says why not."""
+    # Closed by a successful exec: then the reaper reads nothing from it, and else the errno.
     trouble = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 3)
     try:
         process.reset_signals()
@@ -237,7 +260,7 @@ def _become_script(arguments: List[str], output: int, trouble: int) -> None:
         output = _open_for_good(output)
         for standard in (1, 2):
             os.dup2(output, standard)
-        process.close_others({0, 1, 2, trouble})
+        process.close_others({*STANDARD, trouble})
         become_ordinary()  # last: in a guest without a processor to spare all before would take its time
         os.execve(arguments[0], arguments, ENVIRONMENT)
     except OSError as error:
@@ -247,6 +270,8 @@ def _become_script(arguments: List[str], output: int, trouble: int) -> None:
 def _open_for_good(output: int) -> int:
     """The pipe in a way that what the script leaves in the background can write to."""
     try:
+        # With a reading end of its own the pipe never breaks: SIGPIPE would kill what is left in the
+        # background.
         return os.open("/proc/self/fd/%d" % output, os.O_RDWR)
     except OSError:
         return output

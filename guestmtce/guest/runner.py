@@ -11,10 +11,10 @@ import signal
 import time
 from typing import Callable, List, NamedTuple, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.guest import process
-from guestmtce.guest.loop import NEVER
 from guestmtce.guest.reaper import KILL_ORDER, Report, become_reaper, unpack
-from guestmtce.wire import channel
+from guestmtce.wire import json_lines
 
 REPORT_MAX = 4096  # bytes; a report is shorter
 UNKILLABLE_AFTER = 1.0  # s; what is still there so long after it was killed waits for a disk
@@ -64,6 +64,8 @@ class Script:
     def __init__(self, arguments: List[str], outlives_us: bool = False) -> None:
         self._status: Optional[int] = None
         self.killed_at = NEVER
+        # Read before the fork: the reaper compares it with its parent, which tells whether the client still
+        # lives.
         client = 0 if outlives_us else os.getpid()
         self._report, report = os.pipe()
         try:
@@ -79,6 +81,7 @@ class Script:
         """Have it killed with all that it has started, soon."""
         self.killed_at = time.monotonic()
         if self._status is None:
+            # The reaper was not waited for yet, so its pid is no other process's.
             os.kill(self.pid, KILL_ORDER)
 
     def poll(self) -> Optional[int]:
@@ -101,7 +104,7 @@ class Script:
         if report is None:  # the reaper was killed, or came to nothing
             return Ended(status, "", False, 0 if status < 0 else errno.ECHILD)
         line = report.output.partition(b"\n")[0].decode("utf-8", "replace")
-        return Ended(report.status, channel.clean(line.strip()), False, report.error, report.adopts)
+        return Ended(report.status, json_lines.clean_text(line.strip()), False, report.error, report.adopts)
 
     def _read_report(self) -> Optional[Report]:
         try:
@@ -117,8 +120,8 @@ class Script:
 class Runner:
     """Runs one script at a time for one purpose. `reap` is to be called on SIGCHLD."""
 
-    def __init__(self) -> None:
-        self.on_no_subreaper: Callable[[], None] = lambda: None  # told once
+    def __init__(self, note_no_subreaper: Callable[[], None]) -> None:
+        self._note_no_subreaper: Optional[Callable[[], None]] = note_no_subreaper  # called once
         self._script: Optional[Script] = None
         self._dying: List[Script] = []
         self._left: List[Script] = []
@@ -134,6 +137,7 @@ class Runner:
         self.stop()
         self._dying = [script for script in self._dying if script.poll() is None]
         long_ago = time.monotonic() - UNKILLABLE_AFTER
+        # A script that dies slowly is no evidence; one that is still there after UNKILLABLE_AFTER s is.
         stuck = sum(script.killed_at <= long_ago for script in self._dying)
         if stuck >= DYING_MAX or len(self._dying) >= KILLED_MAX:
             raise OSError(
@@ -151,19 +155,20 @@ class Runner:
     def reap(self) -> None:
         """A process has ended, perhaps ours."""
         self._dying = [script for script in self._dying if script.poll() is None]
-        for script in [one for one in self._left if one.poll() is not None]:
+        for script in [script for script in self._left if script.poll() is not None]:
             self._left.remove(script)
             script.close()
+        # Its time may be up before it is reaped: `expire` has told of it then, and nobody is told twice.
         ended = self._script.ended() if self._script is not None else None
         if ended is not None and self._script is not None:
             self._script.close()
             self._script = None
-            self._tell(ended)
+            self._report_end(ended)
 
-    def _tell(self, ended: Ended) -> None:
-        if not ended.adopts:
-            tell, self.on_no_subreaper = self.on_no_subreaper, lambda: None
-            tell()
+    def _report_end(self, ended: Ended) -> None:
+        if not ended.adopts and self._note_no_subreaper is not None:
+            self._note_no_subreaper()
+            self._note_no_subreaper = None
         self._done(ended)
 
     def stop(self) -> None:
@@ -175,8 +180,10 @@ class Runner:
     def leave(self) -> None:
         """Let the script go on to its end, if one runs; nobody is told."""
         if self._script is not None:
+            # Not killed: a notice's script may be in the middle of a shutdown that the notice is for.
             self._left.append(self._script)
             self._script = None
+        # The oldest: the notice that it is for is longest ago.
         if len(self._left) > LEFT_MAX:
             self._kill(self._left.pop(0))
 

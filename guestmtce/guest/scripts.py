@@ -4,13 +4,13 @@ import errno
 import time
 from typing import Callable, Optional
 
+from guestmtce.common import NEVER
 from guestmtce.guest.ballot import ACCEPT, ERROR, REJECT
 from guestmtce.guest.config import Config
 from guestmtce.guest.health import Illness
 from guestmtce.guest.log import Log
-from guestmtce.guest.loop import NEVER
 from guestmtce.guest.runner import Ended, Runner
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel
 
 LOOK_PERIOD = 0.25  # s; while the health script runs we look so often whether we stood still
 STALL = 0.1  # s; a look that is later than that was missed by us
@@ -20,7 +20,7 @@ GUEST_IS_ILL = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EI
 
 
 class HealthScript:
-    """Runs the health script every `interval` s and tells how the guest feels: None is well.
+    """Runs the health script every `interval` s and calls `set_health` with what it found: None is well.
 
     A script that hangs is killed when the next run is due, and that is an illness; time in which we stood
     still is not counted. So is one for which no process can be made: a guest that cannot fork is not well.
@@ -29,13 +29,13 @@ class HealthScript:
     """
 
     def __init__(
-        self, runner: Runner, config: Config, feel: Callable[[Optional[Illness]], None], log: Log
+        self, runner: Runner, config: Config, set_health: Callable[[Optional[Illness]], None], log: Log
     ) -> None:
         self._due = time.monotonic() if config.health_check_script else NEVER  # the next run
         self._looked_at = 0.0
         self._runner = runner
         self._config = config
-        self._feel = feel
+        self._set_health = set_health
         self._log = log
 
     @property
@@ -53,7 +53,8 @@ class HealthScript:
             self._runner.stop()
         if not config.health_check_script:
             self._due = NEVER
-            self._feel(None)
+            self._set_health(None)
+        # Due at once: what the changed values say of the guest is not known yet.
         elif before != config and not self._runner.runs:
             self._due = time.monotonic()
 
@@ -61,6 +62,7 @@ class HealthScript:
         """The next run is due, or it is time to see whether we, and perhaps the script, stood still."""
         if self._runner.runs:
             late = now - self._looked_at - LOOK_PERIOD
+            # The guest was paused, or starved: the script had no more time than we had.
             if late > STALL:
                 self._due += late
         self._looked_at = now
@@ -69,30 +71,31 @@ class HealthScript:
 
     def _run(self, now: float) -> None:
         self._due = now + self._config.health_check_interval
+        # The run before is late by now: its time is one interval.
         self._runner.expire()
         try:
             self._runner.start([self._config.health_check_script], self._ended)
         except OSError as error:
-            self._not_started(error.errno or errno.EIO, str(error.strerror))
+            self._handle_start_failure(error.errno or errno.EIO, str(error.strerror))
 
-    def _not_started(self, number: int, why: str) -> None:
-        if number in GUEST_IS_ILL:
-            self._tell_ill("cannot start the health script: " + why)
+    def _handle_start_failure(self, code: int, why: str) -> None:
+        if code in GUEST_IS_ILL:
+            self._report_illness("cannot start the health script: " + why)
         else:
             path = self._config.health_check_script
             self._log("HEALTH_CHECK_SCRIPT %s cannot be started: %s" % (path, why), "check")
-            self._feel(None)
+            self._set_health(None)
 
     def _ended(self, ended: Ended) -> None:
         if ended.error:
-            self._not_started(ended.error, ended.reason)
+            self._handle_start_failure(ended.error, ended.reason)
         elif ended.killed or ended.status != 0:
-            self._tell_ill(ended.reason)
+            self._report_illness(ended.reason)
         else:
-            self._feel(None)
+            self._set_health(None)
 
-    def _tell_ill(self, reason: str) -> None:
-        self._feel(Illness(self._config.corrective_action, reason))
+    def _report_illness(self, reason: str) -> None:
+        self._set_health(Illness(self._config.corrective_action, reason))
 
 
 class EventScript:
@@ -102,50 +105,55 @@ class EventScript:
     has said nothing: that is an error, and no veto.
     """
 
-    def __init__(self, runner: Runner, path: str, tell: Callable[[int, str, str], None], log: Log) -> None:
+    def __init__(
+        self, runner: Runner, path: str, count_vote: Callable[[int, str, str], None], log: Log
+    ) -> None:
         self._runner = runner
         self._path = path
-        self._tell = tell
+        self._count_vote = count_vote
         self._log = log
-        self._number = 0
+        self._question_id = 0
         self._is_notice = False
 
-    def put(self, number: int, notification_type: str, event_type: str) -> None:
+    def ask_script(self, question_id: int, notification_type: str, event_type: str) -> None:
         """Ask the script. It may run until the question is withdrawn."""
-        self._number = number
-        self._is_notice = notification_type == channel.NOTICE
+        self._question_id = question_id
+        self._is_notice = notification_type == guest_channel.NOTICE
         try:
             arguments = [self._path, notification_type, event_type]
             self._runner.start(arguments, self._ended, outlives_us=self._is_notice)
         except OSError as error:
-            self._tell_error(str(error.strerror))
+            self._report_error(str(error.strerror))
 
     def _ended(self, ended: Ended) -> None:
         if ended.error:
-            self._tell_error(ended.reason)
+            self._report_error(ended.reason)
+        # A crash is no veto, and neither are 126 and 127, by which a shell says that it could not run the
+        # script.
         elif ended.failed:
             self._log("EVENT_NOTIFICATION_SCRIPT %s failed: %s" % (self._path, ended.reason), "event")
-            self._tell(self._number, ERROR, ended.reason)
+            self._count_vote(self._question_id, ERROR, ended.reason)
         elif ended.status == 0:
-            self._tell(self._number, ACCEPT, ended.line)
+            self._count_vote(self._question_id, ACCEPT, ended.line)
         else:
-            self._tell(self._number, REJECT, ended.reason)
+            self._count_vote(self._question_id, REJECT, ended.reason)
 
-    def _tell_error(self, why: str) -> None:
+    def _report_error(self, why: str) -> None:
         text = "EVENT_NOTIFICATION_SCRIPT %s cannot be started: %s" % (self._path, why)
         self._log(text, "event")
-        self._tell(self._number, ERROR, text)
+        self._count_vote(self._question_id, ERROR, text)
 
     def configure(self, path: str) -> None:
         """The next question is put to this script."""
         self._path = path
 
-    def withdraw(self, number: int, expired: bool) -> None:
-        """Nobody waits for the answer to question `number` any more.
+    def withdraw_question(self, question_id: int, expired: bool) -> None:
+        """The answer to this question does not count any more.
 
         A notice's script is in the middle of what the notice is for, and goes on, unless its time is up.
         """
-        if number != self._number:
+        # The script that runs may be of a later question by now.
+        if question_id != self._question_id:
             return
         if self._is_notice and not expired:
             self._runner.leave()

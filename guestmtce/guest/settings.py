@@ -10,7 +10,7 @@ from typing import NamedTuple, Sequence
 class Settings(NamedTuple):
     """Times in s unless the name says otherwise."""
 
-    # towards the host (spec 1)
+    # towards the host (docs/protocol/1-guest-channel.md#what-real-guests-do)
     init_period: float = 5.0  # between two inits that nobody acknowledges
     patience: float = 5.0  # without a challenge, at least, before the guest introduces itself again
     return_patience: float = 1.0  # without a challenge after the host hung up and came back
@@ -38,15 +38,15 @@ class Settings(NamedTuple):
     goodbye: float = 0.5  # how long the last words may take
 
 
-def overridden(words: Sequence[str]) -> Settings:
-    """The defaults with `NAME=VALUE` words applied. Raises ValueError that names the word."""
+def overridden(overrides: Sequence[str]) -> Settings:
+    """The defaults with `NAME=VALUE` overrides applied. Raises ValueError that names the override."""
     settings = Settings()
-    for word in words:
-        name, _, value = word.partition("=")
+    for override in overrides:
+        name, _, value = override.partition("=")
         if name not in Settings._fields:
-            raise ValueError("--set %s: NAME=VALUE expected, of %s" % (word, ", ".join(Settings._fields)))
+            raise ValueError("--set %s: NAME=VALUE expected, of %s" % (override, ", ".join(Settings._fields)))
         try:
             settings = settings._replace(**{name: type(getattr(settings, name))(value)})
         except ValueError:
-            raise ValueError("--set %s: no number" % word) from None
+            raise ValueError("--set %s: no number" % override) from None
     return settings

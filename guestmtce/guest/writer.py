@@ -36,6 +36,7 @@ class FileWriter:
             self._start()
         assert self._pipe is not None
         try:
+            # A line of at most PIPE_BUF bytes is written whole or not at all (pipe(7)).
             if os.write(self._pipe, line) < len(line):
                 raise BlockingIOError
         except BrokenPipeError:  # it was killed
@@ -57,6 +58,7 @@ class FileWriter:
 
     def _start(self) -> None:
         lines, self._pipe = os.pipe()
+        # Only our end: the process may wait for its lines.
         os.set_blocking(self._pipe, False)
         try:
             self.pid = process.fork(lambda: _write_all(lines, self._open_file))

@@ -7,13 +7,10 @@ process per host. Everything is gone after `stop`, whatever happened before.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -21,15 +18,18 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import psutil
 
 from guestmtce.lab import pace
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.mtcagent import MtcAgent
-from guestmtce.lab.vim import Client, Vim
-from guestmtce.server import confine
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.ports import free_ports
+from guestmtce.lab.process import GuestsProcess, LabProcess
+from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire.datagram import HostRecord
 
 AGENT_ADDRESS = "127.0.0.1"
+CONNECT_WAIT = 1.0  # s
 START_WAIT = 10.0  # s
-STOP_WAIT = 5.0  # s
+DUMP_PACE = 0.05  # s between two dumps of a daemon
+FIRST_SERVER = 2  # last number of the first guestServer's address: 127.0.0.1 is the agent's
 
 
 class TimedOut(AssertionError):
@@ -37,130 +37,22 @@ class TimedOut(AssertionError):
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 10.0, step: float = 0.01) -> Any:
-    """The first true value of `condition`. A busy machine has more time. Raises TimedOut."""
+    """The first true value of `condition`, asked every `step` s; `what` it stands for.
+
+    A busy machine gets more than `seconds`. Raises TimedOut.
+    """
     began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
+        # Measured only when the time is up: a look at the machine's pace takes processor time itself.
         if not pace.within(seconds, time.monotonic() - began):
             raise TimedOut("not within %g s: %s" % (seconds, what))
         time.sleep(step)
 
 
-def free_ports(count: int, address: str = AGENT_ADDRESS) -> List[int]:
-    """Ports that nobody uses at the moment, for UDP and TCP."""
-    sockets: List[socket.socket] = []
-    ports: List[int] = []
-    while len(ports) < count:
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind((address, 0))
-        sockets.append(udp)
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sockets.append(tcp)
-        try:
-            tcp.bind((address, udp.getsockname()[1]))
-        except OSError:
-            continue
-        ports.append(udp.getsockname()[1])
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _die_with_us() -> None:
-    confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class Process:
-    """A process of the lab (Python, unless `program` says else): in its own session, its output in a file.
-
-    `before` are the words of a command that becomes the program: `env`, `unshare`, `setpriv`.
-    """
-
-    def __init__(
-        self,
-        arguments: List[str],
-        output: str,
-        program: str = sys.executable,
-        before: Sequence[str] = (),
-        **options: Any,
-    ) -> None:
-        self.output = output
-        with open(output, "ab") as file:
-            self.popen = subprocess.Popen(
-                [*before, program, *arguments],
-                stderr=file,
-                start_new_session=True,
-                preexec_fn=_die_with_us,
-                **options,
-            )
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-        return self.popen.poll() is None
-
-    def signal(self, number: int) -> None:
-        """Send a signal."""
-        self.popen.send_signal(number)
-
-    def kill(self) -> None:
-        """kill -9, and reap it."""
-        self.popen.kill()
-        self.popen.wait()
-
-    def stop(self) -> None:
-        """Ask it to end, make it end."""
-        if self.alive():
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
-            try:
-                self.popen.wait(STOP_WAIT)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        for stream in (self.popen.stdin, self.popen.stdout):
-            if stream is not None:
-                stream.close()
-
-    def log(self) -> str:
-        """What it wrote so far."""
-        with open(self.output, encoding="utf-8", errors="replace") as file:
-            return file.read()
-
-
-class GuestsProcess(Process):
-    """The guests of one host; see `guestmtce.lab.crowd` for the words."""
-
-    def __init__(self, folder: str, count: int, first: int, options: List[str], output: str) -> None:
-        self.folder = folder
-        arguments = ["-m", "guestmtce.cli", "lab", "guests", "--dir", folder, "--count", str(count)]
-        arguments += ["--first", str(first), *options]
-        super().__init__(arguments, output, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._answer()
-
-    def _answer(self) -> Any:
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        if not line:
-            raise RuntimeError("the guests ended: " + self.log())
-        return json.loads(line)
-
-    def say(self, who: Any, *words: Any) -> Any:
-        """Switch a guest (a number, a uuid or `all`); raises ValueError for what it does not understand."""
-        assert self.popen.stdin is not None
-        self.popen.stdin.write((" ".join(map(str, (who, *words))) + "\n").encode())
-        self.popen.stdin.flush()
-        answer = self._answer()
-        if isinstance(answer, dict) and "error" in answer:
-            raise ValueError(answer["error"])
-        return answer
-
-    def status(self) -> Dict[str, Dict[str, Any]]:
-        """Every guest's own view, by uuid."""
-        return {facts["uuid"]: facts for facts in self.say("status")}
-
-
-class Daemon(Process):
+class Daemon(LabProcess):
     """guestServer or guestAgent, in the foreground."""
 
     def __init__(
@@ -173,23 +65,25 @@ class Daemon(Process):
         output = os.path.join(folder, name + ".log")
         super().__init__(["-m", module, *options, *arguments], output, before=before)
 
-    def _report(self, number: int, path: str) -> List[str]:
+    def _read_report(self, signum: int, path: str) -> List[str]:
         full = os.path.join(self.folder, path)
+        # The daemons replace the file as a whole, so a new time means a new and complete report.
         before = os.stat(full).st_mtime_ns if os.path.exists(full) else 0
-        self.signal(number)
+        self.signal(signum)
         wait_for(lambda: os.path.exists(full) and os.stat(full).st_mtime_ns != before, "the report " + path)
         with open(full, encoding="utf-8") as file:
             return file.read().splitlines()
 
     def health(self) -> Dict[str, str]:
         """The health report: the first word of each line → the line."""
-        return {line.split()[0]: line for line in self._report(signal.SIGUSR1, self.name + ".info")}
+        return {line.split()[0]: line for line in self._read_report(signal.SIGUSR1, self.name + ".info")}
 
     def dump(self, kind: str) -> Dict[str, Dict[str, str]]:
         """The lines `KIND NAME key=value …` of the dump: name → key → value."""
         rows = {}
-        for line in self._report(signal.SIGUSR2, self.name + ".dump"):
+        for line in self._read_report(signal.SIGUSR2, self.name + ".dump"):
             words = line.split()
+            # The health report stands in the dump as well; its lines begin with other words.
             if words[0] == kind and len(words) > 1:
                 rows[words[1]] = dict(word.split("=", 1) for word in words[2:] if "=" in word)
         return rows
@@ -200,13 +94,13 @@ def host_uuid(number: int) -> str:
     return "aaaaaaaa-0000-4000-8000-%012d" % number
 
 
-class Host:
+class LabHost:
     """One compute host: its guests and its guestServer."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.name = "compute-%d" % number
-        self.address = "127.0.0.%d" % (number + 2)
+        self.address = "127.0.0.%d" % (number + FIRST_SERVER)
         self.seen_at = self.address  # where the agent finds it; a proxy may stand there
         self.controller = AGENT_ADDRESS  # where it finds the agent
         self.uuid = host_uuid(number)
@@ -225,7 +119,7 @@ class Cluster:
     server_module = "guestmtce.server.master"  # a test may have its own, and more on its command line
     agent_module = "guestmtce.agent.main"
     server_words: Sequence[str] = ()
-    server_before: Sequence[str] = ()  # see Process
+    server_before: Sequence[str] = ()  # see LabProcess
     agent_before: Sequence[str] = ()
     mtc_address = AGENT_ADDRESS
 
@@ -240,7 +134,7 @@ class Cluster:
     ) -> None:
         self.folder = tempfile.mkdtemp(prefix="guestmtce-lab-")
         os.chmod(self.folder, 0o755)
-        self.hosts = [Host(number) for number in range(hosts)]
+        self.hosts = [LabHost(number) for number in range(hosts)]
         self.uuids = [uuid_of(number) for number in range(1, guests * hosts + 1)]
         self.guest_count = guests
         self._provisioned = ""
@@ -249,16 +143,17 @@ class Cluster:
         self.mtc: Optional[MtcAgent] = None
         ports = free_ports(5)
         self.server_port, self.agent_port, self.http_port, self.mtc_command_port, self.mtc_event_port = ports
-        self.client = Client(AGENT_ADDRESS, self.http_port)
+        self.client = CommandClient(AGENT_ADDRESS, self.http_port)
         self._interval_ms = interval_ms
         self._server_settings = server_settings or []
         self._agent_settings = agent_settings or []
         self._guest_options = guest_options or []
-        self._processes: List[Process] = []
+        self._processes: List[LabProcess] = []
 
     def __enter__(self) -> Cluster:
         try:
             self.start()
+        # KeyboardInterrupt, too: __exit__ is not called where __enter__ fails, and daemons would stay behind.
         except BaseException:
             self.stop()
             raise
@@ -284,7 +179,7 @@ class Cluster:
         self.mtc = MtcAgent(records, AGENT_ADDRESS, self.mtc_event_port, self.mtc_command_port)
         self.mtc.start()
 
-    def start_guests(self, host: Host, folder: str = "", first: int = 0) -> None:
+    def start_guests(self, host: LabHost, folder: str = "", first: int = 0) -> None:
         """Start the guests of a host, in its folder or another; returns when all their sockets are there."""
         first = first or host.number * self.guest_count + 1
         options = ["--interval-ms", str(self._interval_ms), *self._guest_options]
@@ -293,7 +188,7 @@ class Cluster:
         host.guests = GuestsProcess(folder, self.guest_count, first, options, output)
         self._processes.append(host.guests)
 
-    def start_server(self, host: Host) -> Daemon:
+    def start_server(self, host: LabHost) -> Daemon:
         """Start (again) the guestServer of a host."""
         arguments = ["--channel-dir", host.guests.folder, "--bind", host.address, "--no-wait"]
         arguments += ["--rx-port", str(self.server_port), "--agent-port", str(self.agent_port)]
@@ -317,26 +212,29 @@ class Cluster:
         self.agent = Daemon("guestAgent", self.agent_module, folder, arguments, self.agent_before)
         self._processes.append(self.agent)
         self._await_info(self.agent)
-        wait_for(lambda: self._agent_serves() or not self.agent.alive(), "guestAgent serves", START_WAIT)
+        wait_for(lambda: self._agent_serves() or not self.agent.is_alive(), "guestAgent serves", START_WAIT)
         return self.agent
 
     def _await_info(self, daemon: Daemon) -> None:
         def started() -> bool:
-            if not daemon.alive():
+            # A daemon that could not start is told of with its log, and not waited for.
+            if not daemon.is_alive():
                 raise RuntimeError("%s ended: %s" % (daemon.name, daemon.log()))
+            # With its pid: the log of a daemon that is started again has the line of the one before, too.
             return "started, pid %d" % daemon.popen.pid in daemon.log()
 
         wait_for(started, daemon.name + " started", START_WAIT)
 
     def _agent_serves(self) -> bool:
         try:
-            socket.create_connection((AGENT_ADDRESS, self.http_port), 1).close()
+            socket.create_connection((AGENT_ADDRESS, self.http_port), CONNECT_WAIT).close()
             return True
         except OSError:
             return False
 
     def stop(self) -> None:
         """Stop everything and remove every file."""
+        # The agent, the servers, and the guests last: nobody sees a neighbour end before itself.
         for process in reversed(self._processes):
             process.stop()
         if self.mtc is not None:
@@ -351,13 +249,14 @@ class Cluster:
         self._provisioned = state
         for host in self.hosts:
             self._await_host(host)
+            # Guests are numbered through the hosts: a host has a block of them.
             first = host.number * self.guest_count
             for uuid in self.uuids[first : first + self.guest_count]:
                 assert self.client.create(uuid, host.name)[0] == 200
                 assert self.client.set(uuid, host.name, state)[0] == 200
 
-    def _await_host(self, host: Host) -> None:
-        wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=0.05)
+    def _await_host(self, host: LabHost) -> None:
+        wait_for(lambda: host.name in self.agent.dump("host"), host.name + " is known", step=DUMP_PACE)
 
     def heartbeating(self) -> List[str]:
         """The instances that the agent says are heartbeating."""
@@ -367,17 +266,22 @@ class Cluster:
     def await_heartbeats(self, seconds: float = 15.0) -> None:
         """Until every instance heartbeats, as the agent sees it, and would be missed."""
         wait_for(
-            lambda: len(self.heartbeating()) == len(self.uuids), "all guests heartbeat", seconds, step=0.05
+            lambda: len(self.heartbeating()) == len(self.uuids),
+            "all guests heartbeat",
+            seconds,
+            step=DUMP_PACE,
         )
+        # A failure is reported only with reporting enabled, and of a guest that has answered a challenge
+        # since.
         if self._provisioned == "enabled":
-            wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=0.05)
+            wait_for(lambda: not self._unjudged(), "all guests have answered since", seconds, step=DUMP_PACE)
 
     def _unjudged(self) -> List[str]:
         """The instances whose failure would not be reported."""
         rows = [pair for host in self.hosts for pair in host.server.dump("guest").items()]
-        return [uuid for uuid, row in rows if (row["reporting"], row["judged"]) != ("enabled", "yes")]
+        return [uuid for uuid, row in rows if (row["reporting"], row["owes_answer"]) != ("enabled", "yes")]
 
-    def children(self, host: Optional[Host] = None) -> Dict[str, psutil.Process]:
+    def children(self, host: Optional[LabHost] = None) -> Dict[str, psutil.Process]:
         """The child process of every guest, by uuid.
 
         Where titles have no effect guestServer is asked, which one that stands still does not answer.
@@ -386,17 +290,19 @@ class Cluster:
         titled = {}
         for process in psutil.Process(host.server.popen.pid).children():
             with contextlib.suppress(psutil.Error):
-                name, colon, rest = " ".join(process.cmdline()).strip().partition(": ")
+                # docs/protocol/4-host.md#names-of-processes
+                name, colon, uuid = " ".join(process.cmdline()).strip().partition(": ")
                 if name == "guestServer" and colon:
-                    titled[rest] = process
+                    titled[uuid] = process
         if not titled:  # not even the spawner
             return self._dumped_children(host)
+        # The spawner's title has the same form, and no uuid.
         return {uuid: process for uuid, process in titled.items() if uuid in self.uuids}
 
-    def _dumped_children(self, host: Host) -> Dict[str, psutil.Process]:
-        found = {}
+    def _dumped_children(self, host: LabHost) -> Dict[str, psutil.Process]:
+        children = {}
         for uuid, row in host.server.dump("guest").items():
             if uuid in self.uuids and int(row["pid"]):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    found[uuid] = psutil.Process(int(row["pid"]))
-        return found
+                    children[uuid] = psutil.Process(int(row["pid"]))
+        return children

@@ -1,4 +1,7 @@
-"""QEMU's end of a lab guest's channel: what it makes, accepts and notices (spec 1, "QEMU and libvirt")."""
+"""QEMU's end of a lab guest's channel: what it makes, accepts and notices.
+
+docs/protocol/1-guest-channel.md#what-qemu-and-libvirt-do
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Callable, Optional
 
 from guestmtce.daemon.loop import Loop
 
-HANG_UP_POLL = 0.02  # s
+HANG_UP_POLL = 0.02  # s between two looks whether the client of a paused machine has hung up
+BACKLOG = 1  # QEMU serves one client; the next one waits
 READ_SIZE = 65536  # bytes
 
 
@@ -33,7 +37,7 @@ class Qemu:
 
     @property
     def has_client(self) -> bool:
-        """Whether there is somebody to write to."""
+        """Whether a client is connected."""
         return self._conn is not None
 
     @property
@@ -47,13 +51,15 @@ class Qemu:
             os.unlink(self._path)
         self.paused = paused
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # From bind to listen a connection is refused, as with QEMU right after the file has appeared.
+        # docs/protocol/1-guest-channel.md#what-qemu-and-libvirt-do
         self._listener.bind(self._path)
-        self._listener.listen(1)
+        self._listener.listen(BACKLOG)
         self._listener.setblocking(False)
-        self._loop.watch(self._listener, self._accept)
+        self._loop.watch(self._listener, self._accept_client)
 
     def end(self, unlink: bool = True) -> None:
-        """Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
+        """QEMU ends. Without `unlink` the stale file stays, as after a kill -9 without libvirt."""
         self._hang_up()
         if self._listener is not None:
             self._loop.unwatch(self._listener)
@@ -63,22 +69,22 @@ class Qemu:
                 os.unlink(self._path)
 
     def pause(self) -> None:
-        """As `stop` does."""
+        """As QEMU's `stop` does."""
         if not self.paused:
             self.paused = True
             if self._conn is not None:
                 self._loop.unwatch(self._conn)
                 self._watch_hang_up()
 
-    def go_on(self) -> None:
-        """As `cont` does: what has piled up is read."""
+    def resume(self) -> None:
+        """As QEMU's `cont` does: what has piled up is read."""
         if self.paused:
             self.paused = False
             if self._conn is not None:
-                self._loop.watch(self._conn, self._read)
+                self._loop.watch(self._conn, self._read_data)
 
     def write(self, data: bytes) -> int:
-        """How many bytes the client's side took."""
+        """Write what the client's side takes; returns how many bytes these were."""
         try:
             return self._conn.send(data) if self._conn is not None else 0
         except BlockingIOError:
@@ -87,7 +93,7 @@ class Qemu:
             self._hang_up()
             return 0
 
-    def _accept(self) -> None:
+    def _accept_client(self) -> None:
         assert self._listener is not None
         if self._conn is not None:
             return
@@ -95,15 +101,17 @@ class Qemu:
             self._conn, _ = self._listener.accept()
         except BlockingIOError:
             return
+        # A host that does not read must not stop all the guests of this process.
         self._conn.setblocking(False)
+        # As QEMU: the next client connects into the backlog, and hears nothing until this one leaves.
         self._loop.unwatch(self._listener)
         if self.paused:
             self._watch_hang_up()
         else:
-            self._loop.watch(self._conn, self._read)
+            self._loop.watch(self._conn, self._read_data)
         self._connected()
 
-    def _read(self) -> None:
+    def _read_data(self) -> None:
         assert self._conn is not None
         try:
             data = self._conn.recv(READ_SIZE)
@@ -122,13 +130,14 @@ class Qemu:
             self._conn.close()
             self._conn = None
             if self._listener is not None:
-                self._loop.watch(self._listener, self._accept)
+                self._loop.watch(self._listener, self._accept_client)
 
     def _watch_hang_up(self) -> None:
         if self.paused and self._conn is not None:
-            watched = select.poll()
-            watched.register(self._conn, select.POLLRDHUP)
-            if watched.poll(0):
+            poll = select.poll()
+            # Not by reading: what the client has sent must still be there for the machine that goes on.
+            poll.register(self._conn, select.POLLRDHUP)
+            if poll.poll(0):
                 self._hang_up()
             else:
                 self._loop.after(HANG_UP_POLL, self._watch_hang_up)

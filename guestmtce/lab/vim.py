@@ -1,4 +1,7 @@
-"""A VIM that behaves like the real one on the wire (spec 3, "How the real VIM behaves"), and its client.
+"""A VIM that behaves like the real one on the wire, and its client.
+
+docs/protocol/3-vim-http.md#how-the-vims-server-behaves
+docs/protocol/3-vim-http.md#how-the-vims-client-behaves
 
 The server is serial and speaks HTTP/1.0: one request at a time, in the order of the connections, and the
 reply ends with the connection. For `service` and `action` events, and for all that it refuses, it closes
@@ -10,26 +13,35 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import signal
 import socket
 import struct
 import threading
 import time
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from guestmtce.wire import vim
+from guestmtce.wire import vim_http
 
 Listing = List[Tuple[str, str, bool]]  # uuid, hostname, reporting
+SERVE_POLL = 0.02  # s at most until `stop` is noticed
+STALL_POLL = 0.01  # s between two looks whether it is to go on
+COMMAND_TIMEOUT = 20.0  # s; the VIM's own (docs/protocol/3-vim-http.md#how-the-vims-client-behaves)
+NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): a close resets the connection
 
 
 class Vim:
-    """The stand-in. `arrived` holds every request that it has read, `record` those that it processed.
+    """The stand-in. `arrived` has every request that it has read, `record` those that it processed.
 
-    Switches, to be thrown while it runs: `delay` s before a request is looked at; `hang`: never answer;
-    `hang_at`: hang from the next event of this type on;
-    `reset`: answer with a reset; `status`: answer with it and process nothing (0: not so; `turned_down` has
-    these requests); `drip`: s between two bytes of the answer to an alarm, which holds up nobody else (0.0:
-    at once); `drips`: what drips, "body", "head" or "status"; `known`: the instances it knows (None: all);
-    `hosts`: uuid → reporting; `instances`: host uuid → list.
+    Switches, to be thrown while it runs:
+
+    - `delay`: s before a request is looked at
+    - `hang`: never answer; `hang_at`: hang from the next event of this type on
+    - `reset`: answer with a reset
+    - `status`: answer with this status and process nothing (0: off); `turned_down` has these requests
+    - `drip`: s between two bytes of the answer to a PATCH, which holds up no other one (0.0: off); `drips`
+      says what drips: "body", "head" or "status"
+    - `known`: the uuids of the instances that it knows (None: all)
+    - `hosts`: uuid → reporting; `instances`: host's uuid → list
     """
 
     def __init__(self, address: str = "127.0.0.1", port: int = 0, record_file: str = "") -> None:
@@ -69,13 +81,17 @@ class Vim:
 
         self.dead = False
         self._server = _Server((self._address, self.port), Handler)
+        # Kept: whoever comes up again is found at the same URL.
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        # HTTPServer and not ThreadingHTTPServer: the VIM serves one request at a time.
+        # docs/protocol/3-vim-http.md#how-the-vims-server-behaves
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(SERVE_POLL,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Go down: connections are refused."""
         if self._server is not None and self._thread is not None:
+            # A handler that hangs would keep the server's thread from ending.
             self.hang = False
             self.stalled_until = 0.0
             self._server.shutdown()
@@ -89,20 +105,22 @@ class Vim:
 
     def die(self) -> None:
         """Go down at once: what has come and was not processed is reset."""
+        # Before `stop`, which waits for the handler: one that is under way sees it and resets its connection.
         self.dead = True
         self.stop()
 
     def serves(self, server: http.server.HTTPServer) -> bool:
-        """Whether it is still up, and has not been started anew."""
+        """Whether `server` is its server: it is up and has not been started anew."""
         return self._server is server and not self.dead
 
     def wait_while_stalled(self) -> None:
-        """Until it goes on, or dies."""
+        """Wait until it goes on, or dies."""
         while not self.dead and (self.hang or time.monotonic() < self.stalled_until):
-            time.sleep(0.01)
+            time.sleep(STALL_POLL)
 
     def note(self, entry: Dict[str, Any]) -> None:
-        """A request is processed."""
+        """Record that the request `entry` was processed, and write it to the file, if there is one."""
+        # In the server's thread; `changed` lets a test in another thread wait for it.
         entry["processed"] = time.monotonic()
         with self.changed:
             self.record.append(entry)
@@ -127,35 +145,39 @@ class Vim:
         ]
 
     def answer(self, method: str, path: str, body: Any) -> Optional[Dict[str, Any]]:
-        """The JSON object that the real one would reply with, or None for silence."""
+        """The JSON object that the real VIM would reply with; None: it would close without a byte."""
         if method == "PATCH":
             if self.known is not None and body.get("uuid") not in self.known:
                 return None
+            # An empty close is success to `service` and `action`: only an alarm gets a body.
+            # docs/protocol/3-vim-http.md#how-the-vims-server-behaves
             return {"uuid": body.get("uuid"), "services": []} if body.get("event-type") == "alarm" else None
         host = path.rpartition("=")[2] if "host_uuid=" in path else path.rpartition("/")[2]
-        if path.startswith(vim.EVENT_PATH + "instances/?"):
+        if path.startswith(vim_http.EVENT_PATH + "instances/?"):
             if host not in self.instances:
                 return None
-            return {"instances": [_listed(*entry) for entry in self.instances[host]]}
-        if path.startswith(vim.EVENT_PATH + "instances"):
+            return {"instances": [_make_entry(*entry) for entry in self.instances[host]]}
+        if path.startswith(vim_http.EVENT_PATH + "instances"):
             return self._answer_instance(host)
         if host not in self.hosts or "hostname" not in body:  # it takes the name from the body
             return None
-        return vim.host_reply(host, body["hostname"], self.hosts[host])
+        return vim_http.host_reply(host, body["hostname"], self.hosts[host])
 
     def _answer_instance(self, uuid: str) -> Optional[Dict[str, Any]]:
         if self.known is not None and uuid not in self.known:
             return None
         entries = [entry for listing in self.instances.values() for entry in listing if entry[0] == uuid]
-        return _listed(*(entries[0] if entries else (uuid, "", True)))
+        return _make_entry(*(entries[0] if entries else (uuid, "", True)))
 
 
-def _listed(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
+def _make_entry(uuid: str, hostname: str, reporting: bool) -> Dict[str, Any]:
+    """docs/protocol/3-vim-http.md#questions-to-the-vim"""
     state = "enabled" if reporting else "disabled"
     return {"uuid": uuid, "hostname": hostname, "services": [{"service": "heartbeat", "state": state}]}
 
 
 class _Server(http.server.HTTPServer):
+    # A VIM that is stopped and started gets its port back at once, whatever connections are in TIME_WAIT.
     allow_reuse_address = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -192,9 +214,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(data) if data else {}
         entry = {"at": time.monotonic(), "method": self.command, "path": self.path, "body": body}
         entry["headers"] = dict(self.headers.items())
+        # Before any switch is looked at: a request counts as arrived though nothing ever comes of it.
         stand_in.arrived.append(entry)
         if stand_in.hang_at and body.get("event-type") == stand_in.hang_at:
+            # This event is the first that gets no answer.
             stand_in.hang_at, stand_in.hang = "", True
+        # The server has one thread, so a request that waits here holds up all behind it, as in the VIM.
         if stand_in.delay:
             time.sleep(stand_in.delay)
         stand_in.wait_while_stalled()
@@ -203,13 +228,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(stand_in.status)
             return
         if stand_in.reset or stand_in.dead:
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            # The client sees ECONNRESET, as from a VIM that was killed, and not the empty reply of a success.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.connection.close()
             return
+        # Before the reply: the real VIM processes a request whose client has gone, too.
+        entry["processed"] = time.monotonic()
         stand_in.note(entry)
         reply = stand_in.answer(self.command, self.path, body)
         if reply is not None and stand_in.drip and self.command == "PATCH":
+            # From now on the thread closes the connection, and the server goes on with the next one.
             self.server.dripping.add(self.connection)
             threading.Thread(target=self._drip, daemon=True).start()
         elif reply is not None:
@@ -224,6 +252,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         seconds = self.vim.drip
         try:
             self.connection.sendall(begun)
+            # `hang` and `stalled_until` do not hold up what drips: it has begun.
             while self.vim.serves(self.server):
                 self.connection.sendall(drop)
                 time.sleep(seconds)
@@ -238,8 +267,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Client:
-    """The VIM's side of the commands: what it sends, as it sends it."""
+class CommandClient:
+    """Sends the VIM's commands to guestAgent as the VIM sends them (docs/protocol/3-vim-http.md#commands).
+
+    Every method returns the status and the JSON body of the reply, None for an empty body.
+    """
 
     def __init__(self, address: str, port: int) -> None:
         self._address = address
@@ -253,12 +285,16 @@ class Client:
         headers: Optional[Dict[str, str]] = None,
         data: Optional[bytes] = None,
     ) -> Tuple[int, Any]:
-        """Status and JSON body (None for an empty one) of a request under /v1/; `data` overrides `body`."""
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=20)
+        """A request under /v1/ with a JSON `body`, or with the bytes `data` in its place.
+
+        `headers` are added to the VIM's own, or take their places; an empty one is left out.
+        """
+        # A connection for each command, as the VIM makes them.
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=COMMAND_TIMEOUT)
         if data is None and body is not None:
             data = json.dumps(body).encode()
         sent = {
-            "User-Agent": vim.VIM_USER_AGENT,
+            "User-Agent": vim_http.VIM_USER_AGENT,
             "Content-Type": "application/json",
             "Accept": "application/json",
             "X-Auth-Token": "lab",
@@ -305,13 +341,13 @@ class Client:
 
 
 def run(port: int, record_file: str) -> int:
-    """The command `guestmtce lab vim`: until standard input ends or a signal comes."""
+    """The command `guestmtce lab vim`: serve until a signal comes. Returns the exit status."""
     stand_in = Vim(port=port, record_file=record_file)
     stand_in.start()
     print("the VIM listens at %s" % stand_in.url, flush=True)
     try:
         while True:
-            time.sleep(3600)
+            signal.pause()
     except KeyboardInterrupt:
         return 0
     finally:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Dict, NamedTuple, Optional, Tuple
 
-from guestmtce.daemon.reliable import SEEN_MAX, Seen
-from guestmtce.wire import datagram, extension
-from guestmtce.wire.extension import Tag
+from guestmtce.peer.retransmit import SEEN_MAX, Seen
+from guestmtce.wire import datagram, datagram_ext
+from guestmtce.wire.datagram_ext import Tag
 
 PREDECESSORS_MAX = 64  # processes remembered that were replaced by another
 
@@ -24,7 +24,7 @@ class Identity(NamedTuple):
     nonce: int
 
 
-class Heard(NamedTuple):
+class ReceivedDatagram(NamedTuple):
     """A datagram that may be believed. `command` is None for a confirmation, `tag` for an old agent's."""
 
     cmd: int
@@ -56,32 +56,35 @@ class Following:
         """Whether this is the process that is followed. One of ours may change its address."""
         if self.current is None:
             return False
+        # Old agents all have the nonce 0: only their address tells them apart.
         return speaker.nonce == self.current.nonce and (speaker.nonce > 0 or speaker == self.current)
 
-    def admit(self, speaker: Identity, now: float) -> bool:
+    def admit_speaker(self, speaker: Identity, now: float) -> bool:
         """This one has spoken, and is believed; whether it is followed from now on."""
         if not self._may_follow(speaker, now):
             return False
         if self.current is not None and not self.is_current(speaker):
             self._note_predecessor(self.current.nonce)
+        # One that was replaced, and is followed again after a silence, is nobody's predecessor any more.
         self._predecessors.pop(speaker.nonce, None)
         self.current, self._heard_at, self.said_goodbye = speaker, now, False
         return True
 
-    def excuse(self, seconds: float) -> None:
+    def excuse_silence(self, seconds: float) -> None:
         """We heard nobody for so long, because this host stood still: that is no silence of the agent's.
 
         No more is excused: a host that stands still again and again must leave an agent that is dead.
         """
         self._heard_at += seconds
 
-    def goodbye(self) -> None:
+    def note_goodbye(self) -> None:
         """The followed agent stops: whoever speaks next is followed."""
         assert self.current is not None
         self.said_goodbye = True
         self._note_predecessor(self.current.nonce)
 
     def _may_follow(self, speaker: Identity, now: float) -> bool:
+        # Silence beats everything else, a predecessor included: somebody must be followed.
         if now - self._heard_at >= self._silence:
             return True
         if self.current is None:
@@ -93,6 +96,7 @@ class Following:
 
     def _note_predecessor(self, nonce: int) -> None:
         if nonce:
+            # To the end of the dictionary: the first in it is the one that goes.
             self._predecessors.pop(nonce, None)
             if len(self._predecessors) >= PREDECESSORS_MAX:
                 del self._predecessors[next(iter(self._predecessors))]
@@ -104,21 +108,24 @@ class CommandOrder:
 
     def __init__(self) -> None:
         self._seen = Seen()
-        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, number
+        self._latest: Dict[str, Tuple[int, int]] = {}  # what is commanded → by whom, sequence
 
-    def admit(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
+    def admit_command(self, command: datagram.Command, tag: Optional[Tag]) -> bool:
         """Whether the command is to be obeyed; it is noted. An old agent's always is."""
+        # Without a number nothing tells a repetition from a new command.
         if tag is None or not tag.wants_ack:
             return True
         if not self._seen.add(tag.sender, tag.number):
             return False
+        # Votes and notices have no order among them: each is a question of its own.
         if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance, datagram.SetHost)):
             return self._is_newest(command.uuid, tag)
         return True
 
     def _is_newest(self, subject: str, tag: Tag) -> bool:
-        sender, number = self._latest.get(subject, (0, 0))
-        if sender == tag.sender and not extension.newer(tag.number, number):
+        sender, sequence = self._latest.get(subject, (0, 0))
+        # Numbers of two senders do not compare: another agent's command is always the newer one.
+        if sender == tag.sender and not datagram_ext.is_newer(tag.number, sequence):
             return False
         self._latest.pop(subject, None)
         if len(self._latest) >= SEEN_MAX:

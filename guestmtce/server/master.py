@@ -1,12 +1,12 @@
 """guestServer's master: ties the guests' table to sockets, children, the agent and the clock.
 
-It never parses a guest's bytes and never blocks. What happens goes into the table (`guests`), and what
-the table wants comes out as effects, which are carried out here, one short method each.
+It never parses a guest's bytes, and never blocks once it serves. What happens goes into the table
+(`state.guest_table`), and what the table wants comes out as effects, which are carried out here, one short
+method each.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import logging
@@ -16,31 +16,34 @@ import socket
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from guestmtce.daemon import program
+from guestmtce.common.log_line import LogLine
+from guestmtce.daemon import lifecycle
+from guestmtce.daemon.log import Throttle
 from guestmtce.daemon.loop import Loop, Timer
-from guestmtce.daemon.peers import KEY_SETTINGS
-from guestmtce.daemon.reliable import Numbers
-from guestmtce.server import agentlink, census, confine, guest, seccomp, trial, uids
+from guestmtce.peer.authentication import KEY_SETTINGS, Keys
+from guestmtce.peer.retransmit import Sequences
+from guestmtce.server import agent_link, reports
 from guestmtce.server import settings as settings_module
-from guestmtce.server.agentlink import AgentLink
-from guestmtce.server.channels import Channels, Identity
-from guestmtce.server.children import Children, Handlers
-from guestmtce.server.guests import Guests
-from guestmtce.server.liveness import Liveness
-from guestmtce.server.reports import Report
+from guestmtce.server.agent_link import AgentLink
+from guestmtce.server.child import confine, session_types
+from guestmtce.server.child.session_types import Report
+from guestmtce.server.discovery import Discovery, Identity
 from guestmtce.server.settings import CONFIGURED_FLAG, GO_FLAG, NAME, PLATFORM, ServerSettings
-from guestmtce.server.store import Store
+from guestmtce.server.state import effects, guest
+from guestmtce.server.state.guest_table import GuestTable
+from guestmtce.server.state_store import Store
+from guestmtce.server.supervise import confinement_trial, resource_usage, seccomp, uid_pool
+from guestmtce.server.supervise.children import Children, ChildrenHandlers
+from guestmtce.server.supervise.spawner_client import SpawnerSettings
+from guestmtce.server.supervise.stuck_children import StuckChildren
 from guestmtce.wire import datagram
 
 log = logging.getLogger(__name__)
 
-# States of guests in `systemctl status`, in its order.
-OK, RESTING, SILENT = "ok", "without process", "not heartbeating"
-STATES = (OK, guest.LOST, guest.ILL, RESTING, SILENT)
 SAVE_PAUSE = 0.05  # s between two turns in which the store writes what it could not
 
 
-class Master(program.Service[ServerSettings]):
+class Master(lifecycle.Service[ServerSettings]):
     """The daemon. `open` waits, without blocking, until the host is ready, and then starts everything."""
 
     reloadable = frozenset(KEY_SETTINGS)
@@ -48,25 +51,28 @@ class Master(program.Service[ServerSettings]):
     def __init__(self, loop: Loop, settings: ServerSettings) -> None:
         self._loop = loop
         self._settings = settings
-        self._guests = Guests(settings)
+        self._guests = GuestTable(settings)  # until `_start` there is no guest in it
+        self._throttle = Throttle(log)
         self._store: Optional[Store] = None
         self._link: Optional[AgentLink] = None
         self._due: Optional[Timer] = None
-        self._channels = Channels(loop, settings, self._channel_found, self._channel_gone)
-        self._to_connect: Dict[str, guest.Connect] = {}  # in turn, when a child can be had
-        handlers = Handlers(self._child_started, self._child_reported, self._child_ended, self._room)
-        means = _means(settings)
-        auto = settings.child_uids == uids.AUTO
-        own_uids = None if auto and means.identity is None else uids.choose(settings.child_uids)
-        self._children = Children(
-            loop, settings.session(), means, settings.spawn_timeout, handlers, own_uids, not auto
+        self._carrying_out = False
+        self._channels = Discovery(loop, settings, self._channel_found, self._channel_gone)
+        self._to_connect: Dict[str, effects.Connect] = {}  # in turn, when a child can be had
+        handlers = ChildrenHandlers(
+            self._child_started, self._child_reported, self._child_ended, self._connect_waiting
         )
-        self._liveness = Liveness(
+        means = _choose_means(settings)
+        auto = settings.child_uids == uid_pool.AUTO
+        own_uids = None if auto and means.identity is None else uid_pool.choose_uids(settings.child_uids)
+        spawner = SpawnerSettings(settings.session(), means, settings.spawn_timeout, settings.page_layout)
+        self._children = Children(loop, spawner, handlers, own_uids, uids_required=not auto)
+        self._liveness = StuckChildren(
             loop,
-            self._children.pids,
+            self._children.list_pids,
             self._child_patience,
             self._child_stuck,
-            self._children.punish,
+            self._children.kill_rule_breaker,
         )
         self._child_user = settings.child_user if means.identity is not None else "no (not root)"
 
@@ -90,18 +96,22 @@ class Master(program.Service[ServerSettings]):
         self._channels.close()
         self._children.close()
         if self._store is not None:
+            # A clean stop is an absence from now on, not from the last periodic mark.
             self._store.mark_alive(self._loop.now)
             while self._store.save_again():
                 pass
         if self._link is not None:
             self._link.close()
 
-    def reload(self, settings: ServerSettings) -> None:
-        """HUP: take the keys; raises OSError, and then leaves them as they are.
+    def read_files(self, settings: ServerSettings) -> Keys:
+        """HUP: the keys. Raises OSError."""
+        return settings.keys()
+
+    def reload(self, settings: ServerSettings, keys: Keys) -> None:
+        """HUP: take the keys.
 
         A host that got another name while we serve goes on under the one that guestAgent knows.
         """
-        keys = settings.keys()
         named = {name: getattr(settings, name) for name in KEY_SETTINGS}
         self._settings = dataclasses.replace(self._settings, **named)  # it may not have started yet
         if self._link is not None:
@@ -121,6 +131,7 @@ class Master(program.Service[ServerSettings]):
         try:
             self._start()
         except OSError as error:
+            # From a timer there is nobody to raise it to: the daemon ends with a failure instead.
             log.critical("cannot start: %s", error)
             self.failed = True
             self._loop.stop()
@@ -128,42 +139,51 @@ class Master(program.Service[ServerSettings]):
     def _start(self) -> None:
         self._name_host()
         self._store = Store(os.path.abspath(self._settings.run_dir), NAME)
-        self._guests.outbox.number = Numbers(self._store.reserve).take
-        handlers = agentlink.Handlers(self._command, self._told, self._guests.info_of, self._store.save_agent)
+        next_sequence = Sequences(self._store.reserve_sequences).next_sequence
+        self._guests = GuestTable(self._settings, next_sequence)
+        handlers = agent_link.Handlers(
+            self._handle_command,
+            self._event_confirmed,
+            self._guests.instance_info,
+            self._guests.find_report,
+            self._store.save_agent,
+        )
+        # After the store: who was followed before, and the numbers that were given, are known then.
         self._link = AgentLink(
-            self._loop, self._settings, self._store.sender(), self._guests.outbox.number, handlers,
-            followed_before=self._store.agent(),
+            self._loop, self._settings, self._store.sender(), next_sequence, handlers,
+            followed_before=self._store.followed_agent(),
         )  # fmt: skip
         self._children.open()
-        self._children.prove()
-        self._recall()
+        # Before anything is recalled or connected: a host that cannot confine a child serves none.
+        self._children.prove_confinement()
+        self._recall_guests()
         self._mark_alive()
-        self._liveness.start()
+        self._liveness.start_rounds()
+        # After the recall: a socket that is found is matched with what is known of its guest.
         self._channels.start()
         self._link.start()
         self._carry_out()
 
     def _name_host(self) -> None:
-        """Only now is the host configured, its name included. There is no guest yet."""
+        """Only now is the host configured, its name included."""
         if not self._settings.hostname:
             self._settings = dataclasses.replace(self._settings, hostname=socket.gethostname())
-            self._guests = Guests(self._settings)
         log.info("this host is %s", self._settings.hostname)
 
-    def _recall(self) -> None:
+    def _recall_guests(self) -> None:
         assert self._store is not None
         now, alive_at = self._loop.now, self._store.alive_at()
         self._guests.recall_host(self._store.host_reporting())
-        memories = self._store.load()
+        memories = self._store.load_guests()
         for memory in memories:
-            self._guests.recall(memory, alive_at, now)
+            self._guests.recall_guest(memory, alive_at, now)
         if memories:
             log.info("%d guests are known from before", len(memories))
 
     def _mark_alive(self) -> None:
         assert self._store is not None
         if self._store.was_cleaned():
-            self._store.save_anew(row.memory() for row in self._guests.table.values())
+            self._store.save_anew(row.memory() for row in self._guests.guests.values())
         self._store.mark_alive(self._loop.now)
         self._save_again()
         self._loop.after(self._settings.alive_mark, self._mark_alive)
@@ -175,19 +195,19 @@ class Master(program.Service[ServerSettings]):
     # --- what happens ------------------------------------------------------------------------------
 
     def _channel_found(self, uuid: str, path: str, ident: Identity, fresh: bool) -> None:
-        self._guests.channel_found(uuid, path, ident, fresh, self._loop.now)
+        self._guests.socket_found(uuid, path, ident, fresh, self._loop.now)
         self._carry_out()
 
     def _channel_gone(self, uuid: str, path: str) -> None:
-        self._guests.channel_gone(uuid, path, self._loop.now)
+        self._guests.socket_gone(uuid, path, self._loop.now)
         self._carry_out()
 
     def _child_started(self, uuid: str) -> None:
-        self._guests.connected(uuid, self._loop.now)
+        self._guests.child_started(uuid, self._loop.now)
         self._loop.after(0, self._carry_out)  # not from within the spawner's answer
 
     def _child_reported(self, uuid: str, report: Report) -> None:
-        self._guests.reported(uuid, report, self._loop.now)
+        self._guests.handle_report(uuid, report, self._loop.now)
         self._carry_out()
 
     def _child_ended(self, uuid: str, why: str, detail: str) -> None:
@@ -199,22 +219,21 @@ class Master(program.Service[ServerSettings]):
 
     def _child_stuck(self, uuid: str) -> None:
         log.error("%s: its child has not woken up for too long: replacing it", uuid)
-        self._children.replace(uuid)
+        self._children.replace_child(uuid)
 
-    def _command(self, command: datagram.Command) -> None:
+    def _handle_command(self, command: datagram.Command) -> None:
         if isinstance(command, datagram.Query):
             assert self._link is not None
-            self._link.answer(list(self._guests.table))
+            self._link.answer_query(list(self._guests.guests))
         else:
-            self._guests.command(command, self._loop.now)
+            self._guests.handle_command(command, self._loop.now)
             self._carry_out()
 
-    def _told(self, key: guest.Key) -> None:
-        self._guests.told(key)
-        # Not from within what is just being carried out.
-        self._loop.after(0, self._carry_out)
+    def _event_confirmed(self, key: guest.PendingKey) -> None:
+        self._guests.confirm_event(key)
+        self._carry_out()
 
-    def _tick(self) -> None:
+    def _do_due(self) -> None:
         self._due = None
         self._guests.tick(self._loop.now)
         self._carry_out()
@@ -222,19 +241,32 @@ class Master(program.Service[ServerSettings]):
     # --- what is to be done ------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        effects = self._guests.take_effects()
-        while effects:
-            for effect in effects:
-                self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
-            effects = self._guests.take_effects()
+        """Do all that the table wants. From within an effect: the outer call does it, in its turn."""
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            wanted = self._guests.drain_effects()
+            while wanted:
+                # Lines last: each wakes the log's thread, which would keep an event from going out.
+                for effect in sorted(wanted, key=_is_log_line):
+                    # One effect's defect is logged by the loop and costs no other effect.
+                    self._loop.call(functools.partial(_CARRY_OUT[type(effect)], self, effect))
+                wanted = self._guests.drain_effects()
+        finally:
+            self._carrying_out = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        # A timer that is too early is left alone: it fires, finds nothing due and is set anew.
         if self._due is None or self._guests.next_due < self._due.when:
             if self._due is not None:
                 self._due.cancel()
             self._due = None
             if self._guests.next_due != guest.NEVER:
-                self._due = self._loop.at(self._guests.next_due, self._tick)
+                self._due = self._loop.at(self._guests.next_due, self._do_due)
 
-    def _connect(self, effect: guest.Connect) -> None:
+    def _queue_connect(self, effect: effects.Connect) -> None:
         """A guest that is connected speaks at once: it is, when there will be somebody to listen."""
         self._to_connect[effect.uuid] = effect
         self._connect_next()
@@ -243,18 +275,20 @@ class Master(program.Service[ServerSettings]):
         while self._to_connect and self._children.spawner.has_room:
             self._connect_now(self._to_connect.pop(next(iter(self._to_connect))))
 
-    def _room(self) -> None:
+    def _connect_waiting(self) -> None:
         self._connect_next()
         self._carry_out()
 
-    def _connect_now(self, effect: guest.Connect) -> None:
+    def _connect_now(self, effect: effects.Connect) -> None:
         """What its socket refuses is the guest's failure. All that fails beside it is ours, and none its."""
         try:
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.UNBORN, ": no socket could be had: %s" % error)
+            self._child_ended(effect.uuid, session_types.FORK_FAILED, ": no socket could be had: %s" % error)
             return
         try:
+            # A full backlog says EAGAIN at once; a connect(2) that blocks would wait for QEMU, and with it
+            # all guests.
             channel.setblocking(False)
             channel.connect(effect.path)
         except OSError as error:
@@ -262,39 +296,45 @@ class Master(program.Service[ServerSettings]):
             self._guests.connect_failed(effect.uuid, error, self._loop.now)
             return
         try:
-            self._children.start(effect.uuid, channel, effect.resume)
+            self._children.start_child(effect.uuid, channel, effect.resume)
         except OSError as error:
-            self._child_ended(effect.uuid, guest.UNBORN, ": it could not be asked for: %s" % error)
+            self._child_ended(
+                effect.uuid, session_types.FORK_FAILED, ": it could not be asked for: %s" % error
+            )
 
-    def _drop(self, effect: guest.Drop) -> None:
+    def _drop_child(self, effect: effects.DropChild) -> None:
+        # It may still wait for a child: none is to be made for a socket that is gone.
         self._to_connect.pop(effect.uuid, None)
-        self._children.drop(effect.uuid)
+        self._children.drop_child(effect.uuid)
 
-    def _put(self, effect: guest.Put) -> None:
-        self._children.command(effect.uuid, effect.command)
+    def _put_command(self, effect: effects.PutCommand) -> None:
+        self._children.send_command(effect.uuid, effect.command)
 
-    def _look(self, effect: guest.Look) -> None:
+    def _look_for_socket(self, effect: effects.LookForSocket) -> None:
         self._channels.look_for(effect.uuid)
 
-    def _tell(self, effect: guest.Tell) -> None:
+    def _report_event(self, effect: effects.ReportEvent) -> None:
         if self._link is not None:
-            self._link.tell(effect)
+            self._link.report_event(effect)
 
-    def _untell(self, effect: guest.Untell) -> None:
+    def _withdraw_event(self, effect: effects.WithdrawEvent) -> None:
         if self._link is not None:
-            self._link.untell(effect.key)
+            self._link.withdraw_event(effect.key)
 
-    def _save(self, effect: guest.Save) -> None:
+    def _save_guest(self, effect: effects.SaveGuest) -> None:
         if self._store is not None:
-            self._store.save(effect.memory)
+            self._store.save_guest(effect.memory)
 
-    def _save_host(self, effect: guest.SaveHost) -> None:
+    def _save_host(self, effect: effects.SaveHost) -> None:
         if self._store is not None:
             self._store.save_host(effect.reporting)
 
-    def _forget(self, effect: guest.Forget) -> None:
+    def _forget_guest(self, effect: effects.ForgetGuest) -> None:
         if self._store is not None:
-            self._store.forget(effect.uuid)
+            self._store.forget_guest(effect.uuid)
+
+    def _write_log_line(self, line: LogLine) -> None:
+        self._throttle.write(line)
 
     # --- reports for people ------------------------------------------------------------------------
 
@@ -302,84 +342,49 @@ class Master(program.Service[ServerSettings]):
         """What it waits for, or how many guests there are, and how they are."""
         if self._store is None:
             return "waiting for " + (" and ".join(_missing_flags()) or "the end of [timeouts] start_delay")
-        states = collections.Counter(_state(row) for row in self._guests.table.values())
-        text = ", ".join("%d %s" % (states[state], state) for state in STATES if states[state])
-        return "%d guests" % len(self._guests.table) + (": " + text if text else "")
+        return reports.status_line(self._guests.guests.values())
 
     def health(self) -> List[str]:
         """One line per subject, `name value …`."""
-        table = self._guests.table.values()
-        lines = [
-            "guests %d heartbeating %d" % (len(table), sum(row.heartbeating for row in table)),
-            "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
-        ]
-        if self._link is not None:
-            port = self._link.port
-            lines.append("agent %s" % (self._link.agent or "unknown"))
-            lines.append("other-agents %d" % self._link.not_followed)
-            lines.append("events %s" % (self._link.complaint() or "taken"))
-            counts = (port.received, port.sent, self._link.refused, self._link.waiting)
-            lines.append("datagrams received %d sent %d refused %d unconfirmed %d" % counts)
-        counters = ("misses", "losses", "deaths", "late")
-        sums = ["%s %d" % (name, sum(getattr(row, name) for row in table)) for name in counters]
-        children = self._children
-        means = children.confinement.items()
-        user = children.uids or self._child_user
+        rows, children = self._guests.guests.values(), self._children
+        means = " ".join("%s %s" % mean for mean in children.confinement.items())
+        loop = self._loop
         return [
-            *lines,
-            "counts " + " ".join(sums),
-            census.line(list(children.pids().values())),
+            reports.guests_line(rows),
+            "channels %s watched %s" % (self._settings.channel_dir, self._channels.watching),
+            *(reports.agent_lines(self._link) if self._link is not None else ()),
+            reports.counts_line(rows),
+            resource_usage.format_usage(list(children.list_pids().values())),
             "spawner pid %d started %d" % (children.spawner.pid, children.spawner.started),
-            "confinement user %s %s" % (user, " ".join(map("%s %s".__mod__, means))),
+            "confinement user %s %s" % (children.uids or self._child_user, means),
             "memory unsaved %d" % (len(self._store.unsaved) if self._store is not None else 0),
-            "failing %d resting %d"
-            % (sum(bool(row.failure or row.resting) for row in table), sum(row.resting for row in table)),
+            reports.failing_line(rows),
             "broken-rules %d stuck %d" % (children.rule_breakers, self._liveness.stuck),
-            "loop defects %d wake-ups %d stalls %d"
-            % (self._loop.defects, self._loop.wake_ups, self._loop.stalls),
+            "loop defects %d wake-ups %d stalls %d" % (loop.defects, loop.wake_ups, loop.stalls),
         ]
 
     def dump(self) -> List[str]:
         """One line per guest, `guest UUID key=value …`."""
-        pids = self._children.pids()
-        return [_guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.table.values()]
-
-
-def _guest_line(row: guest.Guest, pid: int) -> str:
-    init = row.init
-    values: Dict[str, Any] = {
-        "link": row.link,
-        "pid": pid,
-        "reporting": datagram.state_word(row.reporting),
-        "heartbeating": datagram.state_word(row.heartbeating),
-        "judged": "yes" if row.owes_answer else "no",
-        "interval_ms": init.heartbeat_interval_ms if init else 0,
-        "action": init.corrective_action if init else "unknown",
-        "links": row.links,
-        "deaths": row.deaths,
-        "misses": row.misses,
-        "losses": row.losses,
-        "late": row.late,
-        "withdrawn": row.withdrawn,
-        "failing": "yes" if row.failure or row.resting else "no",
-        "failure": row.failure or "none",
-        "resting": "yes" if row.resting else "no",
-        "untold": ",".join(kind.replace(" ", "-") for kind in row.untold) or "nothing",
-    }
-    return "guest %s %s" % (row.uuid, " ".join("%s=%s" % pair for pair in values.items()))
+        pids = self._children.list_pids()
+        return [reports.guest_line(row, pids.get(row.uuid, 0)) for row in self._guests.guests.values()]
 
 
 _CARRY_OUT: Dict[Any, Callable[[Master, Any], None]] = {
-    guest.Connect: Master._connect,
-    guest.Drop: Master._drop,
-    guest.Put: Master._put,
-    guest.Look: Master._look,
-    guest.Tell: Master._tell,
-    guest.Save: Master._save,
-    guest.SaveHost: Master._save_host,
-    guest.Untell: Master._untell,
-    guest.Forget: Master._forget,
+    effects.Connect: Master._queue_connect,
+    effects.DropChild: Master._drop_child,
+    effects.PutCommand: Master._put_command,
+    effects.LookForSocket: Master._look_for_socket,
+    effects.ReportEvent: Master._report_event,
+    effects.WithdrawEvent: Master._withdraw_event,
+    effects.SaveGuest: Master._save_guest,
+    effects.SaveHost: Master._save_host,
+    effects.ForgetGuest: Master._forget_guest,
+    LogLine: Master._write_log_line,
 }
+
+
+def _is_log_line(effect: object) -> bool:
+    return isinstance(effect, LogLine)
 
 
 def _missing_flags() -> List[str]:
@@ -387,16 +392,7 @@ def _missing_flags() -> List[str]:
     return [flag for flag in (CONFIGURED_FLAG, GO_FLAG) if not os.path.exists(flag)]
 
 
-def _state(row: guest.Guest) -> str:
-    """One of STATES: what matters most of a guest to who looks at this host."""
-    if row.failure:
-        return row.failure
-    if row.resting:
-        return RESTING
-    return OK if row.heartbeating else SILENT
-
-
-def _identity(user: str) -> Optional[confine.Identity]:
+def _child_identity(user: str) -> Optional[confine.Identity]:
     """What children become. Raises OSError for a user that does not exist."""
     if os.geteuid() != 0:
         log.warning("not root: children keep the user they have")
@@ -408,17 +404,17 @@ def _identity(user: str) -> Optional[confine.Identity]:
     return confine.Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _means(settings: ServerSettings) -> confine.Means:
+def _choose_means(settings: ServerSettings) -> confine.Means:
     """What children are confined with. Raises OSError where root lacks what it takes."""
-    identity = _identity(settings.child_user)
+    identity = _child_identity(settings.child_user)
     if identity is not None:
-        trial.require_capabilities()
+        confinement_trial.require_capabilities()
     return confine.Means(identity, seccomp.choose_filter(settings.no_seccomp, required=identity is not None))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command `guestServer`."""
-    return program.run(NAME, ServerSettings, settings_module.FILES, Master, arguments)
+    return lifecycle.run(NAME, ServerSettings, settings_module.FILES, Master, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What guestServer can be told, where, and within which limits (spec 1, 2 and 4)."""
+"""What guestServer can be told, where, and within which limits.
+
+docs/protocol/4-host.md#configuration-files
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import pwd
 from typing import ClassVar, Dict, List, Tuple
 
 from guestmtce.daemon.config import MAIN, Finding, setting
-from guestmtce.daemon.peers import Keys, check_keys, read_keys
 from guestmtce.daemon.settings import DAY, PORT_MAX, DaemonSettings
-from guestmtce.server import reports, seccomp, uids
+from guestmtce.peer.authentication import Keys, check_keys, read_keys
+from guestmtce.server.child import session_types
+from guestmtce.server.supervise import seccomp, uid_pool
 
 NAME = "guestServer"
 FILES = {MAIN: "/etc/mtc/guestServer.ini"}
@@ -52,6 +56,7 @@ class ServerSettings(DaemonSettings):
         flag="--child-uids",
         help="A-B: each child has a uid of its own, of these; auto: those of guestmtce in /etc/subuid; none",
     )
+    page_layout: bool = setting(True, "debug.page_layout")
     no_seccomp: bool = setting(
         False, flag="--no-seccomp", help="children without a filter of system calls, even as root"
     )
@@ -78,7 +83,7 @@ class ServerSettings(DaemonSettings):
     phase_spread: float = setting(1.0, "timers.phase_spread", 0, 1)
     reconnect_first: float = setting(0.01, "timers.reconnect_first", SHORTEST, DAY)
     reconnect_max: float = setting(60.0, "timers.reconnect_max", SHORTEST, DAY)
-    settled: float = setting(1.0, "timers.settled", SHORTEST, DAY)
+    stable_after: float = setting(1.0, "timers.stable_after", SHORTEST, DAY, formerly="timers.settled")
     state_period: float = setting(2.0, "timers.state_period", SHORTEST, DAY)
     stopped_grace: float = setting(2.0, "timers.stopped_grace", SHORTEST, DAY)
     question_grace: float = setting(0.5, "timers.question_grace", SHORTEST, DAY)
@@ -111,8 +116,9 @@ class ServerSettings(DaemonSettings):
         findings = check_keys(self.key_file, self.old_key_file)
         is_root = os.geteuid() == 0
         try:
-            if self.child_uids != uids.AUTO:
-                uids.choose(self.child_uids)
+            # AUTO is never an error: where it finds no range the children share one user.
+            if self.child_uids != uid_pool.AUTO:
+                uid_pool.choose_uids(self.child_uids)
         except OSError as error:
             why = str(error).partition(": ")[2]  # what it is about is said before
             findings.append(Finding("child_uids", why + ": name uids that nobody has, or auto, or none"))
@@ -136,9 +142,9 @@ class ServerSettings(DaemonSettings):
         """The controllers' own names; a site may have only one of them."""
         return ["controller-0", "controller-1"] if self.controller == "controller" else []
 
-    def session(self) -> reports.Settings:
+    def session(self) -> session_types.SessionSettings:
         """The part that a child's session needs."""
-        return reports.Settings(
+        return session_types.SessionSettings(
             interval_floor_ms=self.pulse_period_ms,
             failure_threshold=self.failure_threshold,
             guest_patience=self.guest_patience,

@@ -1,8 +1,16 @@
-"""The maintenance datagram between guestServer, guestAgent and mtcAgent, both directions (spec 2).
+"""The maintenance datagram between guestServer, guestAgent and mtcAgent, both directions.
 
-`unpack` takes the bytes of a datagram apart, `parse_command`, `parse_event` and `parse_host` read its
-body; `pack` and the `build_*` functions make them. Everything wrong with a datagram raises
-BadDatagram, whose text names the trouble; it has no other answer than a line in the log.
+docs/protocol/2-datagrams.md#layout
+docs/protocol/2-datagrams.md#commands
+docs/protocol/2-datagrams.md#events
+docs/protocol/2-datagrams.md#mtcagent
+
+`unpack` takes the bytes of a datagram apart; `parse_command`, `parse_event` and `parse_host` read its body.
+`pack` and the `build_*` functions make the bytes. Everything that is wrong with a datagram raises
+BadDatagram, whose text names the fault. The sender gets no answer; the receiver logs the text.
+
+Instances are named by their uuid in lower case, hosts by `hostname` as the sender spells it. Times are whole
+seconds, 0 … guest_channel.SECS_MAX.
 """
 
 from __future__ import annotations
@@ -12,20 +20,22 @@ import re
 import struct
 from typing import Any, Dict, NamedTuple, Tuple, Union
 
-from guestmtce.wire import channel
+from guestmtce.wire import guest_channel, json_lines
 
-# hdr, ver, rev, res, cmd, num, parm[5]; the JSON follows.
-HEADER = struct.Struct("<64sHHIII5I")
-FULL_SIZE = 1060
-JSON_MAX = FULL_SIZE - HEADER.size - 1
+# docs/protocol/2-datagrams.md#layout
+PARMS = 5
+HEADER = struct.Struct("<64sHHIII%dI" % PARMS)  # hdr, ver, rev, res, cmd, num, parm; the JSON follows
+FULL_SIZE = 1060  # bytes
+JSON_MAX = FULL_SIZE - HEADER.size - 1  # bytes, without the NUL that ends it
 
-SIGNATURE_SIZE = 18
+# docs/protocol/2-datagrams.md#signatures
+SIGNATURE_SIZE = 18  # bytes of hdr
 AGENT_SIGNATURE = b"guest msg header:"
 MTC_SIGNATURE = b"cgts mtc cmd req:"
 NO_SIGNATURE = b""
 AGENT_NAME = b"guestAgent"
 
-# guestAgent → guestServer
+# guestAgent → guestServer (docs/protocol/2-datagrams.md#commands)
 ADD_INST = 0x11110020
 DEL_INST = 0x11110021
 MOD_INST = 0x11110022
@@ -33,11 +43,12 @@ QRY_INST = 0x11110023
 VOTE_INST = 0x11110024
 NOTIFY_INST = 0x11110025
 LOOPBACK = 0x01010101
-# mtcAgent → guestAgent; MOD_HOST with another body also guestAgent → guestServer
+# mtcAgent → guestAgent (docs/protocol/2-datagrams.md#mtcagent); MOD_HOST, with another body, is a command of
+# guestAgent to guestServer, too
 ADD_HOST = 0x11110010
 DEL_HOST = 0x11110011
 MOD_HOST = 0x11110012
-# guestServer → guestAgent; the first also guestAgent → mtcAgent
+# guestServer → guestAgent (docs/protocol/2-datagrams.md#events); MONITOR_READY also guestAgent → mtcAgent
 MONITOR_READY = 0xF0F0F0F0
 RUNNING = 0x0110FEAD
 STOPPED = 0x0100FEAD
@@ -53,17 +64,23 @@ NAMES = {
     ILLHEALTH: "ILLHEALTH", LOSS: "LOSS", VOTE_NOTIFY: "VOTE_NOTIFY",
 }  # fmt: skip
 
-HEARTBEAT = "heartbeat"
-UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-HOSTNAME_MAX = 255
+HEARTBEAT = "heartbeat"  # the only service there is
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")  # RFC 4122, section 3
+HOSTNAME_MAX = 255  # bytes; a domain name's (RFC 1035, section 2.3.4)
+_WHOLE_SECS = re.compile("[0-9]{1,10}")  # docs/protocol/2-datagrams.md#instance-info
+_REASON_KEPT = 0.75  # of a reason that is too long, with each attempt to make it fit
 
 
 class BadDatagram(ValueError):
-    """The datagram cannot be taken; the text says why."""
+    """The datagram cannot be read; the text says why."""
 
 
 class Datagram(NamedTuple):
-    """A datagram taken apart. `ver` to `parm` are 0 from old daemons (spec 2, "Layout")."""
+    """A datagram taken apart (docs/protocol/2-datagrams.md#layout).
+
+    Old daemons send `ver`, `rev`, `res`, `num` and `parm` as 0; `datagram_ext` has what ours put there.
+    `signature` is without its NULs, `body` the JSON object, empty where there is none.
+    """
 
     signature: bytes
     ver: int
@@ -76,24 +93,27 @@ class Datagram(NamedTuple):
 
 
 class SetInstance(NamedTuple):
-    """ADD_INST, MOD_INST: know this instance, with fault reporting so."""
+    """ADD_INST, MOD_INST: know this instance; `reporting` says whether its failures are reported."""
 
     uuid: str
     reporting: bool
 
 
 class DeleteInstance(NamedTuple):
-    """DEL_INST: close its channel and forget it."""
+    """DEL_INST: close the instance's channel and forget it."""
 
     uuid: str
 
 
 class Query(NamedTuple):
-    """QRY_INST: tell the state of every instance."""
+    """QRY_INST: answer with the state of every instance."""
 
 
 class Ask(NamedTuple):
-    """VOTE_INST, NOTIFY_INST: put this question to the guest. `event` may be one that nobody knows."""
+    """VOTE_INST, NOTIFY_INST: put this question to the guest.
+
+    `notification_type` is guest_channel.VOTE or NOTICE; `event` may be a word that is no event type.
+    """
 
     uuid: str
     notification_type: str
@@ -101,7 +121,7 @@ class Ask(NamedTuple):
 
 
 class SetHost(NamedTuple):
-    """MOD_HOST to a guestServer: switch fault reporting for the whole host."""
+    """MOD_HOST to a guestServer: switch fault reporting for the whole host, whose `uuid` it names."""
 
     uuid: str
     reporting: bool
@@ -118,7 +138,10 @@ class Ready(NamedTuple):
 
 
 class InstanceInfo(NamedTuple):
-    """The state of an instance: RUNNING, STOPPED, ILLHEALTH and the answer to QRY_INST. Times in s."""
+    """The state of an instance (docs/protocol/2-datagrams.md#instance-info); `*_to` are timeouts in s.
+
+    It is the body of RUNNING, STOPPED, ILLHEALTH, the answer to QRY_INST, and LOSS to an agent of ours.
+    """
 
     hostname: str
     uuid: str
@@ -140,7 +163,7 @@ class Loss(NamedTuple):
 
 
 class VoteResult(NamedTuple):
-    """VOTE_NOTIFY: the answer to a vote or notice."""
+    """VOTE_NOTIFY: the outcome of a vote or notice; `vote` is one of guest_channel.VOTE_RESULTS."""
 
     hostname: str
     uuid: str
@@ -151,7 +174,7 @@ class VoteResult(NamedTuple):
 
 
 class HostRecord(NamedTuple):
-    """ADD_HOST, MOD_HOST and DEL_HOST (there `ip` is empty) from mtcAgent."""
+    """ADD_HOST, MOD_HOST and DEL_HOST (with an empty `ip`) from mtcAgent."""
 
     hostname: str
     uuid: str
@@ -166,7 +189,7 @@ Event = Union[Ready, InstanceInfo, Loss, VoteResult]
 
 
 def pack(cmd: int, body: Dict[str, Any], signature: bytes = NO_SIGNATURE, full: bool = False) -> bytes:
-    """A datagram; with `full` filled up to FULL_SIZE bytes as guestServers send it.
+    """A datagram without the added fields; with `full` it is filled up to FULL_SIZE bytes for old agents.
 
     Raises BadDatagram when the body's JSON is longer than JSON_MAX bytes.
     """
@@ -179,7 +202,9 @@ def pack(cmd: int, body: Dict[str, Any], signature: bytes = NO_SIGNATURE, full: 
 
 
 def unpack(data: bytes) -> Datagram:
-    """Take a datagram apart. An unescaped text in its last field is recovered (spec 2, "Events").
+    """Take a datagram apart. An unescaped text in its last field is recovered.
+
+    docs/protocol/2-datagrams.md#layout
 
     Raises BadDatagram for one that is too short, too long, not terminated, or without a JSON object.
     """
@@ -187,14 +212,16 @@ def unpack(data: bytes) -> Datagram:
         raise BadDatagram("%d bytes, expected %d to %d" % (len(data), HEADER.size, FULL_SIZE))
     hdr, ver, rev, res, cmd, num, *parm = HEADER.unpack_from(data)
     text, nul, _ = data[HEADER.size :].partition(b"\0")
+    # guestAgent and mtcAgent send no NUL: the datagram's end is the text's. A full one has room for it.
     if not nul and len(data) == FULL_SIZE:
         raise BadDatagram("no NUL ends the JSON")
     body: Dict[str, Any] = {}
+    # guestAgent's MONITOR_READY, a confirmation and a mark have no body.
     if text.strip():
         try:
             # An old server does not escape a guest's reason: it must not answer for another guest.
-            body = channel.load_object(text.decode("utf-8", "replace"), "reason", channel.FIRST_WINS)
-        except channel.NotAMessage:
+            body = json_lines.load_object(text.decode("utf-8", "replace"), "reason", json_lines.FIRST_WINS)
+        except json_lines.NotAMessage:
             raise BadDatagram("%s without a JSON object" % NAMES.get(cmd, hex(cmd))) from None
     signature = hdr[:SIGNATURE_SIZE].rstrip(b"\0")
     return Datagram(signature, ver, rev, res, cmd, num, tuple(parm), body)
@@ -203,45 +230,49 @@ def unpack(data: bytes) -> Datagram:
 # --- fields ----------------------------------------------------------------------------------------
 
 
-def _string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
+def _read_string(body: Dict[str, Any], field: str, limit: int = HOSTNAME_MAX) -> str:
+    """The field's value, cut to `limit` bytes. Raises BadDatagram, as all of these do."""
     value = body.get(field)
     if not isinstance(value, str):
         raise BadDatagram("no string %r" % field)
-    return channel.clean(value, limit)
+    return json_lines.clean_text(value, limit)
 
 
-def _name(body: Dict[str, Any], field: str = "hostname") -> str:
-    value = _string(body, field)
+def _read_name(body: Dict[str, Any], field: str = "hostname") -> str:
+    value = _read_string(body, field)
     if not value:
         raise BadDatagram("empty %r" % field)
     return value
 
 
-def _uuid(body: Dict[str, Any]) -> str:
+def _read_uuid(body: Dict[str, Any]) -> str:
     """The instance's uuid in lower case: one uuid in two spellings is one instance."""
-    value = _string(body, "uuid")
+    value = _read_string(body, "uuid")
     if not UUID.fullmatch(value):
         raise BadDatagram("%r is no uuid" % value)
     return value.lower()
 
 
-def _enabled(body: Dict[str, Any], field: str) -> bool:
-    value = _string(body, field)
+def _read_enabled(body: Dict[str, Any], field: str) -> bool:
+    value = _read_string(body, field)
     if value not in ("enabled", "disabled"):
+        # A guess would switch a guest's failures off, or on.
         raise BadDatagram("%r is neither enabled nor disabled but %r" % (field, value))
     return value == "enabled"
 
 
-def _secs(body: Dict[str, Any], field: str) -> int:
-    value = _string(body, field)
-    if not re.fullmatch("[0-9]{1,10}", value):
+def _read_secs(body: Dict[str, Any], field: str) -> int:
+    """The field's value as seconds; more than can travel in a guest's milliseconds is cut to that."""
+    value = _read_string(body, field)
+    if not _WHOLE_SECS.fullmatch(value):
         raise BadDatagram("%r is no whole number of seconds but %r" % (field, value))
-    return min(int(value), channel.SECS_MAX)
+    return min(int(value), guest_channel.SECS_MAX)
 
 
-def _word_of(body: Dict[str, Any], field: str, words: Tuple[str, ...]) -> str:
-    value = _string(body, field)
-    return value if value in words else channel.UNKNOWN
+def _read_word(body: Dict[str, Any], field: str, known: Tuple[str, ...]) -> str:
+    """The field's value if it is a `known` one, else `unknown`."""
+    value = _read_string(body, field)
+    return value if value in known else guest_channel.UNKNOWN
 
 
 def state_word(enabled: bool) -> str:
@@ -253,32 +284,40 @@ def state_word(enabled: bool) -> str:
 
 
 def parse_command(datagram: Datagram) -> Command:
-    """What a guestAgent wants of a guestServer. Raises BadDatagram."""
+    """What a guestAgent wants of a guestServer. Raises BadDatagram.
+
+    docs/protocol/2-datagrams.md#commands
+    """
     cmd, body = datagram.cmd, datagram.body
     if cmd in (ADD_INST, MOD_INST):
         service = body.get("service", HEARTBEAT)
         if service != HEARTBEAT:
             raise BadDatagram("unknown service %r" % (service,))
-        return SetInstance(_uuid(body), _enabled(body, "state"))
+        return SetInstance(_read_uuid(body), _read_enabled(body, "state"))
     if cmd == DEL_INST:
-        return DeleteInstance(_uuid(body))
+        return DeleteInstance(_read_uuid(body))
     if cmd == QRY_INST:
         return Query()
     if cmd in (VOTE_INST, NOTIFY_INST):
-        kind = channel.VOTE if cmd == VOTE_INST else channel.NOTICE
-        return Ask(_uuid(body), kind, _string(body, "event", channel.WORD_MAX))
+        kind = guest_channel.VOTE if cmd == VOTE_INST else guest_channel.NOTICE
+        return Ask(_read_uuid(body), kind, _read_string(body, "event", guest_channel.WORD_MAX))
     if cmd == MOD_HOST:
-        return SetHost(_name(body, "uuid"), _enabled(body, "heartbeat"))
+        # A host's uuid is mtcAgent's and is only compared: it need not have an instance's form.
+        return SetHost(_read_name(body, "uuid"), _read_enabled(body, "heartbeat"))
     if cmd == LOOPBACK:
         return Loopback()
     raise BadDatagram("unknown command %#x" % cmd)
 
 
 def build_command(cmd: int, source: str, command: Command) -> bytes:
-    """The datagram of `command`; `source` is the sending agent's address."""
+    """The datagram of `command` under the number `cmd`; `source` is the sending agent's address.
+
+    `cmd` tells ADD_INST from MOD_INST and VOTE_INST from NOTIFY_INST. Raises BadDatagram, as `pack` does.
+    """
     body: Dict[str, Any] = {"source": source}
     if isinstance(command, (SetInstance, DeleteInstance)):
         reporting = isinstance(command, SetInstance) and command.reporting
+        # DEL_INST says "disabled" (docs/protocol/2-datagrams.md#commands).
         body.update(uuid=command.uuid, service=HEARTBEAT, state=state_word(reporting))
     elif isinstance(command, Ask):
         body.update(uuid=command.uuid, event=command.event)
@@ -291,44 +330,51 @@ def build_command(cmd: int, source: str, command: Command) -> bytes:
 
 
 def parse_event(datagram: Datagram) -> Event:
-    """What a guestServer has to tell. Raises BadDatagram."""
+    """What a guestServer reports. Raises BadDatagram.
+
+    docs/protocol/2-datagrams.md#events
+    """
     cmd, body = datagram.cmd, datagram.body
     if cmd == MONITOR_READY:
-        return Ready(_name(body))
+        return Ready(_read_name(body))
     if cmd in (RUNNING, STOPPED, ILLHEALTH, QRY_INST):
         return _parse_info(body)
     if cmd == LOSS:
-        # Ours tells a peer that takes it the whole state; spec 2 knows only who it is.
-        return _parse_info(body) if "repair-action" in body else Loss(_name(body), _uuid(body))
+        # Ours reports the whole state to an agent of ours (docs/protocol/2-datagrams.md#events).
+        return _parse_info(body) if "repair-action" in body else Loss(_read_name(body), _read_uuid(body))
     if cmd == VOTE_NOTIFY:
         return VoteResult(
-            _name(body),
-            _uuid(body),
-            _word_of(body, "notification_type", channel.NOTIFICATION_TYPES),
-            _string(body, "event-type", channel.WORD_MAX),
-            _word_of(body, "vote", channel.VOTE_RESULTS),
-            _string(body, "reason", channel.LOG_MSG_MAX) if "reason" in body else "",
+            _read_name(body),
+            _read_uuid(body),
+            _read_word(body, "notification_type", guest_channel.NOTIFICATION_TYPES),
+            _read_string(body, "event-type", guest_channel.WORD_MAX),
+            _read_word(body, "vote", guest_channel.VOTE_RESULTS),
+            _read_string(body, "reason", json_lines.LOG_MSG_MAX) if "reason" in body else "",
         )
     raise BadDatagram("unknown event %#x" % cmd)
 
 
 def _parse_info(body: Dict[str, Any]) -> InstanceInfo:
+    """docs/protocol/2-datagrams.md#instance-info. Raises BadDatagram."""
     return InstanceInfo(
-        _name(body),
-        _uuid(body),
-        _enabled(body, "reporting"),
-        _enabled(body, "heartbeating"),
-        _word_of(body, "repair-action", channel.CORRECTIVE_ACTIONS),
-        _secs(body, "restart-to"),
-        _secs(body, "shutdown-to"),
-        _secs(body, "suspend-to"),
-        _secs(body, "resume-to"),
-        _secs(body, "vote-to"),
+        _read_name(body),
+        _read_uuid(body),
+        _read_enabled(body, "reporting"),
+        _read_enabled(body, "heartbeating"),
+        _read_word(body, "repair-action", guest_channel.CORRECTIVE_ACTIONS),
+        _read_secs(body, "restart-to"),
+        _read_secs(body, "shutdown-to"),
+        _read_secs(body, "suspend-to"),
+        _read_secs(body, "resume-to"),
+        _read_secs(body, "vote-to"),
     )
 
 
 def event_body(event: Event) -> Dict[str, Any]:
-    """The JSON object of `event`. All values are strings (spec 2, "Events")."""
+    """The JSON object of `event`; all values are strings (docs/protocol/2-datagrams.md#events).
+
+    A reason is cut until the object fits into JSON_MAX bytes.
+    """
     body: Dict[str, Any] = {"hostname": event.hostname}
     if isinstance(event, InstanceInfo):
         body.update({
@@ -351,36 +397,39 @@ def event_body(event: Event) -> Dict[str, Any]:
         })  # fmt: skip
         # Escaping can make the reason six times as long; a shorter reason is better than no vote.
         while body["reason"] and len(json.dumps(body, separators=(",", ":"))) > JSON_MAX:
-            body["reason"] = body["reason"][: len(body["reason"]) * 3 // 4]
+            body["reason"] = body["reason"][: int(len(body["reason"]) * _REASON_KEPT)]
     return body
 
 
 def build_event(cmd: int, event: Event, full: bool = True) -> bytes:
-    """The datagram of `event`, at full size as old guestServers send it, or only as long as needed."""
+    """The datagram of `event` under the number `cmd`, at full size for old agents, or as short as can be."""
     return pack(cmd, event_body(event), full=full)
 
 
 def event_of(cmd: int, body: Dict[str, Any]) -> Event:
-    """The reverse of `event_body`. Raises BadDatagram."""
-    return parse_event(Datagram(NO_SIGNATURE, 0, 0, 0, cmd, 0, (0,) * 5, body))
+    """The event whose `event_body` is `body`, under the number `cmd`. Raises BadDatagram."""
+    return parse_event(Datagram(NO_SIGNATURE, 0, 0, 0, cmd, 0, (0,) * PARMS, body))
 
 
 # --- mtcAgent ↔ guestAgent -------------------------------------------------------------------------
 
 
 def parse_host(datagram: Datagram) -> HostRecord:
-    """What mtcAgent says of a host; `datagram.cmd` says which way. Raises BadDatagram."""
+    """The host that mtcAgent adds, changes or deletes, as `datagram.cmd` says. Raises BadDatagram.
+
+    docs/protocol/2-datagrams.md#mtcagent
+    """
     if datagram.signature != MTC_SIGNATURE:
         raise BadDatagram("signature %r, expected %r" % (datagram.signature, MTC_SIGNATURE))
     if datagram.cmd not in (ADD_HOST, MOD_HOST, DEL_HOST):
         raise BadDatagram("unknown command %#x" % datagram.cmd)
     body = datagram.body
-    ip = "" if datagram.cmd == DEL_HOST else _name(body, "ip")
-    return HostRecord(_name(body), _name(body, "uuid"), ip)
+    ip = "" if datagram.cmd == DEL_HOST else _read_name(body, "ip")
+    return HostRecord(_read_name(body), _read_name(body, "uuid"), ip)
 
 
 def build_host(cmd: int, host: HostRecord) -> bytes:
-    """A datagram as mtcAgent sends it."""
+    """The datagram in which mtcAgent adds, changes or deletes a host, as `cmd` says."""
     body = {"hostname": host.hostname, "uuid": host.uuid}
     if cmd != DEL_HOST:
         body.update(ip=host.ip, personality="worker")

@@ -23,10 +23,12 @@ from typing import Any, Dict, List, Optional
 
 import psutil
 
-from guestmtce.lab import benchparts, measure
-from guestmtce.lab.bench import make_plan, tidy
-from guestmtce.lab.benchparts import Figures, Plan, Stage
-from guestmtce.lab.cluster import GuestsProcess, wait_for
+from guestmtce.bench import parts
+from guestmtce.bench.bench import make_plan, round_figures
+from guestmtce.bench.parts import Figures, Plan, Stage
+from guestmtce.lab import measure
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.process import GuestsProcess
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pingpong.c")
 COMPILE = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra"]
@@ -62,7 +64,7 @@ def serve(plan: Plan, crowd: GuestsProcess, command: List[str]) -> Figures:
         assert running.stdout is not None
         try:
             wait_for(lambda: crowd.say("stats")["beating"] == plan.guests, "all heartbeat", 60)
-            time.sleep(benchparts.SETTLE + plan.interval)
+            time.sleep(parts.SETTLE + plan.interval)
             figures = measured(plan, crowd, [one.pid for one in psutil.Process(running.pid).children()])
         finally:
             running.send_signal(signal.SIGTERM)
@@ -72,22 +74,22 @@ def serve(plan: Plan, crowd: GuestsProcess, command: List[str]) -> Figures:
 def measured(plan: Plan, crowd: GuestsProcess, children: List[int]) -> Figures:
     """Processor time and memory of the children over the measured time."""
     crowd.say("stats", "reset")
-    before = measure.cpu_of(children)
+    before = measure.read_cpu_times(children)
     time.sleep(plan.seconds)
     beats = crowd.say("stats")
-    spent = measure.spent_ns(before, measure.cpu_of(children))
+    spent = measure.spent_ns(before, measure.read_cpu_times(children))
     late = measure.Histogram.of(beats["late"], beats["max"])
     return {
         "heartbeats": beats["answers"],
         "lateness_ms": late.spread_ms(),
-        "cpu_us": benchparts.per_beat(beats["answers"], child=spent)["child"],
+        "cpu_us": parts.divide_by_heartbeats(beats["answers"], child=spent)["child"],
         "uss_kb": mean_uss(children),
     }
 
 
 def mean_uss(children: List[int]) -> Optional[float]:
     """The mean USS of those that can be read."""
-    found = measure.memories(children[: benchparts.MEMORY_SAMPLE])
+    found = measure.read_memories(children[: parts.MEMORY_SAMPLE])
     return sum(one.uss for one in found) / len(found) if found else None
 
 
@@ -96,8 +98,8 @@ def guest_server(plan: Plan) -> Figures:
     stage = Stage(plan)
     try:
         stage.start()
-        benchparts.start_up(stage)
-        beats, memory = benchparts.heartbeats(stage), benchparts.occupied(stage)
+        parts.measure_start_up(stage)
+        beats, memory = parts.measure_heartbeats(stage), parts.measure_memory(stage)
     finally:
         stage.stop()
     return {
@@ -115,7 +117,7 @@ def compare(plan: Plan) -> Figures:
     for name in ("cpu_us", "uss_kb"):
         ours, least = figures["guestServer"][name], figures["c"][name]
         figures["times_" + name] = ours / least if ours and least else None
-    return dict(tidy(figures))
+    return dict(round_figures(figures))
 
 
 def table(figures: Figures) -> str:

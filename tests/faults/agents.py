@@ -31,7 +31,7 @@ class Agents:
         self.world.proxy.quiet = True
         if self._is_calm():
             self.world.go_on(SETTLING)
-            if self._is_calm() and "waiting 0" in self.cluster.agent.health()["events"]:
+            if self._is_calm() and "pending 0" in self.cluster.agent.health()["events"]:
                 self._old_agent()
         self.world.proxy.quiet = False
 

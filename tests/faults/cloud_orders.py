@@ -1,8 +1,9 @@
 """The real VIM's order of calls for every action, played by one guest a row, all rows at the same time.
 
-What the VIM, nova and the machine do, and when, was measured (spec 1, "What the real VIM does"): the notice,
-its answer, PATCH disabled 3 … 26 ms later, nova, PATCH enabled when nova's API has answered. A guest answers
-challenges for 1.6 … 2.6 s more until nova acts. Times here are in seconds of life; `SCALE` makes them real.
+What the VIM, nova and the machine do, and when, was measured
+(docs/protocol/1-guest-channel.md#what-the-vim-does-around-an-action): the notice, its answer, PATCH
+disabled 3 … 26 ms later, nova, PATCH enabled when nova's API has answered. A guest answers challenges for
+1.6 … 2.6 s more until nova acts. Times here are in seconds of life; `SCALE` makes them real.
 
 Each row ends with a true failure of its guest: it is alarmed at once, and nothing was alarmed before that the
 row does not say.
@@ -22,6 +23,7 @@ from tiers import PACE
 
 from guestmtce.agent.settings import AgentSettings
 from guestmtce.lab.cluster import Cluster
+from guestmtce.lab.pace import within
 from guestmtce.server.settings import ServerSettings
 
 SCALE = min(1.0, 0.1 * PACE)
@@ -348,7 +350,7 @@ class Player(threading.Thread):
             read = ear.status(self.uuid, self._silent_at + self._seconds * SCALE)
             assert read == "disabled", "silent for %g s, and the VIM reads %s" % (self._seconds, read)
         if self.again is not None:
-            assert self.again < LATENCY_MAX, "seen again after %.0f ms" % (1000 * self.again)
+            assert within(LATENCY_MAX, self.again), "seen again after %.0f ms" % (1000 * self.again)
 
     def _fail(self) -> None:
         """A true failure after all: alarmed after two misses."""

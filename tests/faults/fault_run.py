@@ -35,9 +35,9 @@ from vim_work import SECS, VimWork
 from world import World
 
 from guestmtce.agent.settings import AgentSettings
-from guestmtce.daemon import reliable
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, TimedOut, wait_for
-from guestmtce.lab.proxy import Proxy
+from guestmtce.lab.lossy_udp import LossyProxy
+from guestmtce.peer import retransmit
 from guestmtce.server.settings import ServerSettings
 
 GUESTS, HOSTS = 10, 2
@@ -52,8 +52,8 @@ UNRESOLVED_EVERY = 4  # each so many-th seed has a name server that is silent
 KINDS = ("LOST", "FALSE", "TWICE", "SECOND", "STALE", "ACTION", "UNQUIET")
 
 SERVER = scaled.words(
-    ServerSettings, SCALE, pulse_period_ms=50, stopped_grace=0.4, settled=0.05, reconnect_max=0.2, rescan=0.5,
-    ill_repeat=30,
+    ServerSettings, SCALE, pulse_period_ms=50, stopped_grace=0.4, stable_after=0.05, reconnect_max=0.2,
+    rescan=0.5, ill_repeat=30,
 )  # fmt: skip
 # An alarm is given up while the VIM stands still, so that it must be asked about.
 AGENT = scaled.words(
@@ -66,8 +66,8 @@ class SlowedCluster(Cluster):
     """Its daemons can be slowed."""
 
     server_module = agent_module = "slowed"
-    server_before = slowed.before(Cluster.server_module, SCALE * reliable.REPEAT_FIRST)
-    agent_before = slowed.before(Cluster.agent_module, SCALE * reliable.REPEAT_FIRST)
+    server_before = slowed.before(Cluster.server_module, SCALE * retransmit.REPEAT_FIRST)
+    agent_before = slowed.before(Cluster.agent_module, SCALE * retransmit.REPEAT_FIRST)
 
 
 # --- the check -------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def disagreements(world: World) -> List[str]:
     """What is still to be told, or told differently: nothing, when all is quiet."""
     cluster, found = world.cluster, []
     told = cluster.agent.dump("instance")
-    if "waiting 0" not in cluster.agent.health()["events"]:
+    if "pending 0" not in cluster.agent.health()["events"]:
         found.append("the agent has something to tell")
     for host in cluster.hosts:
         rows = host.server.dump("guest")
@@ -85,7 +85,7 @@ def disagreements(world: World) -> List[str]:
             found.append("%s knows %d guests" % (host.name, len(rows)))
         for uuid, row in rows.items():
             wanted = "enabled" if world.beats(uuid) else "disabled"
-            if (row["heartbeating"], row["untold"], row["reporting"]) != (wanted, "nothing", "enabled"):
+            if (row["heartbeating"], row["pending"], row["reporting"]) != (wanted, "nothing", "enabled"):
                 found.append("server %s %r, wanted %s" % (uuid[-2:], row, wanted))
             agent = told.get(uuid, {})
             if agent.get("heartbeating") != wanted or agent.get("host") != host.name:
@@ -170,7 +170,7 @@ def run(seed: int, own_world: bool) -> None:
         routes.append((theirs[1], theirs[0], (host.address, cluster.server_port)))
     agents = [SECOND_AGENT, *(host.controller for host in cluster.hosts)]
     cluster._server_settings.append("security.agents=" + ", ".join(agents))
-    proxy = Proxy(seed, routes, loss=0.3, twice=0.1, delay_max=0.05)
+    proxy = LossyProxy(seed, routes, loss=0.3, twice=0.1, delay_max=0.05)
     proxy.quiet = True
     proxy.start()
     if own_world:

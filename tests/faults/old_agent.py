@@ -1,4 +1,6 @@
-"""A guestAgent of the deployed kind, as a guestServer and the VIM see it (spec 2, "What guestAgent does").
+"""A guestAgent of the deployed kind, as a guestServer and the VIM see it.
+
+docs/protocol/2-datagrams.md#an-old-guestagent
 
 It speaks no extension and confirms nothing; the repair action of an alarm is what a state or an answer told
 it before, else `log`; each event becomes a request to the VIM, one after the other.
@@ -13,7 +15,7 @@ import threading
 import time
 from typing import Any, Dict, List, Tuple
 
-from guestmtce.wire import datagram, vim
+from guestmtce.wire import datagram, vim_http
 
 Host = Tuple[str, List[str]]  # its address as the agent sees it, its instances
 
@@ -78,15 +80,15 @@ class OldAgent:
 
     def _hear(self, cmd: int, event: Any) -> None:
         if isinstance(event, datagram.VoteResult):
-            body = vim.action_event(
+            body = vim_http.action_event(
                 event.uuid, event.notification_type, event.event_type, event.vote, event.reason
             )
             self._tell(body)
         elif cmd == datagram.LOSS:
             action = self._actions.get(event.uuid, "log")
-            self._tell(vim.alarm_event(event.uuid, event.hostname, "failed", action))
+            self._tell(vim_http.alarm_event(event.uuid, event.hostname, "failed", action))
         elif cmd == datagram.ILLHEALTH:
-            self._tell(vim.alarm_event(event.uuid, event.hostname, "unhealthy", event.repair_action))
+            self._tell(vim_http.alarm_event(event.uuid, event.hostname, "unhealthy", event.repair_action))
         elif isinstance(event, datagram.InstanceInfo):
             self._hear_state(cmd, event)
 
@@ -94,13 +96,13 @@ class OldAgent:
         beating = info.heartbeating if cmd == datagram.QRY_INST else cmd == datagram.RUNNING
         self._actions[info.uuid] = info.repair_action
         if cmd != datagram.QRY_INST or self._beating.get(info.uuid, False) != beating:
-            self._tell(vim.service_event(info.uuid, info.hostname, True, beating, info.restart_to))
+            self._tell(vim_http.service_event(info.uuid, info.hostname, True, beating, info.restart_to))
         self._beating[info.uuid] = beating
 
     def _tell(self, body: Dict[str, Any]) -> None:
         link = http.client.HTTPConnection("127.0.0.1", self._vim_port, timeout=60)
         try:
-            path = vim.EVENT_PATH + "instances/" + body["uuid"]
+            path = vim_http.EVENT_PATH + "instances/" + body["uuid"]
             link.request("PATCH", path, json.dumps(body), {"Content-Type": "application/json"})
             link.getresponse().read()
         except (OSError, http.client.HTTPException):

@@ -13,12 +13,13 @@ import sys
 import time
 from typing import List
 
-from guestmtce.daemon import loop, reliable
+from guestmtce.daemon import loop
+from guestmtce.peer import retransmit
 
 _run = loop.Loop.run
 
 
-def before(module: str, repeated_after: float = reliable.REPEAT_FIRST) -> List[str]:
+def before(module: str, repeated_after: float = retransmit.REPEAT_FIRST) -> List[str]:
     """The words before the command line of `slowed`."""
     here, inherited = os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH", "")
     path = here + os.pathsep + inherited if inherited else here
@@ -43,6 +44,6 @@ def _run_slowed(self: loop.Loop) -> None:
 
 if __name__ == "__main__":
     loop.Loop.run = _run_slowed  # type: ignore[method-assign]
-    reliable.REPEAT_MAX *= float(os.environ["REPEATED_AFTER"]) / reliable.REPEAT_FIRST
-    reliable.REPEAT_FIRST = float(os.environ["REPEATED_AFTER"])
+    retransmit.REPEAT_MAX *= float(os.environ["REPEATED_AFTER"]) / retransmit.REPEAT_FIRST
+    retransmit.REPEAT_FIRST = float(os.environ["REPEATED_AFTER"])
     sys.exit(importlib.import_module(os.environ["SLOWED"]).main())

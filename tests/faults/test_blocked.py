@@ -384,10 +384,10 @@ def test_a_guest_that_was_lost_and_came_back_while_the_agent_stood_still_is_not_
             return all(value in row[name] for row in host.server.dump("guest").values())
 
         host.guests.say("all", "hang")
-        wait_for(lambda: all_are("untold", "failure"), "the losses are told")
+        wait_for(lambda: all_are("pending", "loss"), "the losses are told")
         host.guests.say("all", "healthy")
         wait_for(lambda: all_are("heartbeating", "enabled"), "they are back")
         assert time.monotonic() < stands_still_until, "this machine is too slow for this test"
         wait_for(lambda: "stood still" in cluster.agent.log(), "the agent goes on")
-        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all")
+        wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "the VIM has heard all")
         assert alarms(cluster) == []

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, wait_for
-from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.guest import uuid_of
 
 pytestmark = pytest.mark.ci  # whole daemons, and many of them
 
@@ -30,7 +30,7 @@ def cloud(guests, interval_ms=100, server=()):
 def ready(cluster):
     cluster.provision()
     cluster.await_heartbeats(30)
-    wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
+    wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "the VIM has heard all", 30)
     host = cluster.hosts[0]
     cluster.vim.hosts = {host.uuid: True}
     cluster.vim.instances = {host.uuid: [(uuid, host.name, True) for uuid in cluster.uuids]}
@@ -51,13 +51,13 @@ def test_failures_while_the_vim_is_down_are_told_when_it_returns_once_each(secon
         cluster.vim.stop()
         back_at = time.monotonic() + seconds
         cluster.hosts[0].guests.say("all", "hang")
-        wait_for(lambda: "waiting 100" in cluster.agent.health()["events"], "alarms and states wait", 20)
+        wait_for(lambda: "pending 100" in cluster.agent.health()["events"], "alarms and states wait", 20)
         wait_for(lambda: time.monotonic() >= back_at, "the outage is over", seconds + 1)
         cluster.vim.start()
         # Its back-off may just have begun: at most 10 s, but never beyond what it is by then.
         wait_for(lambda: len(alarmed(cluster)) >= 50, "all alarms", 11)
         took = max(event["at"] for event in cluster.vim.events("alarm")) - back_at
-        wait_for(lambda: "waiting 0" in cluster.agent.health()["events"], "all told", 10)
+        wait_for(lambda: "pending 0" in cluster.agent.health()["events"], "all told", 10)
         assert sorted(alarmed(cluster)) == sorted(cluster.uuids)
         print("\nVIM down for %g s: 50 of 50 alarms, the last %.2f s after its return" % (seconds, took))
         assert took < 5
@@ -93,13 +93,15 @@ def test_an_agent_that_restarts_while_guests_fail_tells_all_of_them():
         cluster.agent.kill()
         cluster.hosts[0].guests.say("all", "hang")
         wait_for(
-            lambda: all("failure" in row["untold"] for row in cluster.hosts[0].server.dump("guest").values()),
+            lambda: all("loss" in row["pending"] for row in cluster.hosts[0].server.dump("guest").values()),
             "all are lost, and nobody knows",
         )
         cluster.start_agent()
         wait_for(lambda: len(alarmed(cluster)) >= 10, "all alarms", 15)
         wait_for(
-            lambda: all(row["untold"] == "nothing" for row in cluster.hosts[0].server.dump("guest").values()),
+            lambda: all(
+                row["pending"] == "nothing" for row in cluster.hosts[0].server.dump("guest").values()
+            ),
             "all is confirmed",
         )
         actions = {
@@ -116,8 +118,8 @@ def test_a_guest_server_that_dies_with_an_untold_failure_tells_it_after_its_rest
         cluster.agent.kill()
         host.guests.say(1, "hang")
         host.guests.say(2, "hang")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(2)]["untold"], "lost")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(1)]["untold"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(2)]["pending"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(1)]["pending"], "lost")
         host.server.kill()
         host.guests.say(2, "healthy")  # this one is over before anybody could be told
         cluster.start_server(host)
@@ -141,7 +143,7 @@ def test_a_burst_of_sockets_is_connected_at_once():
 
         def connected():
             rows = cluster.hosts[0].server.dump("guest").values()
-            return sum(row["link"] == "connected" for row in rows) == 201
+            return sum(row["connection"] == "connected" for row in rows) == 201
 
         wait_for(connected, "all connected", 10.0, step=0.05)
         took = time.monotonic() - began - made
@@ -246,7 +248,7 @@ def test_strangers_are_not_believed(key):
             port.sendto(loss, (AGENT_ADDRESS, cluster.agent_port))
         server, agent = cluster.hosts[0].server, cluster.agent
         wait_for(lambda: "refused 1" in server.health()["datagrams"], "the command is refused")
-        counter = "datagrams" if key else "strangers"
+        counter = "datagrams" if key else "wrong-address-events"
         wait_for(lambda: int(_refused(agent, counter)) == 1, "the event is refused")
         assert len(server.dump("guest")) == 2
         cluster.hosts[0].guests.say(2, "hang")
@@ -255,9 +257,9 @@ def test_strangers_are_not_believed(key):
 
 
 def _refused(agent, counter):
-    lines = agent._report(signal.SIGUSR1, "guestAgent.info")
-    if counter == "strangers":
-        return [line for line in lines if line.startswith("strangers")][0].split()[1]
+    lines = agent._read_report(signal.SIGUSR1, "guestAgent.info")
+    if counter == "wrong-address-events":
+        return [line for line in lines if line.startswith("wrong-address-events")][0].split()[1]
     line = [line for line in lines if line.startswith("datagrams of guestServers")][0].split()
     return line[line.index("refused") + 1]
 

@@ -15,9 +15,10 @@ UUID = "00000000-0000-4000-8000-000000000007"
 ENDED = 200.0
 
 
-def alarm(at, state="failed", action="reboot"):
+def alarm(at, state="failed", action="reboot", processed=None):
     data = {"services": [{"service": "heartbeat", "state": state, "repair-action": action}]}
-    return {"at": at, "body": {"uuid": UUID, "event-type": "alarm", "event-data": data}}
+    body = {"uuid": UUID, "event-type": "alarm", "event-data": data}
+    return {"at": at, "processed": processed or at, "body": body}
 
 
 def outcome(at):
@@ -38,6 +39,7 @@ def hung(*periods, **others):
 
 
 FOR_GOOD = (100.0, None)
+FOR_GOOD_LATER = (102.6, None)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,16 @@ FOR_GOOD = (100.0, None)
         (hung((100.0, 101.0), unwatched={UUID: [(102.5, 103.0)]}), [alarm(103.5)], ["FALSE"]),
         (hung((100.0, 101.0), (103.0, None)), [alarm(100.3), alarm(103.3)], []),
         (hung((100.0, 101.0), FOR_GOOD, stalls=[(101.2, 104.0)]), [alarm(100.3), alarm(103.0)], []),
+        # What a VIM that stood still reads late is of the failure that is over.
+        (hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]), [alarm(103.1), alarm(103.9)], []),
+        (
+            hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]),
+            [alarm(103.7), alarm(103.9)],
+            ["TWICE"],
+        ),
+        (hung((100.0, 101.0), (102.0, None), stalls=[(100.5, 103.0)]), [alarm(103.1)], []),
+        (hung((100.0, 101.0), FOR_GOOD_LATER), [alarm(100.3, processed=103.0)], []),
+        (hung((100.0, 101.0), FOR_GOOD_LATER), [alarm(100.3, processed=101.0)], ["LOST"]),
         (hung(), [alarm(100.0)], ["FALSE"]),
         (hung(stood_still={UUID: [(99.7, 99.9)]}), [alarm(100.0)], []),
         (hung(FOR_GOOD, stood_still={UUID: [(99.7, 99.9)]}), [alarm(99.95)], []),

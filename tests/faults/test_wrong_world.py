@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import apart
 
 from guestmtce.lab.cluster import AGENT_ADDRESS, Cluster, Daemon, host_uuid, wait_for
-from guestmtce.lab.guests import uuid_of
+from guestmtce.lab.guest import uuid_of
 
 INTERVAL = 0.2  # s
 SERVER = ["client.hbs_pulse_period=50", "timers.guest_patience=0.5", "timers.stopped_grace=0.4"]
@@ -209,7 +209,7 @@ def test_a_run_folder_that_is_cleaned_is_filled_again(clean):
         # What is there is enough: an untold failure of before the kill is told after it.
         cluster.agent.kill()
         host.guests.say(1, "hang")
-        wait_for(lambda: "failure" in host.server.dump("guest")[uuid_of(1)]["untold"], "lost")
+        wait_for(lambda: "loss" in host.server.dump("guest")[uuid_of(1)]["pending"], "lost")
         host.server.kill()
         cluster.start_server(host)
         cluster.vim.hosts = {host.uuid: True}
@@ -302,8 +302,8 @@ def test_a_file_with_strange_bytes_stops_no_agent(tmp_path, name):
     before = ["unshare", "--net", *apart.mounted(apart.loopback_up(), apart.bind(etc, "/etc"))]
     agent = Daemon("guestAgent", "guestmtce.agent.main", str(tmp_path / "run"), words, before)
     try:
-        wait_for(lambda: "started, pid" in agent.log() or not agent.alive(), "it starts")
-        assert agent.alive(), agent.log()
+        wait_for(lambda: "started, pid" in agent.log() or not agent.is_alive(), "it starts")
+        assert agent.is_alive(), agent.log()
         if "our own" in name:
             enter = ["nsenter", "--net", "--target", str(agent.popen.pid), sys.executable, "-c", ASK]
             answer = subprocess.run(enter, stdout=subprocess.PIPE, check=True).stdout

@@ -11,7 +11,7 @@ import psutil
 import slowed
 from world import OURS, Course, World
 
-from guestmtce.lab.cluster import Daemon, Host
+from guestmtce.lab.cluster import Daemon, LabHost
 
 NEVER = float("inf")
 RESET_FORGOTTEN = 0.6  # s after which an alarm that was reset has been sent again
@@ -140,7 +140,7 @@ class Troubles:
             self._full.add(host.name)
             self.world.start(self._filled(host))
 
-    def _filled(self, host: Host) -> Course:
+    def _filled(self, host: LabHost) -> Course:
         with open(os.path.join(host.server.folder, "fill"), "wb", 0) as file:
             try:
                 while True:
@@ -150,7 +150,7 @@ class Troubles:
         yield self.random.random()
         self._empty(host)
 
-    def _empty(self, host: Host) -> None:
+    def _empty(self, host: LabHost) -> None:
         if host.name in self._full:
             self.truth.note("room again " + host.name)
             self._full.discard(host.name)

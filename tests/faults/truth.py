@@ -53,6 +53,8 @@ class Truth:
         self.stood_still: Dict[str, List[Period]] = {}  # by uuid: its whole machine, for want of CPU
         self.asked: List[Asked] = []
         self.log: List[str] = []
+        # Arrival of an alarm → when the VIM has processed it, which may stand still between.
+        self._processed: Dict[float, float] = {}
 
     def note(self, text: str) -> None:
         """A line of the story."""
@@ -98,6 +100,7 @@ class Truth:
         services = [(event["at"], event["body"]["event-data"]["services"][0]) for event in alarms]
         failed = [at for at, service in services if service["state"] == "failed"]
         unhealthy = [at for at, service in services if service["state"] == "unhealthy"]
+        self._processed = {event["at"]: event.get("processed", event["at"]) for event in alarms}
         found = self._judge("hung", self.hung, uuid, failed, ended)
         found += self._judge("ill", self.ill, uuid, unhealthy, ended)
         found += self._seconds(uuid, [at for at, _ in services])
@@ -113,18 +116,22 @@ class Truth:
     ) -> List[str]:
         found, name = [], uuid[-2:]
         perhaps = self._stood_still(what, uuid)
+        may_be_of: Dict[float, List[int]] = {}
         all_of_it = sorted([*periods.get(uuid, []), *perhaps], key=lambda one: one[0])
         told: List[List[float]] = [[] for _ in all_of_it]
         for at in alarms:
             of = [
-                n for n, one in enumerate(all_of_it) if one[0] < at <= self._told_until(uuid, one[1] or ended)
+                n
+                for n, one in enumerate(all_of_it)
+                if one[0] < self._processed[at] and at <= self._told_until(uuid, one[1] or ended)
             ]
             wanted = [n for n in of if all_of_it[n] not in perhaps]
-            if of:  # the last one that was not told yet; one more of the last one if each was
-                new = [[n for n in some if not told[n]] for some in (wanted, of)]
-                told[max(new[0] or new[1] or wanted or of)].append(at)
-            else:
+            # The last one that was wanted first.
+            may_be_of[at] = sorted(wanted, reverse=True) + sorted(set(of) - set(wanted), reverse=True)
+            if not of:
                 found.append("FALSE: %s told at %.3f, %s %r" % (name, at, what, all_of_it))
+            elif not _find_place(at, told, may_be_of, set()):
+                told[may_be_of[at][0]].append(at)
         seen_from = self.back.get(uuid, [])
         for (begin, end), mine in zip(all_of_it, told):
             was_seen = not any(0 <= begin - since < RECOVERY for since in seen_from)
@@ -163,6 +170,22 @@ class Truth:
             if late > OUTCOME_WITHIN and not stood_still:
                 found.append("STALE: %s of %s, %.3f s after its question" % (action, uuid[-2:], late))
         return found
+
+
+def _find_place(
+    at: float, told: List[List[float]], may_be_of: Dict[float, List[int]], seen: Set[int]
+) -> bool:
+    """Give the alarm a period of its own; one before it moves to another where that is the only way.
+
+    An alarm that a VIM reads late is of the failure of then, and not of the one that has begun since.
+    """
+    for n in may_be_of[at]:
+        if n not in seen:
+            seen.add(n)
+            if not told[n] or _find_place(told[n][0], told, may_be_of, seen):
+                told[n][:1] = [at]
+                return True
+    return False
 
 
 def lasts(periods: Dict[str, List[Period]], uuid: str) -> bool:

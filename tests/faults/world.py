@@ -17,8 +17,8 @@ from typing import Any, Callable, Generator, List, Optional, Sequence, Set, Tupl
 from old_agent import OldAgent
 from truth import Truth, lasts
 
-from guestmtce.lab.cluster import Cluster, Host
-from guestmtce.lab.proxy import Proxy
+from guestmtce.lab.cluster import Cluster, LabHost
+from guestmtce.lab.lossy_udp import LossyProxy
 
 Course = Generator[float, None, Any]
 
@@ -29,7 +29,7 @@ AWAY = ("down", "hang", "stall")  # troubles in which the VIM does nothing
 class World:
     """See the module's text. Times in s, monotonic."""
 
-    def __init__(self, seed: int, cluster: Cluster, proxy: Proxy, own_mounts: bool) -> None:
+    def __init__(self, seed: int, cluster: Cluster, proxy: LossyProxy, own_mounts: bool) -> None:
         self.random = random.Random(seed)
         self.cluster, self.proxy = cluster, proxy
         self.own_mounts = own_mounts  # run folders are small file systems that can be filled
@@ -44,7 +44,7 @@ class World:
         self._order = itertools.count()
         self._beside = ThreadPoolExecutor(1)  # for good: a process that a thread has started ends with it
 
-    def host_of(self, uuid: str) -> Host:
+    def host_of(self, uuid: str) -> LabHost:
         """Where the guest lives."""
         return self.cluster.hosts[self.cluster.uuids.index(uuid) // self.cluster.guest_count]
 

@@ -16,7 +16,7 @@ from tree import REPOSITORY, Tree
 
 def _script(*words, **environment):
     """What a script of the checkout prints. What it lacks is a failure in CI, else a reason to skip."""
-    path = os.path.join(REPOSITORY, "scripts", words[0])
+    path = os.path.join(REPOSITORY, "scripts", "dev", words[0])
     environment = {**os.environ, **environment}
     result = subprocess.run(
         [path, *words[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

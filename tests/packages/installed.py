@@ -13,10 +13,11 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from tree import POLL, Tree
 
-from guestmtce.lab.cluster import GuestsProcess, host_uuid, wait_for
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.mtcagent import MtcAgent
-from guestmtce.lab.vim import Client, Vim
+from guestmtce.lab.cluster import host_uuid, wait_for
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.mtc_agent import MtcAgent
+from guestmtce.lab.process import GuestsProcess
+from guestmtce.lab.vim import CommandClient, Vim
 from guestmtce.wire.datagram import HostRecord
 
 NEXT = "9.0.0"  # a version to upgrade to
@@ -96,7 +97,7 @@ class Installed:
         self.server = Daemon(tree, "guestServer")
         self.agent = Daemon(tree, "guestAgent")
         self.uuids = [uuid_of(number) for number in range(1, GUESTS + 1)]
-        self.client = Client(LOOPBACK, HTTP_PORT)
+        self.client = CommandClient(LOOPBACK, HTTP_PORT)
         self.vim = Vim(port=VIM_PORT)
         self.guests: Any = None
         self._mtc: Any = None

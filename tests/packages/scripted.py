@@ -8,9 +8,9 @@ import sys
 
 from tree import REPOSITORY
 
-from guestmtce.lab.cluster import free_ports
+from guestmtce.lab.ports import free_ports
 
-SCRIPTS = os.path.join(REPOSITORY, "scripts")
+SCRIPTS = os.path.join(REPOSITORY, "scripts", "host")
 USAGE, NOT_INSTALLED, NOT_RUNNING = 2, 5, 7
 DEAD_WITH_PID, STOPPED = 1, 3
 # The ini files of version 1.0.0.

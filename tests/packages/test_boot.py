@@ -13,8 +13,8 @@ from installed import CHANNELS, GUESTS, NEXT, OCF, WAIT, spread
 from tree import POLL
 
 from guestmtce.lab.cluster import wait_for
-from guestmtce.lab.guests import uuid_of
-from guestmtce.lab.port import Port
+from guestmtce.lab.guest import uuid_of
+from guestmtce.lab.virtio_port import VirtioPort
 from guestmtce.server.settings import ServerSettings
 
 TERM_LIMIT = 2.0  # s
@@ -68,7 +68,7 @@ def test_the_installed_client_heartbeats(cloud):
     def heartbeats():
         return cloud.server.dump("guest").get(uuid, {}).get("heartbeating") == "enabled"
 
-    with cloud.instance(uuid), Port(tree.path(channel), tree.path(device)):
+    with cloud.instance(uuid), VirtioPort(tree.path(channel), tree.path(device)):
         wait_for(lambda: tree.exists(device), "guestServer has connected", WAIT, POLL)
         tree.run("/usr/local/bin/guestClient --device %s --pid-file /run/guestClient.pid" % device)
         wait_for(heartbeats, "the client heartbeats", WAIT, POLL)

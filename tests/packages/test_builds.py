@@ -10,8 +10,12 @@ import pytest
 from checkout import git_status
 from tree import REPOSITORY
 
+FOLDER = os.path.join(REPOSITORY, "docs")
 PRIVATE, PLAIN, PROGRAM = "-rwx------", "-rw-r--r--", "-rwxr-xr-x"
-DOCUMENTS = ["README.md", *os.listdir(os.path.join(REPOSITORY, "docs"))]
+DOCUMENTS = [
+    "README.md",
+    *(os.path.relpath(path, FOLDER) for path in glob.glob(FOLDER + "/**/*.md", recursive=True)),
+]
 DOCS = "/usr/share/doc/python3-guestmtce"
 DEPENDENCIES = {"cherrypy3", "psutil", "pyinotify", "requests", "setproctitle"}
 
@@ -42,7 +46,7 @@ def wanted(units, pmon, modules):
     """Package → path → mode: the paths that others rely on."""
     shared = {
         modules + "/guestmtce/%s/__init__.py" % part: PLAIN
-        for part in ("daemon", "wire", "server", "agent", "lab")
+        for part in ("common", "daemon", "wire", "peer", "server", "agent", "lab")
     }
     return {
         "mtce-guest-server": {
@@ -57,7 +61,20 @@ def wanted(units, pmon, modules):
         "mtce-guest-client": {
             "/usr/local/bin/guestClient": PROGRAM,
             "/usr/local/lib/guest-client/guestmtce/guest/main.py": PLAIN,
-            "/usr/local/lib/guest-client/guestmtce/wire/channel.py": PLAIN,
+            "/usr/local/lib/guest-client/guestmtce/wire/guest_channel.py": PLAIN,
+            "/usr/local/lib/guest-client/guestmtce/wire/json_lines.py": PLAIN,
+            **{
+                "/usr/local/lib/guest-client/guestmtce/common/%s.py" % name: PLAIN
+                for name in (
+                    "back_off",
+                    "background",
+                    "lock_file",
+                    "log_line",
+                    "rate_limit",
+                    "throttle",
+                    "turn",
+                )
+            },
             "/etc/guest-client/heartbeat/guest_heartbeat.conf": PLAIN,
             "/etc/init.d/heartbeat_init": PROGRAM,
             units + "/guestClient.service": PLAIN,
@@ -66,7 +83,7 @@ def wanted(units, pmon, modules):
         "python3-guestmtce": {
             **shared,
             **manual("guestmtce", 1),
-            modules + "/guestmtce/cli.py": PLAIN,
+            modules + "/guestmtce/cli/main.py": PLAIN,
             "/usr/bin/guestmtce": PROGRAM,
             "/usr/share/guestmtce/daemon-functions": PLAIN,
             **{DOCS + "/" + name: PLAIN for name in DOCUMENTS},

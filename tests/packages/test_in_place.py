@@ -185,7 +185,7 @@ def test_host_install_replaces_the_running_original_as_install_md_says(place, ch
     steps = commands("Without packages", 0)
     assert [step.split()[0] for step in steps[:3]] == ["python3", "/opt/guestmtce/bin/pip", "export"]
     assert steps.pop() == "systemctl enable --now guestServer"
-    script = "\n".join(steps[3:]).replace("host-install server", "host-install " + part)
+    script = "\n".join(steps[3:]).replace("host/install server", "host/install " + part)
     tree.run("set -e; cd %s\n%s" % (checkout, script))
     assert (daemon.pid, original.runs(tree, pid)) == (pid, True)
     tree.run("\n".join(commands("In place of the original", block)))
@@ -208,6 +208,6 @@ def test_host_install_takes_away_running_daemons_as_install_md_says(place, check
 
 def test_host_install_leaves_to_a_package_what_is_its(place, checkout):
     place.tree.run("apt-get -q install mtce-guest-server")
-    said = place.tree.run("%s/scripts/host-install --uninstall server ''" % checkout, status=1)
+    said = place.tree.run("%s/scripts/host/install --uninstall server ''" % checkout, status=1)
     assert "/usr/local/bin/guestServer belongs to a package" in said
     assert place.server.is_active() == "active"

@@ -10,6 +10,7 @@ import original
 import psutil
 import pytest
 from scripted import DEAD_WITH_PID, NOT_RUNNING, SCRIPTS, STOPPED
+from titles import has_title
 
 from guestmtce.lab.cluster import wait_for
 
@@ -65,7 +66,7 @@ def test_an_init_script_starts_ours_in_place_of_the_original(replaced, word):
     daemon, pid = replaced("guestServer")
     assert daemon.init(word) == 0
     assert not lives(pid)
-    assert psutil.Process(daemon.pid).cmdline()[0] == "guestServer"
+    assert has_title(daemon.pid, "guestServer")
 
 
 def test_what_replaces_the_original_leaves_ours_alone(make):
@@ -84,7 +85,7 @@ def test_the_resource_agent_sees_and_stops_the_original(replaced):
     assert not lives(pid)
     assert not os.path.exists(daemon.pid_file)
     assert [daemon.ocf("monitor"), daemon.ocf("start"), daemon.ocf("monitor")] == [NOT_RUNNING, 0, 0]
-    assert psutil.Process(daemon.pid).cmdline()[0] == "guestAgent"
+    assert has_title(daemon.pid, "guestAgent")
 
 
 def test_the_pid_file_of_one_that_was_started_meanwhile_stays(replaced):
@@ -98,6 +99,7 @@ def test_the_pid_file_of_one_that_was_started_meanwhile_stays(replaced):
 @pytest.mark.parametrize("stop", ["init", "ocf"])
 def test_a_daemon_whose_files_were_cleaned_away_is_seen_and_stopped(make, stop):
     daemon, other = make("guestAgent"), make("guestAgent")
+    daemon.be_called_by_its_path()
     assert [daemon.init("start"), other.init("start")] == [0, 0]
     pid = daemon.pid
     for name in os.listdir(daemon.folder):
@@ -158,7 +160,7 @@ def test_host_install_replaces_a_program_that_runs(tmp_path):
     original.put_program(str(program))
     pid = original.start(str(program), str(tmp_path))
     try:
-        subprocess.run([os.path.join(SCRIPTS, "host-install"), "server", str(tmp_path)], check=True)
+        subprocess.run([os.path.join(SCRIPTS, "install"), "server", str(tmp_path)], check=True)
         assert "guestmtce.server.master" in program.read_text()
         assert program.stat().st_mode & 0o777 == 0o755
         assert not os.path.exists(str(program) + ".new")
@@ -167,7 +169,7 @@ def test_host_install_replaces_a_program_that_runs(tmp_path):
 
 
 def test_a_guests_init_script_does_not_touch_a_stranger_that_has_the_pid(tmp_path):
-    script, pid_file = os.path.join(SCRIPTS, "guest/heartbeat_init"), tmp_path / "guestClient.pid"
+    script, pid_file = os.path.join(SCRIPTS, "../guest/heartbeat_init"), tmp_path / "guestClient.pid"
     with subprocess.Popen(["sleep", "60"]) as stranger:
         pid_file.write_text("%d\n" % stranger.pid)
         environment = {**os.environ, "PIDFILE": str(pid_file)}

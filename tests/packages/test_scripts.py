@@ -122,7 +122,7 @@ def test_an_init_script_without_its_package_stops_and_does_not_start(make):
 
 def _host_install(part, root):
     environment = {**os.environ, "PYTHON": sys.executable}
-    subprocess.run([os.path.join(SCRIPTS, "host-install"), part, root], env=environment, check=True)
+    subprocess.run([os.path.join(SCRIPTS, "install"), part, root], env=environment, check=True)
 
 
 def test_beside_modules_of_pip_host_install_puts_all_that_a_daemon_needs(tmp_path):
@@ -166,7 +166,7 @@ def test_the_resource_agent_starts_asks_for_health_and_stops(make):
 
 
 def _said_by_host_install(*words):
-    command = [os.path.join(SCRIPTS, "host-install"), *words]
+    command = [os.path.join(SCRIPTS, "install"), *words]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
 
 
@@ -178,11 +178,11 @@ def test_host_install_says_what_it_does():
     assert _said_by_host_install("--help").returncode == 0
     for words in (["server"], ["nothing", "/nowhere"], ["--uninstall", "server"], ["server", "a", "b"]):
         done = _said_by_host_install(*words)
-        assert (done.returncode, "usage: host-install" in done.stdout.decode()) == (USAGE, True), words
+        assert (done.returncode, "usage: host/install" in done.stdout.decode()) == (USAGE, True), words
 
 
 def test_host_install_names_every_variable_that_it_obeys_with_its_default():
-    source = read_text(os.path.join(SCRIPTS, "host-install"))
+    source = read_text(os.path.join(SCRIPTS, "install"))
     obeyed = set(re.findall(r"\$\{([A-Z_]+):?-([^}]+)\}", source))
     assert len(obeyed) == 5
     said = _said_by_host_install("--help").stdout.decode()

@@ -10,14 +10,16 @@ import initramfs
 from guest import Guest
 from machine import Vm
 
-from guestmtce.lab.cluster import Cluster, Host, TimedOut, wait_for
-from guestmtce.wire import channel
+from guestmtce.lab.cluster import Cluster, LabHost, TimedOut, wait_for
+from guestmtce.wire import guest_channel
 
 AGENT = ["timers.audit_first=0.2", "timers.mtc_ask_period=0.3"]
 BOOT_WAIT = 90.0  # s, for several at once on a small machine
 BACK_WAIT = 30.0  # s
 POLL = 0.05  # s
-SHORTEST_BEAT = len(channel.build(channel.ChallengeResponse(0, channel.HEALTHY, "log", ""), 0))  # bytes
+SHORTEST_BEAT = len(
+    guest_channel.build(guest_channel.ChallengeResponse(0, guest_channel.HEALTHY, "log", ""), 0)
+)  # bytes
 
 
 class Channels:
@@ -35,7 +37,7 @@ class VmCluster(Cluster):
         self.uuids = self.uuids[:guests]
         self.vms: List[Vm] = []
 
-    def start_guests(self, host: Host) -> None:
+    def start_guests(self, host: LabHost) -> None:
         """Power all machines on, on the first host; `await_boot` waits for them."""
         host.guests = Channels(os.path.join(self.folder, "qemu-%d" % host.number))
         os.mkdir(host.guests.folder)
@@ -47,7 +49,7 @@ class VmCluster(Cluster):
         for vm in self.vms:
             vm.start()
 
-    def machine(self, uuid: str, host: Host, folder: str) -> Vm:
+    def machine(self, uuid: str, host: LabHost, folder: str) -> Vm:
         """An instance on a host, with its files in `folder`."""
         return Vm(uuid, host.guests.folder, folder, initramfs.KERNEL, self.archive)
 

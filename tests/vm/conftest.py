@@ -10,8 +10,8 @@ import pytest
 
 
 def _set_up(script):
-    """Run scripts/SCRIPT. What it lacks is a failure in continuous integration, else a reason to skip."""
-    path = os.path.join(initramfs.REPOSITORY, "scripts", script)
+    """Run scripts/dev/SCRIPT. What it lacks is a failure in continuous integration, else a reason to skip."""
+    path = os.path.join(initramfs.REPOSITORY, "scripts", "dev", script)
     result = subprocess.run([path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
         _lack(result.stdout.decode(errors="replace").strip())

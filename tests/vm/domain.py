@@ -17,7 +17,8 @@ import psutil
 from guest import Guest
 from machine import CONSOLE, MEMORY, TRANSLATED
 
-from guestmtce.lab.cluster import Process, wait_for
+from guestmtce.lab.cluster import wait_for
+from guestmtce.lab.process import LabProcess
 
 START_WAIT = 20.0  # s
 CHANNELS = "/var/lib/libvirt/qemu"
@@ -91,7 +92,7 @@ class Libvirt:
             "-ec",
             "\n".join(words),
         ]
-        self.process = Process(arguments, os.path.join(self._folder, "libvirtd.log"), "unshare")
+        self.process = LabProcess(arguments, os.path.join(self._folder, "libvirtd.log"), "unshare")
         wait_for(self._answers, "libvirtd answers", START_WAIT, 0.05)
 
     def restart(self) -> None:
@@ -103,7 +104,7 @@ class Libvirt:
         wait_for(self._answers, "libvirtd answers again", START_WAIT, 0.05)
 
     def _answers(self) -> bool:
-        assert self.process.alive(), self.process.log()
+        assert self.process.is_alive(), self.process.log()
         return self.run("version").returncode == 0
 
     def run(self, *words: str) -> subprocess.CompletedProcess[bytes]:

@@ -45,13 +45,13 @@ class Guest:
         """Where its file or socket of this name is."""
         return "%s.%s" % (self._base, name)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether its QEMU runs."""
         return True
 
     def open_shell(self) -> None:
         """The machine was powered on."""
-        self._shell = connected(self.path("control"), self.alive)
+        self._shell = connected(self.path("control"), self.is_alive)
         self._heard = b""
 
     def close_shell(self) -> None:

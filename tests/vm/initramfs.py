@@ -1,8 +1,8 @@
 """What a guest of the tests boots from: a Debian kernel and an initramfs with Python and guestClient in it.
 
-`scripts/setup-vm` has the files; here they become one cpio archive ("newc", as Linux unpacks it), together
-with the client, installed from this checkout as a user installs it, its configuration and the two scripts
-that a test may replace.
+`scripts/dev/setup-vm` has the files; here they become one cpio archive ("newc", as Linux unpacks it),
+together with the client, installed from this checkout as a user installs it, its configuration and the two
+scripts that a test may replace.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Sequence
 
 from guest import Guest, connected
 
-from guestmtce.lab.cluster import Process
+from guestmtce.lab.process import LabProcess
 
 QEMU = "qemu-system-x86_64"
 MEMORY = 128  # MB
@@ -24,7 +24,7 @@ class Vm(Guest):
         super().__init__(os.path.join(folder, uuid))
         self.uuid = uuid
         self.memory = MEMORY
-        self.process: Process
+        self.process: LabProcess
         self._channel = os.path.join(channels, "cgcs.heartbeat.%s.sock" % uuid)
         self._boot = ["-kernel", kernel, "-initrd", initramfs, "-append", CONSOLE]
 
@@ -36,7 +36,7 @@ class Vm(Guest):
             if os.path.exists(self.path(name)):
                 os.unlink(self.path(name))
         self.started = time.monotonic()
-        self.process = Process([*self._arguments(), *more], self.path("log"), QEMU)
+        self.process = LabProcess([*self._arguments(), *more], self.path("log"), QEMU)
         self.open_shell()
 
     def _arguments(self) -> Sequence[str]:
@@ -46,9 +46,9 @@ class Vm(Guest):
         machine += ["-qmp", "unix:%s,server=on,wait=off" % self.path("qmp"), "-device", "virtio-serial-pci"]
         return machine + _port("cgcs.heartbeat", self._channel) + _port("control", self.path("control"))
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether QEMU runs."""
-        return self.process.alive()
+        return self.process.is_alive()
 
     def kill(self) -> None:
         """kill -9; the stale socket stays."""
@@ -57,14 +57,14 @@ class Vm(Guest):
 
     def stop(self) -> None:
         """Power off, whatever state it is in."""
-        if self.alive():
+        if self.is_alive():
             self.kill()
 
     # --- QEMU's monitor ----------------------------------------------------------------------------
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One command of QMP: what it returns."""
-        with connected(self.path("qmp"), self.alive) as port, port.makefile("rwb") as lines:
+        with connected(self.path("qmp"), self.is_alive) as port, port.makefile("rwb") as lines:
             json.loads(lines.readline())  # the greeting
             _execute(lines, "qmp_capabilities", {})
             return _execute(lines, command, arguments)

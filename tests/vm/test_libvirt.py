@@ -54,7 +54,7 @@ def back(cloud):
 def test_a_libvirtd_that_is_killed_and_started_concerns_no_guest(cloud):
     cloud.libvirt.restart()
     cloud.beats(cloud.domain, 3)
-    assert cloud.hosts[0].server.dump("guest")[cloud.uuids[0]]["links"] == "1"
+    assert cloud.hosts[0].server.dump("guest")[cloud.uuids[0]]["connections"] == "1"
     assert cloud.alarms() == []
 
 

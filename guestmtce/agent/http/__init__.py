@@ -1,0 +1,1 @@
+"""Serves the VIM's HTTP commands: every thread but one of guestAgent is here."""

@@ -1,0 +1,1 @@
+"""Root's side of the children: has them forked, talks with them, watches and ends them."""
