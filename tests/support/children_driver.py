@@ -42,11 +42,6 @@ def gone(pid):
         return True
 
 
-def title(pid):
-    with open("/proc/%d/cmdline" % pid, "rb") as file:
-        return file.read().rstrip(b"\0 ").decode()
-
-
 def status(pid):
     """/proc/<pid>/status, name → text."""
     with open("/proc/%d/status" % pid) as file:

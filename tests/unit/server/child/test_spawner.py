@@ -15,7 +15,8 @@ import time
 
 import psutil
 import pytest
-from children_driver import MEANS, ONE, ROOT, TWO, Impostor, bench, make_bench, title
+from children_driver import MEANS, ONE, ROOT, TWO, Impostor, bench, make_bench
+from titles import has_title
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.lab.guest import uuid_of
@@ -330,7 +331,7 @@ def test_a_hundred_at_once(bench):
     assert sorted(bench.started) == [uuid_of(number) for number in range(100)]
     titles = {uuid: "guestServer: " + uuid for uuid in bench.children.list_pids()}
     for uuid, pid in bench.children.list_pids().items():
-        wait_for(lambda uuid=uuid, pid=pid: title(pid) == titles[uuid], "its own title")
+        wait_for(lambda uuid=uuid, pid=pid: has_title(pid, titles[uuid]), "its own title")
 
 
 # --- many at once ----------------------------------------------------------------------------------

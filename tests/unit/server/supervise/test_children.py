@@ -21,8 +21,8 @@ from children_driver import (
     confined,
     gone,
     make_bench,
-    title,
 )  # fmt: skip
+from titles import has_title
 
 from guestmtce.lab.cluster import wait_for
 from guestmtce.server.child import pipe_protocol, process, session_types
@@ -40,7 +40,7 @@ def test_a_child_is_the_master_s_own_and_bears_its_guest_s_name(bench):
     pid = bench.born()
     assert psutil.Process(pid).ppid() == os.getpid()
     assert (bench.started, bench.ends) == ([ONE], [])
-    assert title(bench.children.spawner.pid) == "guestServer: spawner"
+    assert has_title(bench.children.spawner.pid, "guestServer: spawner")
     assert sorted(one.pid for one in psutil.Process().children()) == sorted([pid, bench.children.spawner.pid])
 
 
@@ -85,7 +85,7 @@ def test_all_die_with_their_master(number):
     try:
         pids = [int(word) for word in master.stdout.readline().split()]
         assert len(pids) == 2
-        wait_for(lambda: confined(pids[1]) and title(pids[1]) == "guestServer: " + ONE, "it is confined")
+        wait_for(lambda: confined(pids[1]) and has_title(pids[1], "guestServer: " + ONE), "it is confined")
         # A child that is stopped cannot notice the end of its pipe: the kernel must end it.
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
