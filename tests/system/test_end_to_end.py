@@ -230,8 +230,9 @@ def test_a_killed_master_takes_its_children_along_and_the_next_one_resumes(cloud
         return all(facts["answers"] > before[uuid] for uuid, facts in host.guests.status().items())
 
     wait_for(all_answered, "all heartbeat again", 2.0)
-    if time.monotonic() - killed < GUESTS_PATIENCE:  # a busy machine may take longer: then they say it again
-        assert {uuid: facts["inits"] for uuid, facts in host.guests.status().items()} == inits
+    after = {uuid: facts["inits"] for uuid, facts in host.guests.status().items()}
+    # A busy machine may take longer than a guest waits after its last challenge: then it says init again.
+    assert after == inits or time.monotonic() - killed > GUESTS_PATIENCE - 2 * INTERVAL
     wait_for(lambda: len(cloud.heartbeating()) == GUESTS, "the agent knows")
     assert cloud.vim.events("alarm") == []
 
