@@ -154,7 +154,6 @@ class LabGuest:
             return
         self.facts["state"] = "enabling"
         self._invocation += 1
-        self.facts["invocation"] = self._invocation
         # An init into a port without a host is not counted: nobody could have read it.
         if self._qemu.has_client:
             self.facts["inits"] += 1
@@ -211,6 +210,9 @@ class LabGuest:
                 self._answer_challenge(message.heartbeat_challenge)
         elif isinstance(message, guest_channel.ActionNotify):
             self.facts["asked"].append([message.notification_type, message.event_type, message.timeout_ms])
+            self.facts["asked_as"] = (
+                message.invocation_id
+            )  # of the init that the host has, not of our last one
             if self._vote["result"] != "mute":
                 self._loop.after(self._vote["delay"], lambda: self._send_vote(message))
         elif isinstance(message, guest_channel.Nack):
