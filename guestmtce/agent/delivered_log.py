@@ -103,7 +103,7 @@ class DeliveredLog:
             if len(self._unheard) >= KEPT:
                 self._forget_disabling(next(iter(self._unheard)))
             self._unheard[uuid] = None
-            self._write_line("%s %s\n" % (OFF, uuid))
+            self._write_line(_format_disabling(OFF, uuid))
 
     def note_disabling_heard(self, uuid: str) -> None:
         """It has, or the instance is no more."""
@@ -113,7 +113,7 @@ class DeliveredLog:
 
     def _forget_disabling(self, uuid: str) -> None:
         del self._unheard[uuid]
-        self._write_line("%s %s\n" % (ON, uuid))
+        self._write_line(_format_disabling(ON, uuid))
 
     def _note_fate(self, origin: Origin, fate: str) -> None:
         event = (origin.sender, origin.sequence)
@@ -125,20 +125,21 @@ class DeliveredLog:
     def _write_line(self, line: str) -> None:
         self._lines += 1
         try:
-            # At twice the size, so that writing anew costs each note a constant share.
+            # A third at least is void then, so that writing anew costs each note a constant share.
             if self._lines > 3 * KEPT or not self._append_line(line):
                 self._write_anew()
         except OSError as error:
             text = (
-                "cannot write %s: %s: after a restart the VIM may hear an alarm twice; see the folder's"
-                " owner and its free space"
+                "cannot write %s: %s: after a restart the VIM may hear an alarm twice, or one of before a"
+                " repair; see the folder's owner and its free space"
             )
             self._throttle.warning("delivered log", text, self._path, error)
 
     def _write_anew(self) -> None:
         kept = [(event, fate) for event, fate in self._fates.items() if fate != UNSENT][-KEPT:]
         self._fates = dict(kept)
-        lines = [_format_line(*one) for one in kept] + ["%s %s\n" % (OFF, uuid) for uuid in self._unheard]
+        lines = [_format_line(*one) for one in kept]
+        lines += [_format_disabling(OFF, uuid) for uuid in self._unheard]
         self._lines = len(lines)
         self._close_file()
         # On a full file system over the old file's own blocks. A note "sending" that outlived its "unsent"
@@ -180,14 +181,22 @@ class DeliveredLog:
             self._lines += 1
             word, _, uuid = line.rstrip("\n").partition(" ")
             if word in (OFF, ON):
-                # A line that was cut names no instance.
-                self._unheard.pop(uuid, None)
-                self._unheard.update({uuid: None} if word == OFF and datagram.UUID.fullmatch(uuid) else {})
+                self._read_disabling(word, uuid)
                 continue
             entry = _parse_line(line)
             if entry is not None:
                 self._fates.pop(entry[0], None)
                 self._fates[entry[0]] = entry[1]
+
+    def _read_disabling(self, word: str, uuid: str) -> None:
+        self._unheard.pop(uuid, None)
+        # A line that was cut names no instance.
+        if word == OFF and datagram.UUID.fullmatch(uuid):
+            self._unheard[uuid] = None
+
+
+def _format_disabling(word: str, uuid: str) -> str:
+    return "%s %s\n" % (word, uuid)
 
 
 def _format_line(event: EventId, fate: str) -> str:

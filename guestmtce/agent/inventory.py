@@ -120,7 +120,7 @@ class Inventory:
         if instance is None:
             self._ledger.add_instance(named.uuid.lower(), host, named.hostname, reporting, anew=True)
         else:
-            self._takes_unheard(instance.uuid)
+            self._pop_unheard(instance.uuid)
             anew = instance.adopted or now - instance.listed_at < SAME_WORD
             # From now on a command of the VIM is the last word: what enables later hides no disabling.
             instance.listed_at = LONG_AGO
@@ -209,10 +209,10 @@ class Inventory:
             # since.
             self._ledger.request_list(asked)
         elif instance is None:
-            anew = self._takes_unheard(entry.uuid)
+            anew = self._pop_unheard(entry.uuid)
             self._ledger.add_instance(entry.uuid, host, hostname, entry.reporting, anew).listed_at = now
         elif instance.adopted:
-            anew = self._takes_unheard(entry.uuid)
+            anew = self._pop_unheard(entry.uuid)
             # A loss of before may be of the time in which nobody wanted to hear of any.
             instance.loss_waits = instance.loss_waits and not anew
             # What the VIM commanded is newer than any list; what a server said is not.
@@ -226,8 +226,8 @@ class Inventory:
 
     # --- helpers -----------------------------------------------------------------------------------
 
-    def _takes_unheard(self, uuid: str) -> bool:
-        """Whether its server may not have heard that it was disabled; the first word of the VIM tells it."""
+    def _pop_unheard(self, uuid: str) -> bool:
+        """Whether its server may not have heard that it was disabled; to be asked once, at the VIM's word."""
         was_unheard = uuid in self._unheard
         self._unheard.discard(uuid)
         return was_unheard

@@ -16,6 +16,16 @@ import threading
 import time
 from typing import Dict, NamedTuple, Optional, Protocol
 
+from guestmtce.agent.command_rules import (
+    CommandKey,
+    RepeatedCommand,
+    choose_expiry,
+    enables_reporting,
+    hides_disabling,
+    key_command,
+    key_query,
+    tells_disabling,
+)
 from guestmtce.agent.effects import Send
 from guestmtce.agent.model import Origin
 from guestmtce.common import NEVER
@@ -34,7 +44,6 @@ log = logging.getLogger(__name__)
 # (docs/protocol/2-datagrams.md#confirmed-and-repeated). A server that never confirms is heard after that.
 ENABLING_MAX = 10.0  # s
 IN_FLIGHT = 0.5  # s; and what was sent before the confirmation may arrive so much later than it
-QUERY_FOR = 10.0  # s; the next audit asks anew
 PEERS_MAX = 8192  # addresses to which we speak; more than hosts in any cloud
 STRANGERS_MAX = 512  # other addresses remembered: servers of hosts that mtcAgent has not named yet
 
@@ -77,27 +86,12 @@ class Endpoint(NamedTuple):
     server_port: int
 
 
-class CommandKey(NamedTuple):
-    """What a command is about: a newer one about the same takes its place. A question has its own number."""
-
-    topic: str
-    uuid: str
-    sequence: int = 0
-
-
 class _Peer:
     def __init__(self, hostname: str, speaker: Speaker) -> None:
         self.hostname = hostname
         self.speaker = speaker
         self.outgoing = Outgoing()
         self.takes_marks = False
-
-
-class _Command(NamedTuple):
-    """One that waits for its confirmation, and the flags that it bears each time."""
-
-    send: Send
-    flags: int
 
 
 class ServerLink:
@@ -128,8 +122,8 @@ class ServerLink:
         blocks = itertools.count(1, BLOCK)
         self._sequences = Sequences(lambda _: next(blocks))
         self._questions = itertools.count(1)
-        self._queries = Outgoing()  # by address; apart from commands, which keep a peer from being forgotten
-        self._enabled_anew: Dict[str, float] = {}  # uuid → when that was confirmed, the first one first
+        self._queries = Outgoing()  # to all; apart from commands, which keep a peer from being forgotten
+        self._disabling_heard: Dict[str, float] = {}  # uuid → when that was confirmed, the first one first
         self._peers: Dict[str, _Peer] = {}
         self._strangers: Dict[str, _Peer] = {}
         self._repeat: Optional[Timer] = None
@@ -147,29 +141,21 @@ class ServerLink:
         peer = self._peer_at(send.ip, send.hostname)
         log.debug("%s to %s: %r", datagram.NAMES[send.cmd], send.ip, send.command)
         # An old server confirms nothing and acts on every repetition: it is told once, and audited.
-        key = _key_command(send.command, next(self._questions))
-        now = time.monotonic()
-        is_query = isinstance(send.command, datagram.Query)
-        if peer.speaker.speaks_extension is False or not (is_query or key is not None):
+        key = key_command(send, next(self._questions))
+        if key is None or peer.speaker.speaks_extension is False:
             self._send_tagged(send, peer, Tag())
             return
         sequence = self._sequences.next_sequence()
         flags = datagram_ext.WANTS_ACK
         # A command that takes the place of an unconfirmed one must not hide that reporting was off between.
-        if send.anew or (_enables_reporting(send.command) and _hides_disabling(peer.outgoing.pending(key))):
+        if send.anew or (enables_reporting(send.command) and hides_disabling(peer.outgoing.pending(key))):
             flags |= datagram_ext.ANEW
         # Before it is sent: this process may end at any moment.
-        if isinstance(send.command, datagram.SetInstance) and _tells_disabling(send.command, flags):
-            self._listener.disabling_sent(send.command.uuid)
-        elif isinstance(send.command, datagram.DeleteInstance):
-            self._listener.disabling_heard(send.command.uuid)
+        self._note_disabling(send.command, flags)
         if self._send_tagged(send, peer, Tag(flags, number=sequence)):
-            # A question expires with its timeout: nobody waits for its answer then.
-            until = now + send.seconds if isinstance(send.command, datagram.Ask) else NEVER
-            if is_query:
-                self._queries.add(send.ip, sequence, _Command(send, flags), now, now + QUERY_FOR)
-            else:
-                peer.outgoing.add(key, sequence, _Command(send, flags), now, until)
+            now = time.monotonic()
+            outgoing = self._queries if isinstance(send.command, datagram.Query) else peer.outgoing
+            outgoing.add(key, sequence, RepeatedCommand(send, flags), now, choose_expiry(send, now))
             self._schedule_soon()
 
     def enables_anew(self, ip: str, uuid: str) -> bool:
@@ -180,7 +166,7 @@ class ServerLink:
         called under the lock.
         """
         now = time.monotonic()
-        if now < self._enabled_anew.get(uuid, -NEVER) + IN_FLIGHT:
+        if now < self._disabling_heard.get(uuid, -NEVER) + IN_FLIGHT:
             return True
         peer = self._peers.get(ip)
         message = peer.outgoing.pending(CommandKey("instance", uuid)) if peer is not None else None
@@ -210,7 +196,7 @@ class ServerLink:
         peer = self._peers.pop(ip, None)
         if peer is not None:
             self._drain_commands(peer)
-        self._queries.drop(ip)
+        self._queries.drop(key_query(ip))
 
     def reload_keys(self, keys: Keys) -> None:
         """Take the keys as they are now; under the lock."""
@@ -351,7 +337,7 @@ class ServerLink:
             if tag is None:
                 # An old server confirms nothing and acts on every repetition.
                 self._drain_commands(peer)
-                self._queries.drop(address)
+                self._queries.drop(key_query(address))
             else:
                 # Its first word, or another process: that one has heard nothing yet.
                 peer.outgoing.again(time.monotonic())
@@ -368,51 +354,26 @@ class ServerLink:
         for message in peer.outgoing.drain():
             self._note_heard(message)
 
-    def _note_heard(self, message: Message) -> None:
-        command = message.content.send.command
-        if isinstance(command, datagram.SetInstance) and _tells_disabling(command, message.content.flags):
+    def _note_disabling(self, command: datagram.Command, flags: int) -> None:
+        if isinstance(command, datagram.SetInstance) and tells_disabling(command, flags):
+            self._listener.disabling_sent(command.uuid)
+        elif isinstance(command, datagram.DeleteInstance):
             self._listener.disabling_heard(command.uuid)
-            self._note_enabled_anew(command.uuid, time.monotonic())
 
-    def _note_enabled_anew(self, uuid: str, now: float) -> None:
-        self._enabled_anew.pop(uuid, None)
-        self._enabled_anew[uuid] = now
-        while self._enabled_anew[next(iter(self._enabled_anew))] < now - IN_FLIGHT:
-            del self._enabled_anew[next(iter(self._enabled_anew))]
+    def _note_heard(self, message: Message) -> None:
+        command, now = message.content.send.command, time.monotonic()
+        if not (
+            isinstance(command, datagram.SetInstance) and tells_disabling(command, message.content.flags)
+        ):
+            return
+        self._listener.disabling_heard(command.uuid)
+        self._disabling_heard.pop(command.uuid, None)
+        self._disabling_heard[command.uuid] = now
+        while self._disabling_heard[next(iter(self._disabling_heard))] < now - IN_FLIGHT:
+            del self._disabling_heard[next(iter(self._disabling_heard))]
 
     def _confirm_query(self, address: str, sequence: int) -> None:
         # One host cannot confirm for another.
         query = self._queries.find(sequence)
-        if query is not None and query.key == address:
+        if query is not None and query.key == key_query(address):
             self._queries.confirm(sequence)
-
-
-def _enables_reporting(command: datagram.Command) -> bool:
-    return isinstance(command, (datagram.SetInstance, datagram.SetHost)) and command.reporting
-
-
-def _tells_disabling(command: datagram.SetInstance, flags: int) -> bool:
-    """Whether it disables the instance, or has the server do so before it enables."""
-    return not command.reporting or bool(flags & datagram_ext.ANEW)
-
-
-def _hides_disabling(replaced: Optional[Message]) -> bool:
-    """Whether what is replaced before it was confirmed has disabled reporting, or hides that itself.
-
-    A server that never hears that reporting was off would take the silence of a guest that restarted in that
-    time for a loss.
-    """
-    if replaced is None:
-        return False
-    return not _enables_reporting(replaced.content.send.command) or bool(
-        replaced.content.flags & datagram_ext.ANEW
-    )
-
-
-def _key_command(command: datagram.Command, sequence: int) -> Optional[CommandKey]:
-    """None: the command is not repeated."""
-    if isinstance(command, (datagram.SetInstance, datagram.DeleteInstance)):
-        return CommandKey("instance", command.uuid)
-    if isinstance(command, datagram.SetHost):
-        return CommandKey("host", command.uuid)
-    return CommandKey("question", command.uuid, sequence) if isinstance(command, datagram.Ask) else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
 import socket
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List
 
 # Below what Linux gives to outgoing connections, and to whoever binds port 0: these may take a port between
 # the look and its use. No daemon of the platform listens here by default.
 FIRST, LAST = 10_000, 29_999
-
-# By process: two that look at once begin at different places, and go on from there.
-_candidates: Tuple[int, Optional[Iterator[int]]] = (0, None)
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> List[int]:
@@ -23,7 +21,7 @@ def free_ports(count: int, address: str = "127.0.0.1") -> List[int]:
     """
     ports: List[int] = []
     for _ in range(LAST - FIRST):
-        port = next(_list_candidates())
+        port = next(_list_candidates(os.getpid()))
         if _is_free(address, port):
             ports.append(port)
             if len(ports) == count:
@@ -31,15 +29,11 @@ def free_ports(count: int, address: str = "127.0.0.1") -> List[int]:
     raise OSError("no %d free ports from %d to %d at %s" % (count, FIRST, LAST, address))
 
 
-def _list_candidates() -> Iterator[int]:
-    global _candidates
-    owner, candidates = _candidates
-    # A forked process must not go on where its parent does.
-    if candidates is None or owner != os.getpid():
-        begin = random.SystemRandom().randint(FIRST, LAST)
-        candidates = itertools.cycle([*range(begin, LAST + 1), *range(FIRST, begin)])
-        _candidates = os.getpid(), candidates
-    return candidates
+@functools.lru_cache(maxsize=1)
+def _list_candidates(pid: int) -> Iterator[int]:
+    """Each process has its own: two that look at once begin at different places, forked ones too."""
+    begin = random.SystemRandom().randint(FIRST, LAST)
+    return itertools.cycle([*range(begin, LAST + 1), *range(FIRST, begin)])
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -41,10 +41,9 @@ CHUNK_MAX = 64 * 1024  # bytes; the largest hole in malloc's heap worth filling
 TRIES_MAX = 20_000
 HEAP_TRIES_MAX = 500
 # So many blocks from a pool's beginning, in order, show that it is new: two may have been freed in order.
+# After so many tries two are enough: where something else is made meanwhile, four never come in order.
 NEW_POOL = 4
-SURE_TRIES_MAX = (
-    2_000  # then two are enough: where something else is made meanwhile, four never come in order
-)
+SURE_TRIES_MAX = 2_000
 
 # What the master says when it starts a spawner.
 LAID_OUT = "laid out"

@@ -50,13 +50,7 @@ def test_a_disabling_that_died_with_the_agent_before_this_one_is_made_good(world
     server = OurServer(one)
     told(server, LOSS, 2)
     one.listed(U)
-    one.until(lambda: any(tag.is_anew for _, _, tag in server.listen()), "it is told that it is anew")
-    told(server, LOSS, 2)
-    one.quiet()
-    assert one.alarms() == [] and 2 not in confirmed(server)
-    for _, _, tag in server.got:
-        if tag.wants_ack:
-            server.confirm(tag)
+    takes_no_loss_of_before(one, server)
     assert world(HOST, run_dir=str(tmp_path)).agent._delivered_log.unheard_before == set()
     monkeypatch.setattr(server_link, "IN_FLIGHT", 0.0)
     told(server, LOSS, 3)  # the guest has hung since
@@ -75,6 +69,17 @@ def test_a_defect_while_an_event_is_served_keeps_nothing_back_that_was_concluded
     told(server, LOSS, 2)
     one.until(one.alarms, "the alarm is told at once")
     assert one.loop.defects == 1
+
+
+def takes_no_loss_of_before(one, server):
+    """Its guest is enabled anew, and a loss of before is not told; then the server confirms."""
+    one.until(lambda: any(tag.is_anew for _, _, tag in server.listen()), "it is told that it is anew")
+    told(server, LOSS, 2)
+    one.quiet()
+    assert one.alarms() == [] and 2 not in confirmed(server)
+    for _, _, tag in server.got:
+        if tag.wants_ack:
+            server.confirm(tag)
 
 
 # --- confirmed when the VIM has it ---
@@ -310,13 +315,7 @@ def test_a_loss_from_before_reporting_was_disabled_is_no_alarm_when_it_is_enable
     one, server = started(world)
     one.client.set(U, NAME, "disabled")  # which does not arrive
     one.client.set(U, NAME, "enabled")
-    one.until(lambda: any(tag.is_anew for _, _, tag in server.listen()), "it is told that it is anew")
-    told(server, LOSS, 2)
-    one.quiet()
-    assert one.alarms() == [] and 2 not in confirmed(server)
-    for _, _, tag in server.got:
-        if tag.wants_ack:
-            server.confirm(tag)
+    takes_no_loss_of_before(one, server)
     told(server, LOSS, 2)  # which the confirmation has overtaken
     assert one.alarms() == [] and 2 not in confirmed(server)
     monkeypatch.setattr(server_link, "IN_FLIGHT", 0.0)

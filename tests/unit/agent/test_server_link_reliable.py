@@ -9,7 +9,7 @@ import time
 import pytest
 from serverlink_bench import NAME, SERVER, TICK, Bench, OurServer
 
-from guestmtce.agent import server_link
+from guestmtce.agent import command_rules, server_link
 from guestmtce.agent.server_link import Endpoint, ServerLink
 from guestmtce.daemon.loop import Loop
 from guestmtce.lab.pace import within
@@ -95,7 +95,7 @@ def test_a_query_is_repeated_to_who_has_not_spoken_and_given_up_for_the_next_aud
     one.until(lambda: len(server.listen()) >= 3, "two repetitions")
     server.confirm(server.got[0][2])
     assert quiet(one, server)
-    monkeypatch.setattr(server_link, "QUERY_FOR", REPEAT_FIRST)
+    monkeypatch.setattr(command_rules, "QUERY_FOR", REPEAT_FIRST)
     one.send(QUERY)
     one.until(lambda: not one.link._queries, "it is given up")
     assert quiet(one, server) and one.link.unconfirmed == 0

@@ -22,7 +22,8 @@ def test_one_that_is_taken_is_left_out(kind, monkeypatch):
     with socket.socket(socket.AF_INET, kind) as taken:
         taken.bind(("127.0.0.1", ports.free_ports(1)[0]))
         port = taken.getsockname()[1]
-        monkeypatch.setattr(ports, "_candidates", (os.getpid(), iter([port, port + 1, port + 2])))
+        candidates = iter([port, port + 1, port + 2])
+        monkeypatch.setattr(ports, "_list_candidates", lambda _: candidates)
         monkeypatch.setattr(ports, "_is_free", lambda _, other, is_free=ports._is_free: (
             is_free("127.0.0.1", other) if other == port else True
         ))  # fmt: skip
