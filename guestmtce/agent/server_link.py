@@ -344,11 +344,17 @@ class ServerLink:
                 self._schedule_soon()
         # An ACK of what the agent before this one sent bears that one's sender, and perhaps a number of ours.
         if cmd == datagram_ext.ACK and tag is not None and tag.acked_sender == self._sender:
-            message = peer.outgoing.confirm(tag.number)
-            if message is not None:
-                self._note_heard(message)
-            self._confirm_query(address, tag.number)
+            self._note_confirmation(peer, address, tag.number)
         return True
+
+    def _note_confirmation(self, peer: _Peer, address: str, sequence: int) -> None:
+        message = peer.outgoing.confirm(sequence)
+        if message is not None:
+            self._note_heard(message)
+        query = self._queries.find(sequence)
+        # One host cannot confirm for another.
+        if query is not None and query.key == key_query(address):
+            self._queries.confirm(sequence)
 
     def _drain_commands(self, peer: _Peer) -> None:
         for message in peer.outgoing.drain():
@@ -371,9 +377,3 @@ class ServerLink:
         self._disabling_heard[command.uuid] = now
         while self._disabling_heard[next(iter(self._disabling_heard))] < now - IN_FLIGHT:
             del self._disabling_heard[next(iter(self._disabling_heard))]
-
-    def _confirm_query(self, address: str, sequence: int) -> None:
-        # One host cannot confirm for another.
-        query = self._queries.find(sequence)
-        if query is not None and query.key == key_query(address):
-            self._queries.confirm(sequence)
